@@ -1,0 +1,61 @@
+package agent
+
+import (
+	"crypto/ed25519"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/agentapi"
+)
+
+const maxBootConfigBytes = 256 << 10
+
+// ReadBootConfig reads what the region told this boot; see
+// agentapi.BootConfigPath. The file is removed from the initramfs, because it
+// holds the credential and nothing needs it again.
+func ReadBootConfig(path string) (agentapi.BootConfig, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return agentapi.BootConfig{}, fmt.Errorf("read boot configuration: %w", err)
+	}
+	defer f.Close()
+	cfg, err := ParseBootConfig(f)
+	if err == nil {
+		os.Remove(path)
+	}
+	return cfg, err
+}
+
+// ParseBootConfig reads a boot configuration and checks that an agent can work
+// with it.
+func ParseBootConfig(r io.Reader) (agentapi.BootConfig, error) {
+	var cfg agentapi.BootConfig
+	if err := lpmos.DecodeJSON(r, maxBootConfigBytes, &cfg); err != nil {
+		return cfg, fmt.Errorf("read boot configuration: %w", err)
+	}
+	if cfg.BootMAC.IsZero() {
+		return cfg, fmt.Errorf("read boot configuration: %w", &lpmos.InvalidError{Field: "boot_mac", Problem: "is missing"})
+	}
+	if len(keys(cfg)) == 0 {
+		return cfg, fmt.Errorf("read boot configuration: %w", &lpmos.InvalidError{Field: "keys", Problem: "hold no public key of the control plane, so no order could be trusted"})
+	}
+	return cfg, nil
+}
+
+func keys(cfg agentapi.BootConfig) []ed25519.PublicKey {
+	var out []ed25519.PublicKey
+	for _, k := range cfg.Keys {
+		if len(k) == ed25519.PublicKeySize {
+			out = append(out, ed25519.PublicKey(k))
+		}
+	}
+	return out
+}
+
+// NewClient is the client for cfg's region and boot.
+func NewClient(cfg agentapi.BootConfig, log *slog.Logger) (*agentapi.Client, error) {
+	return agentapi.NewClient(agentapi.ClientConfig{URL: cfg.AgentURL, ServerName: cfg.ServerName, CA: cfg.CA, Credential: cfg.Credential}, log)
+}

@@ -1,0 +1,123 @@
+package callhome
+
+import (
+	"context"
+	"encoding/pem"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/agentapi"
+)
+
+const (
+	testTask = "3b1e5f8d-1111-4222-8333-444455556666"
+	rootUUID = "01234567-89ab-cdef-0123-456789abcdef"
+)
+
+// installed is the tree of an installed system.
+func installed(t *testing.T, cfg agentapi.CallhomeConfig) string {
+	t.Helper()
+	root := t.TempDir()
+	super := make([]byte, 4096)
+	super[1024+0x38], super[1024+0x39] = 0x53, 0xEF
+	copy(super[1024+0x68:], "\x01\x23\x45\x67\x89\xab\xcd\xef\x01\x23\x45\x67\x89\xab\xcd\xef")
+	for name, text := range map[string]string{
+		ConfigPath: string(lpmos.CanonicalJSON(cfg)), AgentPath: "program", UnitPath: "unit",
+		"/etc/os-release": "NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n", "/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+		"/proc/sys/kernel/osrelease": "6.1.0-1-amd64\n", "/proc/sys/kernel/hostname": "web-1\n", "/proc/uptime": "41.23 3.00\n",
+		"/proc/self/mountinfo":                "22 1 0:2 / / rw - rootfs rootfs rw\n23 1 8:3 / / rw,relatime - ext4 /dev/sda3 rw\n24 23 0:5 / /dev rw - devtmpfs x rw\n",
+		"/sys/devices/pci/sda/sda3/partition": "3\n", "/dev/sda3": string(super),
+	} {
+		p := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, l := range [][2]string{{"../../devices/pci/sda/sda3", "/sys/dev/block/8:3"}, {UnitPath, WantsPath}} {
+		p := filepath.Join(root, l[1])
+		os.MkdirAll(filepath.Dir(p), 0o755)
+		if err := os.Symlink(l[0], p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+func testDisks(context.Context) (*lpmos.Hardware, error) {
+	return &lpmos.Hardware{Disks: []lpmos.Disk{{Device: "/dev/sdb", SizeBytes: 5, Serial: "B"}, {Device: "/dev/sda", SizeBytes: 7, Serial: "A", WWN: "naa.1"}}}, nil
+}
+
+func TestRunReportsOnceAndRemovesItself(t *testing.T) {
+	var got []agentapi.Booted
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var b agentapi.Booted
+		if err := lpmos.DecodeJSON(r.Body, agentapi.MaxBodyBytes, &b); err != nil || r.URL.Path != agentapi.PathBooted || r.Header.Get("Authorization") != "Bearer token" {
+			t.Errorf("%s with %q: %v", r.URL, r.Header.Get("Authorization"), err)
+		}
+		got = append(got, b)
+		w.WriteHeader(204)
+	}))
+	defer srv.Close()
+	cfg := agentapi.CallhomeConfig{URLs: []string{srv.URL}, ServerName: "example.com", Token: "token", TaskID: testTask, Attempt: 2, MAC: lpmos.MustMAC("52:54:00:00:00:01"),
+		CA: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}))}
+	root := installed(t, cfg)
+	for range 2 { // the second has nothing to do
+		if code := Run(t.Context(), root, testDisks, slog.New(slog.DiscardHandler)); code != ExitReported {
+			t.Fatalf("Run = %d", code)
+		}
+	}
+	if len(got) != 1 {
+		t.Fatalf("%d reports; want 1", len(got))
+	}
+	b, r := got[0], got[0].Receipt
+	if b.TaskID != testTask || b.Attempt != 2 || b.MACAddress != cfg.MAC {
+		t.Errorf("report = %+v", b)
+	}
+	want := lpmos.Receipt{BootMode: "bios", OS: "Debian GNU/Linux 12 (bookworm)", Kernel: "6.1.0-1-amd64", Hostname: "web-1", MachineID: "0123456789abcdef0123456789abcdef",
+		RootDisk: lpmos.DiskRef{Serial: "A", WWN: "naa.1", SizeBytes: 7}, RootFSUUID: rootUUID, UptimeSec: 41, Addresses: r.Addresses}
+	if lpmos.DigestOf(r) != lpmos.DigestOf(want) {
+		t.Errorf("receipt = %+v; want %+v", r, want)
+	}
+	for _, p := range []string{ConfigPath, AgentPath, UnitPath, WantsPath, filepath.Dir(ConfigPath), filepath.Dir(AgentPath)} {
+		if _, err := os.Lstat(filepath.Join(root, p)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is still there: %v", p, err)
+		}
+	}
+}
+
+func TestRunKeepsEverythingWhenRefused(t *testing.T) {
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(403) }))
+	defer srv.Close()
+	root := installed(t, agentapi.CallhomeConfig{URLs: []string{srv.URL}, ServerName: "example.com", Token: "token",
+		CA: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}))})
+	if code := Run(t.Context(), root, testDisks, slog.New(slog.DiscardHandler)); code != ExitRefused {
+		t.Errorf("Run = %d; want %d", code, ExitRefused)
+	}
+	for _, p := range []string{ConfigPath, AgentPath, UnitPath} {
+		if _, err := os.Lstat(filepath.Join(root, p)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestRunGivesUpWithItsContext(t *testing.T) {
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) }))
+	defer srv.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 1)
+	defer cancel()
+	root := installed(t, agentapi.CallhomeConfig{URLs: []string{srv.URL}, ServerName: "example.com", Token: "token",
+		CA: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}))})
+	if code := Run(ctx, root, testDisks, slog.New(slog.DiscardHandler)); code != ExitUnreachable {
+		t.Errorf("Run = %d; want %d", code, ExitUnreachable)
+	}
+}

@@ -1,0 +1,121 @@
+package callhome
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/lpmos/lpmos"
+)
+
+// Collect says what runs now, as found and not as planned. What cannot be found
+// is empty. disks lists the machine's disks without looking at their content.
+func Collect(ctx context.Context, root string, disks func(context.Context) (*lpmos.Hardware, error)) lpmos.Receipt {
+	text := func(p string, limit int64) string {
+		f, err := os.Open(filepath.Join(root, p))
+		if err != nil {
+			return ""
+		}
+		defer f.Close()
+		b, _ := io.ReadAll(io.LimitReader(f, limit))
+		return strings.TrimSpace(strings.ToValidUTF8(string(b), ""))
+	}
+	r := lpmos.Receipt{
+		BootMode:  "bios",
+		OS:        prettyName(text("etc/os-release", 16<<10)),
+		Kernel:    text("proc/sys/kernel/osrelease", 256),
+		Hostname:  text("proc/sys/kernel/hostname", 256),
+		MachineID: text("etc/machine-id", 64),
+		Addresses: addresses(),
+	}
+	if _, err := os.Stat(filepath.Join(root, "sys/firmware/efi")); err == nil {
+		r.BootMode = "uefi"
+	}
+	if up, _, ok := strings.Cut(text("proc/uptime", 64), "."); ok {
+		r.UptimeSec, _ = strconv.ParseInt(up, 10, 64)
+	}
+	number := rootDevice(text("proc/self/mountinfo", 1<<20))
+	if number == "" {
+		return r
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Join(root, "sys/dev/block", number))
+	if err != nil {
+		return r
+	}
+	part := filepath.Base(dir)
+	r.RootFSUUID = ext4UUID(filepath.Join(root, "dev", part))
+	disk := part
+	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
+		disk = filepath.Base(filepath.Dir(dir))
+	}
+	if h, err := disks(ctx); err == nil {
+		for _, d := range h.Disks {
+			if d.Device == "/dev/"+disk {
+				r.RootDisk = d.Ref()
+			}
+		}
+	}
+	return r
+}
+
+// prettyName reads os-release(5).
+func prettyName(s string) string {
+	for line := range strings.Lines(s) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "PRETTY_NAME="); ok {
+			return lpmos.Shorten(strings.Trim(v, `"'`), 200)
+		}
+	}
+	return ""
+}
+
+// rootDevice is "major:minor" of what is mounted last on /, "" when that is not
+// a block device (proc(5), mountinfo).
+func rootDevice(mountinfo string) string {
+	var found string
+	for line := range strings.Lines(mountinfo) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == "/" {
+			found = f[2]
+		}
+	}
+	if strings.HasPrefix(found, "0:") {
+		return ""
+	}
+	return found
+}
+
+// ext4UUID reads the superblock (Linux, Documentation/filesystems/ext4): at
+// 1024 bytes, with its magic at 0x38 and its UUID at 0x68.
+func ext4UUID(dev string) string {
+	f, err := os.Open(dev)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	var b [0x78]byte
+	if _, err := f.ReadAt(b[:], 1024); err != nil || binary.LittleEndian.Uint16(b[0x38:]) != 0xEF53 || bytes.Equal(b[0x68:], make([]byte, 16)) {
+		return ""
+	}
+	h := hex.EncodeToString(b[0x68:0x78])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// addresses are those of the system, without loopback and link-local ones.
+func addresses() []string {
+	var out []string
+	all, _ := net.InterfaceAddrs()
+	for _, a := range all {
+		if n, ok := a.(*net.IPNet); ok && !n.IP.IsLoopback() && !n.IP.IsLinkLocalUnicast() && len(out) < 32 {
+			out = append(out, n.String())
+		}
+	}
+	slices.Sort(out)
+	return out
+}

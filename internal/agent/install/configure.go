@@ -1,0 +1,174 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/lpmos/lpmos"
+)
+
+// configure does everything after the image: files, EFI system partition, boot
+// loader, marker.
+func (in *Installer) configure(ctx context.Context, job *Job, m *lpmos.ImageManifest, boot *bootParts, dev string, parts map[string]string) error {
+	job.step(lpmos.Configuring, 0, 6, "Writing the configuration of "+job.Plan.Effect.Hostname)
+	files, err := systemFiles(job, m, boot)
+	if err != nil {
+		return err
+	}
+	err = in.mounted(parts["root"], func(root *os.Root) error {
+		for _, name := range []string{m.Kernel, m.Initrd} {
+			if _, err := root.Stat(strings.TrimPrefix(name, "/")); err != nil {
+				return corrupt("it has no %s", name)
+			}
+		}
+		t := tree{root}
+		for _, f := range files {
+			if err := t.write(f); err != nil {
+				return fmt.Errorf("write /%s: %w", f.path, err)
+			}
+		}
+		if err := t.link("etc/systemd/system/multi-user.target.wants/lpmos-callhome.service", "/etc/systemd/system/lpmos-callhome.service"); m.FirstBoot == "systemd" && err != nil {
+			return fmt.Errorf("enable call home: %w", err)
+		}
+		if err := t.MkdirAll("boot/efi", 0o700); err != nil {
+			return fmt.Errorf("make /boot/efi: %w", err)
+		}
+		job.step(lpmos.Configuring, 1, 6, "Copying the agent for the first boot")
+		return t.copyFile("usr/lib/lpmos/agent", 0o755, in.cfg.Agent)
+	})
+	if err != nil {
+		return err
+	}
+	job.step(lpmos.Configuring, 2, 6, "Making the EFI system partition")
+	esp, ok := job.Plan.Effect.Partition("esp")
+	if !ok {
+		return &Failure{Code: "plan_invalid", Cause: "The plan has no EFI system partition.", NextStep: nextReport}
+	}
+	d, err := in.open(dev)
+	if err != nil {
+		return err
+	}
+	sectorBytes := d.sectorBytes
+	if err := d.Close(); err != nil {
+		return writeFailed(dev, err)
+	}
+	if err := in.makeESP(ctx, esp, parts["esp"], sectorBytes, boot.esp); err != nil {
+		return err
+	}
+	job.step(lpmos.Configuring, 3, 6, "Checking the filesystem once more")
+	if err := in.check(ctx, parts["root"]); err != nil {
+		return err
+	}
+	job.step(lpmos.Configuring, 4, 6, "Writing the boot loader")
+	d, err = in.open(dev)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := boot.writeBIOS(d); err != nil {
+		return writeFailed(dev, err)
+	}
+	job.step(lpmos.Configuring, 5, 6, "Marking the installation complete")
+	marker := Marker{TaskID: job.TaskID, Attempt: job.Attempt, PlanDigest: job.Plan.Digest, WrittenAt: time.Now().UTC().Truncate(time.Second)}
+	return writeFailed(dev, d.writeMarker(marker))
+}
+
+// file is one file of the installed system. Its path has no slash in front.
+type file struct {
+	path string
+	mode fs.FileMode
+	text string
+	// dirMode is the mode of directories that are made for it; 0 is 0755.
+	dirMode fs.FileMode
+	// remove says that the file is to be absent instead.
+	remove bool
+}
+
+// tree writes below a root that links in the image cannot leave. What stands
+// in a file's place is removed first, link or not, so that nothing else is
+// written through it.
+type tree struct{ *os.Root }
+
+func (t tree) write(f file) error {
+	if err := t.clear(f.path); err != nil || f.remove {
+		return err
+	}
+	w, err := t.create(f.path, f.mode, f.dirMode)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(w, f.text)
+	return errors.Join(err, w.Close())
+}
+
+func (t tree) copyFile(to string, mode fs.FileMode, from string) error {
+	if err := t.clear(to); err != nil {
+		return fmt.Errorf("write /%s: %w", to, err)
+	}
+	src, err := os.Open(from)
+	if err != nil {
+		return fmt.Errorf("copy the agent: %w", err)
+	}
+	defer src.Close()
+	w, err := t.create(to, mode, 0)
+	if err != nil {
+		return fmt.Errorf("write /%s: %w", to, err)
+	}
+	_, err = io.Copy(w, src)
+	if err := errors.Join(err, w.Close()); err != nil {
+		return fmt.Errorf("write /%s: %w", to, err)
+	}
+	return nil
+}
+
+func (t tree) create(name string, mode, dirMode fs.FileMode) (*os.File, error) {
+	if dirMode == 0 {
+		dirMode = 0o755
+	}
+	dir := path.Dir(name)
+	if _, err := t.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		if err := t.MkdirAll(dir, dirMode); err != nil {
+			return nil, err
+		}
+	} else if err != nil {
+		return nil, err
+	}
+	if dirMode != 0o755 {
+		if err := t.Chmod(dir, dirMode); err != nil {
+			return nil, err
+		}
+	}
+	w, err := t.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.Chmod(mode); err != nil { // whatever the umask is
+		w.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (t tree) link(name, target string) error {
+	if err := t.clear(name); err != nil {
+		return err
+	}
+	if err := t.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return err
+	}
+	return t.Symlink(target, name)
+}
+
+func (t tree) clear(name string) error {
+	if err := t.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,319 @@
+package install
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/agentapi"
+)
+
+// Copier fetches the chunks of an image, verifies and decodes them. Fetching
+// and hashing, feeding the decoder, taking its output, and writing run beside
+// each other with a few chunks between them, so that the slowest of network,
+// processor and disk sets the pace, and memory is bounded by some chunks of at
+// most lpmos.MaxChunkBytes.
+//
+// What is decoded has been verified. The decoder is one process for all
+// chunks; a pack is a row of independent zstd frames, so its output is exactly
+// the chunks one behind the other.
+type Copier struct {
+	Blobs    Blobs
+	Decode   Decoder                 // nil: chunks are verified and thrown away
+	Stall    time.Duration           // how long no chunk may arrive
+	Progress func(stored, raw int64) // bytes fetched and written so far; one call at a time; may be nil
+	Log      *slog.Logger
+}
+
+// ahead is how many stored chunks wait for the decoder.
+const ahead = 3
+
+// rangeBytes bounds one request. Chunks follow each other in the pack, so one
+// request serves many: a request for each would cost a round trip for each.
+const rangeBytes = 256 << 20
+
+// Copy hands every chunk of m to write, in order. write must not keep raw. An
+// error of the image is a *Failure.
+func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i int, chunk lpmos.Chunk, raw []byte) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// A chunk that comes again and again must not reset the clock of stalls, so
+	// only whole, right chunks count as progress.
+	stored := make(chan []byte, ahead)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	run := func(f func() error) {
+		wg.Go(func() {
+			if err := f(); err != nil {
+				cancel(err) // the first error is the cause; those that follow from it are not
+			}
+		})
+	}
+	largestStored, largestRaw := sizes(m)
+	var mu sync.Mutex // guards what follows
+	var nStored, nRaw int64
+	progress := func(s, r int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		nStored, nRaw = nStored+s, nRaw+r
+		if c.Progress != nil {
+			c.Progress(nStored, nRaw)
+		}
+	}
+
+	free := make(chan []byte, ahead+2)
+	for range cap(free) {
+		free <- nil // allocated when first used
+	}
+	run(func() error {
+		defer close(stored)
+		f := fetcher{Copier: c, m: m}
+		defer f.close()
+		for i := range m.Chunks {
+			buf, ok := receive(ctx, free)
+			if !ok {
+				return nil
+			}
+			if buf == nil {
+				buf = make([]byte, largestStored)
+			}
+			b, err := f.chunk(ctx, i, buf)
+			if err != nil {
+				return err
+			}
+			progress(int64(len(b)), 0)
+			if !send(ctx, stored, b) {
+				return nil
+			}
+		}
+		return nil
+	})
+
+	if c.Decode == nil {
+		run(func() error {
+			for _, chunk := range m.Chunks {
+				b, ok := receive(ctx, stored)
+				if !ok {
+					return nil
+				}
+				progress(0, chunk.Bytes)
+				free <- b[:cap(b)]
+			}
+			return nil
+		})
+		wg.Wait()
+		return context.Cause(ctx)
+	}
+
+	dec, err := c.Decode.Start(ctx)
+	if err != nil {
+		cancel(err)
+		return context.Cause(ctx)
+	}
+	run(func() error { // feed
+		defer dec.In.Close()
+		for range m.Chunks {
+			b, ok := receive(ctx, stored)
+			if !ok {
+				return nil
+			}
+			if _, err := dec.In.Write(b); err != nil {
+				return dec.failed(ctx, err)
+			}
+			free <- b[:cap(b)]
+		}
+		return nil
+	})
+	raws := make(chan []byte, 1)
+	freeRaw := make(chan []byte, 3)
+	for range cap(freeRaw) {
+		freeRaw <- nil
+	}
+	run(func() error { // take what comes out
+		defer close(raws)
+		for i, chunk := range m.Chunks {
+			buf, ok := receive(ctx, freeRaw)
+			if !ok {
+				return nil
+			}
+			if buf == nil {
+				buf = make([]byte, largestRaw)
+			}
+			b := buf[:chunk.Bytes]
+			if n, err := io.ReadFull(dec.Out, b); err != nil {
+				return dec.failed(ctx, corrupt("chunk %d decodes to %d bytes instead of %d", i, n, chunk.Bytes))
+			}
+			if !send(ctx, raws, b) {
+				return nil
+			}
+		}
+		if n, _ := io.ReadFull(dec.Out, make([]byte, 1)); n > 0 {
+			return corrupt("its chunks decode to more than the %d bytes of the manifest", m.UsedBytes)
+		}
+		if err := dec.Wait(); err != nil && ctx.Err() == nil {
+			return corrupt("it cannot be decoded: %v", err)
+		}
+		return nil
+	})
+	run(func() error { // write
+		for i, chunk := range m.Chunks {
+			b, ok := receive(ctx, raws)
+			if !ok {
+				return nil
+			}
+			if err := write(i, chunk, b); err != nil {
+				return err
+			}
+			progress(0, chunk.Bytes)
+			freeRaw <- b[:cap(b)]
+		}
+		return nil
+	})
+	wg.Wait()
+	// Every goroutine closed the next one's channel without an error, or there
+	// is a cause.
+	if err := context.Cause(ctx); err != nil {
+		dec.Wait()
+		return err
+	}
+	return nil
+}
+
+func sizes(m *lpmos.ImageManifest) (stored, raw int64) {
+	for _, c := range m.Chunks {
+		stored, raw = max(stored, c.StoredBytes), max(raw, c.Bytes)
+	}
+	return stored, raw
+}
+
+func send[T any](ctx context.Context, ch chan<- T, v T) bool {
+	select {
+	case ch <- v:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func receive[T any](ctx context.Context, ch <-chan T) (T, bool) {
+	select {
+	case v, ok := <-ch:
+		return v, ok
+	case <-ctx.Done():
+		var zero T
+		return zero, false
+	}
+}
+
+// fetcher reads chunks one behind the other from as few requests as possible.
+type fetcher struct {
+	*Copier
+	m    *lpmos.ImageManifest
+	body *agentapi.BlobReader
+	at   int64 // where in the pack body stands
+	end  int64 // where body ends
+}
+
+// chunk reads chunk i into buf and returns it once it is what the manifest
+// says. Wrong content is fetched once more, whatever the network spoils until
+// nothing has come for Stall.
+func (f *fetcher) chunk(ctx context.Context, i int, buf []byte) ([]byte, error) {
+	c := f.m.Chunks[i]
+	b := buf[:c.StoredBytes]
+	for try := 1; ; try++ {
+		err := persist(ctx, f.Stall, func() error {
+			err := f.read(ctx, c, b)
+			if err != nil {
+				f.close()
+				if _, ok := errors.AsType[*Failure](err); !ok && ctx.Err() == nil {
+					f.Log.Warn("chunk not read, trying on", "chunk", i, "err", err)
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		if sum := sha256.Sum256(b); hex.EncodeToString(sum[:]) == c.SHA256 {
+			break
+		}
+		f.close()
+		if try == 2 {
+			return nil, corrupt("chunk %d (bytes %d to %d of the pack) has another digest than the manifest says, on two tries", i, c.StoredOffset, c.StoredOffset+c.StoredBytes)
+		}
+		f.Log.Warn("chunk has the wrong digest, fetching it again", "chunk", i)
+	}
+	if n, ok := frameContentSize(b); ok && n != uint64(c.Bytes) {
+		return nil, corrupt("chunk %d holds %d bytes and the manifest says %d", i, n, c.Bytes)
+	}
+	return b, nil
+}
+
+func (f *fetcher) read(ctx context.Context, c lpmos.Chunk, b []byte) error {
+	if f.body == nil || f.at != c.StoredOffset || f.at+int64(len(b)) > f.end {
+		f.close()
+		n := min(max(rangeBytes, c.StoredBytes), f.m.Pack.Bytes-c.StoredOffset)
+		body, err := f.Blobs.Open(ctx, f.m.Pack.SHA256, c.StoredOffset, n)
+		if err != nil {
+			if s, ok := errors.AsType[*agentapi.StatusError](err); ok && s.Code == http.StatusRequestedRangeNotSatisfiable {
+				return corrupt("its pack ends before byte %d", c.StoredOffset)
+			}
+			return missingIf404(err, "pack", "sha256:"+f.m.Pack.SHA256)
+		}
+		f.body, f.at, f.end = body, c.StoredOffset, c.StoredOffset+n
+		if body.Total >= 0 && body.Total != f.m.Pack.Bytes {
+			return corrupt("its pack has %d bytes and the manifest says %d", body.Total, f.m.Pack.Bytes)
+		}
+	}
+	n, err := io.ReadFull(f.body, b)
+	f.at += int64(n)
+	if err != nil {
+		return fmt.Errorf("read chunk after %d of %d bytes: %w", n, len(b), err)
+	}
+	return nil
+}
+
+func (f *fetcher) close() {
+	if f.body != nil {
+		f.body.Close()
+		f.body = nil
+	}
+}
+
+// frameContentSize is the size a zstd frame announces (RFC 8878, 3.1.1.1), if it
+// does. A frame that lies is found by the decoder, or by the length of its
+// output; this finds the honest bomb before it is decoded and names the chunk.
+func frameContentSize(b []byte) (uint64, bool) {
+	if len(b) < 6 || binary.LittleEndian.Uint32(b) != 0xFD2FB528 {
+		return 0, false
+	}
+	d := b[4]
+	single := d>>5&1 == 1
+	at := 5 + []int{0, 1, 2, 4}[d&3]
+	if !single {
+		at++ // window descriptor
+	}
+	size := []int{0, 2, 4, 8}[d>>6]
+	if size == 0 && single {
+		size = 1
+	}
+	if size == 0 || len(b) < at+size {
+		return 0, false
+	}
+	var v [8]byte
+	copy(v[:], b[at:at+size])
+	n := binary.LittleEndian.Uint64(v[:])
+	if size == 2 {
+		n += 256
+	}
+	return n, true
+}

@@ -1,0 +1,172 @@
+package install
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/lpmos/lpmos"
+)
+
+// fileDevice is a regular file in place of a disk.
+func fileDevice(t *testing.T, size int64) *device {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(t.TempDir(), "disk"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	return &device{File: f, sizeBytes: size, sectorBytes: 512, regular: true}
+}
+
+func TestMarker(t *testing.T) {
+	d := fileDevice(t, 8<<20)
+	m := Marker{TaskID: testTask, Attempt: 2, PlanDigest: "sha256:" + strings.Repeat("a", 64)}
+	if _, ok := readMarker(d); ok {
+		t.Error("an empty disk has a marker")
+	}
+	if err := d.writeMarker(m); err != nil {
+		t.Fatal(err)
+	}
+	if got, ok := readMarker(d); !ok || got != m {
+		t.Errorf("readMarker = %+v, %v; want %+v", got, ok, m)
+	}
+	for _, at := range []int64{0, 30, 2000, markerBytes - 1} {
+		b := []byte{0}
+		d.ReadAt(b, markerOffset+at)
+		d.WriteAt([]byte{b[0] ^ 1}, markerOffset+at)
+		if _, ok := readMarker(d); ok {
+			t.Errorf("a marker with byte %d changed is taken for one", at)
+		}
+		d.WriteAt(b, markerOffset+at)
+	}
+	if err := d.wipe(nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := readMarker(d); ok {
+		t.Error("the marker survives the next attempt's wipe")
+	}
+}
+
+func TestWipeClearsBothEndsOfEverything(t *testing.T) {
+	const size = 64 << 20
+	d := fileDevice(t, size)
+	if _, err := d.WriteAt(bytes.Repeat([]byte{0xff}, size), 0); err != nil {
+		t.Fatal(err)
+	}
+	part := placed{PlannedPartition: lpmos.PlannedPartition{Number: 1, SizeBytes: 16 << 20}, start: 8 << 20}
+	if err := d.wipe([]placed{part}); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, size)
+	d.ReadAt(b, 0)
+	for _, c := range []struct {
+		at   int
+		want byte
+	}{{0, 0}, {1<<20 - 1, 0}, {1 << 20, 0xff}, {8<<20 - 1, 0xff}, {8 << 20, 0}, {9<<20 - 1, 0}, {9 << 20, 0xff}, {23 << 20, 0}, {24<<20 - 1, 0}, {24 << 20, 0xff}, {size - 1<<20, 0}, {size - 1, 0}} {
+		if b[c.at] != c.want {
+			t.Errorf("byte %d is %#x; want %#x", c.at, b[c.at], c.want)
+		}
+	}
+}
+
+func TestPlace(t *testing.T) {
+	effect := func(sizes ...int64) *lpmos.Effect {
+		e := &lpmos.Effect{}
+		for i, s := range sizes {
+			e.Partitions = append(e.Partitions, lpmos.PlannedPartition{Number: i + 1, SizeBytes: s})
+		}
+		return e
+	}
+	const mib = 1 << 20
+	d := &device{sizeBytes: 100 * mib, sectorBytes: 512}
+	got, err := place(effect(2*mib, 64*mib, 32*mib), d)
+	if err != nil || got[0].start != mib || got[1].start != 3*mib || got[2].start != 67*mib {
+		t.Errorf("place = %+v, %v", got, err)
+	}
+	for name, e := range map[string]*lpmos.Effect{"past the backup table": effect(2*mib, 64*mib, 33*mib), "not aligned": effect(2*mib, 64*mib+512), "negative": effect(-2 * mib), "nothing": effect()} {
+		if got, err := place(e, d); err == nil {
+			t.Errorf("place(%s) = %+v; want an error", name, got)
+		}
+	}
+}
+
+func TestPartitionPath(t *testing.T) {
+	for in, want := range map[string]string{"/dev/sda": "/dev/sda3", "/dev/nvme0n1": "/dev/nvme0n1p3", "/dev/mmcblk0": "/dev/mmcblk0p3", "/dev/vdb": "/dev/vdb3"} {
+		if got := partitionPath(in, 3); got != want {
+			t.Errorf("partitionPath(%s, 3) = %s; want %s", in, got, want)
+		}
+	}
+}
+
+// TestInstallRefusesBeforeWriting holds every refusal to "nothing was written".
+func TestInstallRefusesBeforeWriting(t *testing.T) {
+	const size = 400 << 20
+	for _, c := range []struct {
+		name string
+		edit func(p *lpmos.Plan, hw *lpmos.Hardware, in *Installer)
+		man  func(m *lpmos.ImageManifest)
+		code string
+	}{
+		{"disk is a regular file", func(_ *lpmos.Plan, hw *lpmos.Hardware, _ *Installer) {
+			f := filepath.Join(t.TempDir(), "file")
+			os.WriteFile(f, make([]byte, 1000), 0o600)
+			hw.Disks[0].Device = f
+		}, nil, "disk_missing"},
+		{"device is not there", func(_ *lpmos.Plan, hw *lpmos.Hardware, _ *Installer) { hw.Disks[0].Device = "/dev/lpmos-none" }, nil, "disk_missing"},
+		{"disk is not in the machine", func(_ *lpmos.Plan, hw *lpmos.Hardware, _ *Installer) { hw.Disks = nil }, nil, "disk_missing"},
+		{"two disks of one name", func(_ *lpmos.Plan, hw *lpmos.Hardware, _ *Installer) { hw.Disks = append(hw.Disks, hw.Disks[0]) }, nil, "disk_missing"},
+		{"image is larger than the partition", func(p *lpmos.Plan, _ *lpmos.Hardware, _ *Installer) { p.Effect.Partitions[2].SizeBytes = 128 << 10 }, nil, "image_too_large"},
+		{"image is unknown to the region", func(p *lpmos.Plan, _ *lpmos.Hardware, _ *Installer) {
+			p.Effect.Image.Digest = "sha256:" + strings.Repeat("0", 64)
+		}, nil, "image_missing"},
+		{"boot loader is missing", func(_ *lpmos.Plan, _ *lpmos.Hardware, in *Installer) { in.cfg.Grub.CoreImg = "/nonexistent" }, nil, "boot_image_incomplete"},
+		{"manifest is inconsistent", nil, func(m *lpmos.ImageManifest) { m.Chunks[1].Offset = 0 }, "image_corrupt"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newBlobServer(t)
+			m, digest := s.pack(t, testBytes(4*testChunk), testChunk, c.man)
+			hw := testHardware("/dev/lpmos-none", size, 512)
+			in := New(Config{Grub: fakeGrub(t), WorkDir: t.TempDir(), Identify: func(context.Context) (*lpmos.Hardware, error) { return hw, nil }},
+				&programs{t: t}, s.client(t, 0), nil, slog.New(slog.DiscardHandler))
+			plan := testPlan(t, hw, m, digest)
+			if c.edit != nil {
+				c.edit(plan, hw, in)
+			}
+			err := in.Install(t.Context(), Job{TaskID: testTask, Attempt: 1, Plan: plan, OnWrite: func() { t.Error("OnWrite was called") }})
+			if got := failureCode(err); got != c.code {
+				t.Errorf("Install = %v; want %s", err, c.code)
+			}
+		})
+	}
+}
+
+func TestMenuTakesConsolesAndRefusesScripts(t *testing.T) {
+	proc := t.TempDir()
+	os.WriteFile(filepath.Join(proc, "cmdline"), []byte("initrd=base.img console=tty0 quiet console=ttyS0,115200 console=$(evil)\n"), 0o644)
+	m := &lpmos.ImageManifest{OS: "debian'", Version: "12", Kernel: "boot/vmlinuz", Initrd: "/boot/initrd", KernelArgs: "net.ifnames=0"}
+	plan := testPlan(t, testHardware("/dev/x", 400<<20, 512), &lpmos.ImageManifest{OS: "debian", Version: "12", Arch: "amd64", SizeBytes: 4096}, "sha256:"+strings.Repeat("1", 64))
+	b, err := fakeGrub(t).load(&plan.Effect, proc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := b.menu(&plan.Effect, m)
+	root, _ := plan.Effect.Partition("root")
+	want := "  linux /boot/vmlinuz root=UUID=" + root.UUID + " ro net.ifnames=0 console=tty0 console=ttyS0,115200\n  initrd /boot/initrd\n"
+	if err != nil || !strings.Contains(got, want) || !strings.Contains(got, "menuentry 'debian 12'") {
+		t.Errorf("menu = %q, %v; want %q in it", got, err, want)
+	}
+	for _, evil := range []string{"a;b", "$x", "`x`", "a'b", "a\"b", "{", "\\"} {
+		m.KernelArgs = evil
+		if got, err := b.menu(&plan.Effect, m); err == nil {
+			t.Errorf("menu with argument %q = %q; want an error", evil, got)
+		}
+	}
+}

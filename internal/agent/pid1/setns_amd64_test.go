@@ -1,0 +1,3 @@
+package pid1
+
+const sysSetns = 308

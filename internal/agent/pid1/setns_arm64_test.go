@@ -1,0 +1,5 @@
+package pid1
+
+import "syscall"
+
+const sysSetns = syscall.SYS_SETNS

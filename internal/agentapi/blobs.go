@@ -1,0 +1,163 @@
+package agentapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lpmos/lpmos"
+)
+
+// Blobs reads content by its digest from the boot listener. That is plain HTTP:
+// whoever reads must compare digests, and nothing of this type does. It never
+// repeats a request; what a failed read means is the caller's to say.
+type Blobs struct {
+	base string
+	idle time.Duration
+	http *http.Client
+}
+
+// ErrIdle is wrapped by errors about a server that sent nothing for too long.
+var ErrIdle = errors.New("nothing arrived for too long")
+
+// NewBlobs makes a reader for a BootConfig.BootURL. idle is the longest a
+// server may be silent, before the answer and in it; 0 is 30 s.
+func NewBlobs(bootURL string, idle time.Duration) (*Blobs, error) {
+	u, err := url.Parse(bootURL)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, &lpmos.InvalidError{Field: "boot_url", Problem: "is not an http address", Value: bootURL}
+	}
+	setDefault(&idle, 30*time.Second)
+	return &Blobs{base: strings.TrimSuffix(u.Scheme+"://"+u.Host+u.Path, "/"), idle: idle, http: &http.Client{
+		CheckRedirect: noRedirect,
+		Transport: &http.Transport{
+			DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+			TLSHandshakeTimeout: 10 * time.Second,
+			IdleConnTimeout:     60 * time.Second,
+			DisableCompression:  true,
+			ReadBufferSize:      256 << 10,
+		},
+	}}, nil
+}
+
+// BlobReader is a stretch of a blob. It must be closed.
+type BlobReader struct {
+	Total int64 // size of the whole blob as the server has it, −1 when it did not say
+
+	body   io.ReadCloser
+	idle   time.Duration
+	timer  *time.Timer
+	cancel context.CancelCauseFunc
+	why    func() error // of the cancellation, nil while there is none
+}
+
+// Open asks for length bytes from offset; a negative length is all from there.
+// An answer that is not a success is a *StatusError.
+func (b *Blobs) Open(ctx context.Context, sha256 string, offset, length int64) (*BlobReader, error) {
+	if !lpmos.ValidDigest(sha256) {
+		return nil, &lpmos.InvalidError{Field: "digest", Problem: "is not 64 hexadecimal digits", Value: sha256}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	r := &BlobReader{idle: b.idle, cancel: cancel, why: func() error { return context.Cause(ctx) }, Total: -1}
+	r.timer = time.AfterFunc(b.idle, func() { cancel(ErrIdle) })
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.base+PathBlobs+sha256, nil)
+	if err != nil {
+		r.stop()
+		return nil, fmt.Errorf("make request for blob: %w", err)
+	}
+	whole := offset == 0 && length < 0
+	if !whole {
+		rng := "bytes=" + strconv.FormatInt(offset, 10) + "-"
+		if length >= 0 {
+			rng += strconv.FormatInt(offset+length-1, 10)
+		}
+		req.Header.Set("Range", rng)
+	}
+	resp, err := b.http.Do(req)
+	if err != nil {
+		err = r.cause(err)
+		r.stop()
+		return nil, err
+	}
+	r.timer.Stop()
+	r.body = resp.Body
+	switch {
+	case resp.StatusCode == http.StatusPartialContent && !whole:
+		from, total, ok := contentRange(resp.Header.Get("Content-Range"))
+		if !ok || from != offset {
+			r.Close()
+			return nil, fmt.Errorf("read blob: asked for bytes from %d, was given %q", offset, resp.Header.Get("Content-Range"))
+		}
+		r.Total = total
+	case resp.StatusCode == http.StatusOK && offset == 0:
+		// A server without ranges sends all; the reader stops where it likes.
+		r.Total = resp.ContentLength
+	case resp.StatusCode == http.StatusOK:
+		r.Close()
+		return nil, errors.New("read blob: server does not know ranges")
+	default:
+		err := statusError(resp)
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// Read reads what has arrived and gives up when nothing does for the idle time.
+// Time between two reads does not count.
+func (r *BlobReader) Read(p []byte) (int, error) {
+	r.timer.Reset(r.idle)
+	n, err := r.body.Read(p)
+	r.timer.Stop()
+	if err != nil && err != io.EOF {
+		err = r.cause(err)
+	}
+	return n, err
+}
+
+// Close ends the transfer.
+func (r *BlobReader) Close() error {
+	r.stop()
+	return r.body.Close()
+}
+
+func (r *BlobReader) stop() {
+	r.timer.Stop()
+	r.cancel(nil)
+}
+
+// cause names the reason behind a canceled request.
+func (r *BlobReader) cause(err error) error {
+	if c := r.why(); c != nil {
+		return fmt.Errorf("read blob: %w", c)
+	}
+	return err
+}
+
+// contentRange reads "bytes 0-99/200" (RFC 9110, 14.4); total is −1 for "*".
+func contentRange(s string) (from, total int64, ok bool) {
+	s, ok = strings.CutPrefix(s, "bytes ")
+	span, size, ok2 := strings.Cut(s, "/")
+	first, _, ok3 := strings.Cut(span, "-")
+	if !ok || !ok2 || !ok3 {
+		return 0, 0, false
+	}
+	from, err := strconv.ParseInt(first, 10, 64)
+	if err != nil {
+		return 0, 0, false
+	}
+	total = -1
+	if size != "*" {
+		if total, err = strconv.ParseInt(size, 10, 64); err != nil {
+			return 0, 0, false
+		}
+	}
+	return from, total, true
+}

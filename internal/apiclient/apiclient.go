@@ -1,0 +1,299 @@
+// Package apiclient is the REST API and the WebSocket from a Go program: the
+// command line, the lab and the tests use nothing else.
+package apiclient
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/lpmos/lpmos"
+)
+
+// Client talks to one control plane. It may be used concurrently.
+type Client struct {
+	base *url.URL
+	http *http.Client
+	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// New makes a client of the control plane at server, such as
+// http://localhost:8080. dial may be nil; the lab passes one that reaches into
+// its network namespace.
+func New(server string, dial func(ctx context.Context, network, addr string) (net.Conn, error)) (*Client, error) {
+	u, err := url.Parse(server)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, &lpmos.InvalidError{Field: "server", Problem: "is not a URL such as http://localhost:8080", Value: server}
+	}
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	}
+	return &Client{base: u, dial: dial, http: &http.Client{Transport: &http.Transport{
+		DialContext: dial, ResponseHeaderTimeout: 60 * time.Second, IdleConnTimeout: 30 * time.Second,
+	}}}, nil
+}
+
+// Server is the control plane's address.
+func (c *Client) Server() string { return c.base.String() }
+
+// Problem is an answer that says no (RFC 9457).
+type Problem struct {
+	Title      string       `json:"title"`
+	Status     int          `json:"status"`
+	Detail     string       `json:"detail"`
+	Field      string       `json:"field"`
+	TaskStatus lpmos.Status `json:"task_status"`
+	PlanDigest string       `json:"plan_digest"`
+	Plan       *lpmos.Plan  `json:"plan"`
+}
+
+func (p *Problem) Error() string {
+	if p.Detail == "" {
+		return p.Title
+	}
+	return p.Detail
+}
+
+// Is lets errors.Is see the domain's errors in a Problem.
+func (p *Problem) Is(target error) bool {
+	switch target {
+	case lpmos.ErrNotFound:
+		return p.Status == http.StatusNotFound
+	case lpmos.ErrConflict:
+		return p.Status == http.StatusConflict
+	case lpmos.ErrUnavailable:
+		return p.Status == http.StatusServiceUnavailable
+	}
+	return false
+}
+
+func (c *Client) do(ctx context.Context, method, path string, header http.Header, body io.Reader, out any) error {
+	u := *c.base
+	path, query, _ := strings.Cut(path, "?")
+	u.Path, u.RawQuery = strings.TrimSuffix(u.Path, "/")+path, query
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+	if err != nil {
+		return fmt.Errorf("ask %s: %w", c.base, err)
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	if n, ok := body.(interface{ contentLength() int64 }); ok {
+		req.ContentLength = n.contentLength()
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		var op *net.OpError
+		if errors.As(err, &op) && op.Op == "dial" {
+			return fmt.Errorf("%w: no control plane answers at %s (is it running? --server or LPMOS_SERVER names another): %w", lpmos.ErrUnavailable, c.base, err)
+		}
+		return fmt.Errorf("ask %s: %w", c.base, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 400 {
+		p := Problem{Status: resp.StatusCode, Title: resp.Status}
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+		if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") {
+			if err := json.Unmarshal(b, &p); err != nil {
+				p.Detail = "unreadable problem body: " + err.Error()
+			}
+		} else {
+			p.Detail = strings.TrimSpace(lpmos.Shorten(string(b), 200))
+		}
+		return &p
+	}
+	if out == nil {
+		_, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
+		return err
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 256<<20)).Decode(out); err != nil {
+		return fmt.Errorf("read answer of %s: %w", c.base, err)
+	}
+	return nil
+}
+
+func (c *Client) get(ctx context.Context, path string, out any) error {
+	return c.do(ctx, http.MethodGet, path, nil, nil, out)
+}
+
+func (c *Client) send(ctx context.Context, method, path string, in, out any) error {
+	b, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("encode request: %w", err)
+	}
+	return c.do(ctx, method, path, http.Header{"Content-Type": {"application/json"}}, bytes.NewReader(b), out)
+}
+
+const v1 = "/api/v1"
+
+// Ready reports why the control plane cannot be used yet, or nil.
+func (c *Client) Ready(ctx context.Context) error {
+	return c.do(ctx, http.MethodGet, "/readyz", nil, nil, nil)
+}
+
+// CreateTask asks for an installation. key may be ""; with one, the request can
+// be repeated safely.
+func (c *Client) CreateTask(ctx context.Context, spec lpmos.Spec, key string) (id string, err error) {
+	b, err := json.Marshal(spec)
+	if err != nil {
+		return "", fmt.Errorf("encode request: %w", err)
+	}
+	h := http.Header{"Content-Type": {"application/json"}}
+	if key != "" {
+		h.Set("Idempotency-Key", key)
+	}
+	var out struct {
+		TaskID string `json:"task_id"`
+	}
+	err = c.do(ctx, http.MethodPost, v1+"/tasks", h, bytes.NewReader(b), &out)
+	return out.TaskID, err
+}
+
+// Task reads one task.
+func (c *Client) Task(ctx context.Context, id string) (t lpmos.Task, err error) {
+	err = c.get(ctx, v1+"/tasks/"+url.PathEscape(id), &t)
+	return t, err
+}
+
+// TaskList is a page of tasks.
+type TaskList struct {
+	Tasks      []lpmos.Task `json:"tasks"`
+	Total      int          `json:"total"`
+	NextCursor string       `json:"next_cursor"`
+	Rev        int64        `json:"rev"`
+}
+
+// Tasks reads a page of tasks; query is as the API has it.
+func (c *Client) Tasks(ctx context.Context, query url.Values) (l TaskList, err error) {
+	err = c.get(ctx, v1+"/tasks?"+query.Encode(), &l)
+	return l, err
+}
+
+// Decide approves or rejects.
+func (c *Client) Decide(ctx context.Context, id string, approved bool, planDigest, notes string) (t lpmos.Task, err error) {
+	err = c.send(ctx, http.MethodPut, v1+"/tasks/"+url.PathEscape(id)+"/approve",
+		map[string]any{"approved": approved, "plan_digest": planDigest, "notes": notes}, &t)
+	return t, err
+}
+
+// Cancel ends a task that has not begun to write.
+func (c *Client) Cancel(ctx context.Context, id, reason string) (t lpmos.Task, err error) {
+	err = c.send(ctx, http.MethodPost, v1+"/tasks/"+url.PathEscape(id)+"/cancel", map[string]string{"reason": reason}, &t)
+	return t, err
+}
+
+// Retry begins a failed task anew.
+func (c *Client) Retry(ctx context.Context, id string) (t lpmos.Task, err error) {
+	err = c.do(ctx, http.MethodPost, v1+"/tasks/"+url.PathEscape(id)+"/retry", nil, nil, &t)
+	return t, err
+}
+
+// Delete forgets a task that has ended.
+func (c *Client) Delete(ctx context.Context, id string) error {
+	return c.do(ctx, http.MethodDelete, v1+"/tasks/"+url.PathEscape(id), nil, nil, nil)
+}
+
+// Events reads the history of a task.
+func (c *Client) Events(ctx context.Context, id string) ([]lpmos.Event, error) {
+	var out struct {
+		Events []lpmos.Event `json:"events"`
+	}
+	err := c.get(ctx, v1+"/tasks/"+url.PathEscape(id)+"/events", &out)
+	return out.Events, err
+}
+
+// Logs reads what is kept of a task's log.
+func (c *Client) Logs(ctx context.Context, id string) ([]string, error) {
+	var out struct {
+		Lines []string `json:"lines"`
+	}
+	err := c.get(ctx, v1+"/tasks/"+url.PathEscape(id)+"/logs", &out)
+	return out.Lines, err
+}
+
+// Regions lists the data centres.
+func (c *Client) Regions(ctx context.Context) ([]lpmos.Region, error) {
+	var out struct {
+		Regions []lpmos.Region `json:"regions"`
+	}
+	err := c.get(ctx, v1+"/regions", &out)
+	return out.Regions, err
+}
+
+// Machines lists machines that booted the agent without a task.
+func (c *Client) Machines(ctx context.Context) ([]lpmos.Discovered, error) {
+	var out struct {
+		Machines []lpmos.Discovered `json:"machines"`
+	}
+	err := c.get(ctx, v1+"/machines", &out)
+	return out.Machines, err
+}
+
+// Images lists the catalogue.
+func (c *Client) Images(ctx context.Context) ([]lpmos.Image, error) {
+	var out struct {
+		Images []lpmos.Image `json:"images"`
+	}
+	err := c.get(ctx, v1+"/images", &out)
+	return out.Images, err
+}
+
+// PutImage registers an image whose blobs are there.
+func (c *Client) PutImage(ctx context.Context, i lpmos.Image) error {
+	return c.send(ctx, http.MethodPut, v1+"/images/"+url.PathEscape(i.OS)+"/"+url.PathEscape(i.Version)+"/"+url.PathEscape(i.Arch), i, nil)
+}
+
+// PutBootImage makes regions serve this boot image; its blobs must be there.
+func (c *Client) PutBootImage(ctx context.Context, b lpmos.BootImage) error {
+	return c.send(ctx, http.MethodPut, v1+"/bootimage", b, nil)
+}
+
+// UploadBlob stores a file unless it is there already. progress, if not nil, is
+// called with the bytes sent so far.
+func (c *Client) UploadBlob(ctx context.Context, digest, path string, progress func(sent, total int64)) error {
+	err := c.do(ctx, http.MethodHead, v1+"/blobs/"+digest, nil, nil, nil)
+	if err == nil {
+		return nil
+	}
+	if p, ok := errors.AsType[*Problem](err); !ok || p.Status != http.StatusNotFound {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("upload blob: %w", err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("upload blob: %w", err)
+	}
+	return c.do(ctx, http.MethodPut, v1+"/blobs/"+digest, http.Header{"Content-Type": {"application/octet-stream"}},
+		&upload{f: f, size: st.Size(), progress: progress}, nil)
+}
+
+type upload struct {
+	f        *os.File
+	size     int64
+	sent     int64
+	progress func(sent, total int64)
+}
+
+func (u *upload) contentLength() int64 { return u.size }
+
+func (u *upload) Read(p []byte) (int, error) {
+	n, err := u.f.Read(p)
+	u.sent += int64(n)
+	if u.progress != nil {
+		u.progress(u.sent, u.size)
+	}
+	return n, err
+}

@@ -1,0 +1,366 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/apiclient"
+	"github.com/lpmos/lpmos/internal/bootimage"
+	"github.com/lpmos/lpmos/internal/lab"
+	"github.com/lpmos/lpmos/internal/osimage"
+	"github.com/lpmos/lpmos/internal/region"
+	"github.com/lpmos/lpmos/internal/service"
+	"github.com/lpmos/lpmos/internal/site"
+	"github.com/lpmos/lpmos/internal/version"
+)
+
+type labConfig struct {
+	firmware string
+	machines int
+	os       string
+	auto     bool
+	agent    string
+	cache    string
+	listen   string
+	keep     string
+	disk     int64
+	timeout  time.Duration
+	verbose  bool
+}
+
+func (a *app) labCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "lab", Short: "Provision virtual machines on a private network"}
+	var cfg labConfig
+	up := &cobra.Command{
+		Use: "up", Short: "Provision a blank virtual server before your eyes",
+		Long: `Lab up starts a site and blank virtual machines on a bridge in a network namespace
+of its own, and provisions them: firmware, DHCP, iPXE, agent, approval, install,
+reboot from the machine's own disk, call home. Nothing on that path is simulated
+but the machine. Everything is gone when it ends, also after Ctrl-C.
+
+It needs root, QEMU and Debian's packages ("make lab" installs what is missing).`,
+		Example: `  lpmos lab up                          # approve in the browser
+  lpmos lab up --auto --firmware uefi   # approves by itself, prints the phases
+  lpmos lab up --os tiny --machines 2`,
+		Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.lab(cmd.Context(), cfg) },
+	}
+	f := up.Flags()
+	f.StringVar(&cfg.firmware, "firmware", "bios", "bios or uefi; several separated by commas alternate")
+	f.IntVar(&cfg.machines, "machines", 1, "how many machines at once")
+	f.StringVar(&cfg.os, "os", "debian-12", "debian-12 or tiny")
+	f.BoolVar(&cfg.auto, "auto", false, "approve without a person")
+	f.StringVar(&cfg.agent, "agent", "bin/agent", "the agent, a static binary")
+	f.StringVar(&cfg.cache, "cache-dir", cacheDir(), "where packages and finished builds are kept")
+	f.StringVar(&cfg.listen, "listen-addr", "127.0.0.1:8080", "web interface and API; the next free port if it is taken")
+	f.StringVar(&cfg.keep, "keep", "", "directory for disks and serial logs, kept at the end")
+	f.Int64Var(&cfg.disk, "disk", 8, "size of each machine's disk in GB")
+	f.DurationVar(&cfg.timeout, "timeout", 60*time.Minute, "give up after")
+	f.BoolVarP(&cfg.verbose, "verbose", "v", false, "show the services' log")
+	cmd.AddCommand(up)
+	return cmd
+}
+
+func (a *app) lab(ctx context.Context, cfg labConfig) error {
+	var firmwares []lab.Firmware
+	for f := range strings.SplitSeq(cfg.firmware, ",") {
+		switch strings.ToLower(strings.TrimSpace(f)) {
+		case "bios":
+			firmwares = append(firmwares, lab.BIOS)
+		case "uefi":
+			firmwares = append(firmwares, lab.UEFI)
+		case "uefi-http":
+			firmwares = append(firmwares, lab.UEFIHTTP)
+		default:
+			return usageError{fmt.Errorf("--firmware is none of bios, uefi, uefi-http (got %q)", f)}
+		}
+	}
+	if cfg.machines < 1 || cfg.machines > 64 {
+		return usageError{fmt.Errorf("--machines is not from 1 to 64")}
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("the lab makes a network namespace and needs root: sudo -E lpmos lab up")
+	}
+	if runtime.GOARCH != "amd64" {
+		return fmt.Errorf("the lab's machines are amd64, and this host is %s", runtime.GOARCH)
+	}
+	log := slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	if cfg.verbose {
+		log = slog.New(slog.NewTextHandler(a.err, nil))
+	}
+	ctx, cancel := service.Signals(ctx, quietLog)
+	defer cancel()
+	ctx, cancelTimeout := context.WithTimeoutCause(ctx, cfg.timeout, fmt.Errorf("the lab did not finish within %s (--timeout)", cfg.timeout))
+	defer cancelTimeout()
+
+	bootDir, imageDir := filepath.Join(cfg.cache, "bootimage"), filepath.Join(cfg.cache, "images")
+	step := func(format string, args ...any) {
+		fmt.Fprintf(a.out, "%s  %s\n", time.Now().Format("15:04:05"), fmt.Sprintf(format, args...))
+	}
+	step("boot image: kernel, drivers, tools and agent from Debian's packages")
+	boot, _, err := bootimage.Build(ctx, bootimage.Config{OutDir: bootDir, AgentPath: cfg.agent, CacheDir: cfg.cache, Version: version.String()}, log, a.steps("  boot image"))
+	if err != nil {
+		return err
+	}
+	step("operating system image: %s", cfg.os)
+	var last string
+	img, err := osimage.Build(ctx, osimage.Config{Name: cfg.os, OutDir: imageDir, CacheDir: cfg.cache}, log, func(s string, _ int) {
+		if s != last {
+			last = s
+			a.steps("  " + cfg.os)(s)
+		}
+	})
+	if err != nil {
+		return err
+	}
+
+	dir := cfg.keep
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "lpmos-lab-"); err != nil {
+			return fmt.Errorf("make lab directory: %w", err)
+		}
+		defer os.RemoveAll(dir)
+	} else if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make lab directory: %w", err)
+	}
+	network, err := lab.NewNetwork(ctx, lab.Config{Dir: filepath.Join(dir, "machines")}, log)
+	if err != nil {
+		return err
+	}
+	defer network.Close()
+	listen, err := freeAddr(cfg.listen)
+	if err != nil {
+		return err
+	}
+	sc := site.Config{DataDir: filepath.Join(dir, "site"), Region: region.Config{
+		RegionID: "lab", Interface: lab.DefaultSegment.Bridge, DHCP: "server", DHCPRange: "10.77.0.100-10.77.0.199", Do: network.Do,
+	}}
+	sc.ControlPlane.ListenAddr, sc.ControlPlane.SiteName = listen, "lab"
+	s, err := site.New(ctx, sc, log)
+	if err != nil {
+		return err
+	}
+	run := &labRun{app: a, cfg: cfg, network: network, site: s, img: img, firmwares: firmwares, dir: dir, step: step}
+	err = service.Run(ctx, s.Run, func(ctx context.Context) error {
+		if err := publish(ctx, s, bootDir, boot, imageDir, img); err != nil {
+			return err
+		}
+		return run.provision(ctx)
+	})
+	if err == nil && ctx.Err() != nil && !run.done {
+		err = context.Cause(ctx)
+		if errors.Is(err, context.Canceled) {
+			err = errors.New("stopped; everything the lab started is gone")
+		}
+	}
+	return err
+}
+
+// freeAddr takes addr, or the next port above it that is free.
+func freeAddr(addr string) (string, error) {
+	ap, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return "", usageError{fmt.Errorf("--listen-addr is not like 127.0.0.1:8080: %w", err)}
+	}
+	for port := ap.Port(); port < ap.Port()+100; port++ {
+		try := netip.AddrPortFrom(ap.Addr(), port).String()
+		if l, err := net.Listen("tcp", try); err == nil {
+			l.Close()
+			return try, nil
+		}
+	}
+	return "", fmt.Errorf("no free port from %s on", addr)
+}
+
+// publish puts what was built into the site's catalogue.
+func publish(ctx context.Context, s *site.Site, bootDir string, boot lpmos.BootImage, imageDir string, img lpmos.Image) error {
+	for _, b := range bootBlobs(boot) {
+		if err := s.ControlPlane.Blobs().PutFile(ctx, b, filepath.Join(bootDir, "blobs", b.SHA256)); err != nil {
+			return err
+		}
+	}
+	if err := s.ControlPlane.PublishBootImage(ctx, boot); err != nil {
+		return err
+	}
+	c, err := apiclient.New(s.ControlPlane.URL(), nil)
+	if err != nil {
+		return err
+	}
+	if err := waitReady(ctx, c); err != nil {
+		return err
+	}
+	if err := uploadImage(ctx, c, imageDir, img, func(string) {}); err != nil {
+		return err
+	}
+	return poll(ctx, func() (bool, error) {
+		regions, err := c.Regions(ctx)
+		return len(regions) > 0 && regions[0].Status == "online", err
+	})
+}
+
+func poll(ctx context.Context, done func() (bool, error)) error {
+	t := time.NewTicker(50 * time.Millisecond)
+	defer t.Stop()
+	for {
+		if ok, err := done(); ok || err != nil {
+			return err
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+type labRun struct {
+	*app
+	cfg       labConfig
+	network   *lab.Network
+	site      *site.Site
+	img       lpmos.Image
+	firmwares []lab.Firmware
+	dir       string
+	step      func(string, ...any)
+	done      bool
+}
+
+// labMachine is one machine and when what happened to it.
+type labMachine struct {
+	name     string
+	firmware lab.Firmware
+	mac      lpmos.MAC
+	vm       *lab.Machine
+	task     string
+	marks    map[string]time.Time
+	ended    lpmos.Task
+}
+
+func (r *labRun) provision(ctx context.Context) error {
+	url := r.site.ControlPlane.URL()
+	c, err := apiclient.New(url, nil)
+	if err != nil {
+		return err
+	}
+	var machines []*labMachine
+	for i := range r.cfg.machines {
+		m := &labMachine{name: fmt.Sprintf("lab-%02d", i+1), firmware: r.firmwares[i%len(r.firmwares)], mac: lpmos.MAC{0x52, 0x54, 0, 0x77, 1, byte(i + 1)}, marks: map[string]time.Time{}}
+		spec := lpmos.Spec{RegionID: "lab", TargetMAC: m.mac, OSType: r.img.OS, OSVersion: r.img.Version, Arch: r.img.Arch, Hostname: m.name}
+		if m.task, err = c.CreateTask(ctx, spec, ""); err != nil {
+			return err
+		}
+		machines = append(machines, m)
+	}
+	fmt.Fprintf(r.out, "\n  Watch it live:  %s/tasks/%s\n\n", url, machines[0].task)
+	screen := NewScreen(r.out)
+	if len(machines) > 1 {
+		screen.Labels()
+	}
+	for _, m := range machines {
+		m.marks["power on"] = time.Now()
+		m.vm, err = r.network.Start(ctx, lab.MachineConfig{
+			Name: m.name, Firmware: m.firmware, NICs: []lab.NIC{{MAC: m.mac}},
+			Disks: []lab.Disk{{Path: filepath.Join(r.dir, m.name+".disk"), SizeBytes: r.cfg.disk * 1_000_000_000}},
+		})
+		if err != nil {
+			return err
+		}
+		r.step("%s is on: %s firmware, blank disk of %d GB, serial log %s", m.name, m.firmware, r.cfg.disk, filepath.Join(m.vm.Dir(), "serial.log"))
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	errs := make([]error, len(machines))
+	for i, m := range machines {
+		wg.Go(func() {
+			m.ended, errs[i] = Follow(ctx, c, m.task, screen, func(t lpmos.Task) {
+				if err := r.seen(ctx, c, m, t); err != nil {
+					errs[i] = err
+					cancel()
+				}
+			})
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return r.report(ctx, c, machines)
+}
+
+// seen marks what happened to a machine and, where nobody else does, approves.
+func (r *labRun) seen(ctx context.Context, c *apiclient.Client, m *labMachine, t lpmos.Task) error {
+	if t.Status == lpmos.Failed {
+		for _, l := range m.vm.Console().Tail(15) {
+			fmt.Fprintln(r.err, "  console:", plain(l))
+		}
+	}
+	if t.Status != lpmos.AwaitingApproval || t.Plan == nil || t.Plan.Problem != "" {
+		return nil
+	}
+	if !r.cfg.auto {
+		fmt.Fprintf(r.out, "\n  Look at what would be erased, and approve:  %s/tasks/%s/approve\n  or here:  %s task approve %s --server %s --plan %s\n\n",
+			c.Server(), t.ID, os.Args[0], t.ID[:8], c.Server(), t.Plan.Digest)
+		return nil
+	}
+	_, err := c.Decide(ctx, t.ID, true, t.Plan.Digest, "approved by the lab (--auto)")
+	if errors.Is(err, lpmos.ErrConflict) {
+		return nil // a person was quicker
+	}
+	return err
+}
+
+// phases are what is timed, in order: the name, and the event that marks it.
+var phases = []struct {
+	name  string
+	cause lpmos.Cause
+}{
+	{"hardware reported", lpmos.CauseHardwareReported}, {"approved", lpmos.CauseApproved}, {"may write", lpmos.CausePermitGranted},
+	{"all written", lpmos.CauseResultReported}, {"called home from its own disk", lpmos.CauseCalledHome},
+}
+
+func (r *labRun) report(ctx context.Context, c *apiclient.Client, machines []*labMachine) error {
+	var failed []string
+	for _, m := range machines {
+		events, err := c.Events(ctx, m.task)
+		if err != nil {
+			return err
+		}
+		marks := []lab.Mark{{Name: "power on", At: m.marks["power on"]}}
+		for _, p := range phases {
+			mark := lab.Mark{Name: p.name}
+			for _, e := range events {
+				if e.Cause == p.cause {
+					mark.At = e.At
+				}
+			}
+			marks = append(marks, mark)
+		}
+		fmt.Fprintf(r.out, "\n%s  %s firmware  %s %s  %s\n", m.name, m.firmware, m.ended.OSType, m.ended.OSVersion, m.ended.Status)
+		if err := lab.WritePhases(r.out, marks); err != nil {
+			return err
+		}
+		if m.ended.Status != lpmos.Completed {
+			failed = append(failed, m.name)
+		}
+	}
+	r.done = true
+	if len(failed) > 0 {
+		return fmt.Errorf("%s did not complete", strings.Join(failed, ", "))
+	}
+	fmt.Fprintf(r.out, "\nDone. %d machine(s) run from their own disk.\n", len(machines))
+	return nil
+}

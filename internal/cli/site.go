@@ -1,0 +1,278 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/apiclient"
+	"github.com/lpmos/lpmos/internal/bootimage"
+	"github.com/lpmos/lpmos/internal/osimage"
+	"github.com/lpmos/lpmos/internal/version"
+)
+
+func (a *app) regionCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "region", Short: "Look at the data centres"}
+	list := &cobra.Command{Use: "list", Short: "List regions", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
+		regions, err := c.Regions(ctx)
+		if err != nil {
+			return err
+		}
+		return a.print(regions, func(w *tabwriter.Writer, wide bool) { writeRegions(w, regions, wide) })
+	})}
+	show := &cobra.Command{Use: "show REGION", Short: "Show one region", Args: exactly(1), RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+		regions, err := c.Regions(ctx)
+		if err != nil {
+			return err
+		}
+		for _, r := range regions {
+			if r.ID == args[0] {
+				return a.print(r, func(w *tabwriter.Writer, _ bool) { writeRegions(w, []lpmos.Region{r}, true) })
+			}
+		}
+		return fmt.Errorf("region %s: %w", args[0], lpmos.ErrNotFound)
+	})}
+	cmd.AddCommand(list, show)
+	return cmd
+}
+
+func writeRegions(w *tabwriter.Writer, regions []lpmos.Region, wide bool) {
+	if len(regions) == 0 {
+		fmt.Fprintln(w, "No region has registered. Start one:  regional-client --help, or lpmos up")
+		return
+	}
+	head := "REGION\tSTATUS\tSINCE\tHOST\tVERSION"
+	if wide {
+		head += "\tDHCP\tBOOT\tAGENT\tUNKNOWN MACHINES"
+	}
+	fmt.Fprintln(w, head)
+	for _, r := range regions {
+		caps := lpmos.Capabilities{}
+		if r.Capabilities != nil {
+			caps = *r.Capabilities
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s", r.ID, r.Status, age(r.Since), plain(caps.Hostname), plain(caps.Version))
+		if wide {
+			fmt.Fprintf(w, "\t%s\t%s\t%s\t%s", caps.DHCP, caps.BootURL, caps.AgentURL, caps.Unknown)
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+func (a *app) machineCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "machine", Short: "Look at machines that booted the agent without a task"}
+	cmd.AddCommand(&cobra.Command{Use: "list", Short: "List them", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
+		machines, err := c.Machines(ctx)
+		if err != nil {
+			return err
+		}
+		return a.print(machines, func(w *tabwriter.Writer, _ bool) {
+			if len(machines) == 0 {
+				fmt.Fprintln(w, "None. A machine shows up here when it boots from the network and its region runs with --unknown-machines=discover.")
+				return
+			}
+			fmt.Fprintln(w, "MAC\tSERIAL\tMODEL\tADDRESS\tSEEN")
+			for _, m := range machines {
+				var h lpmos.Hardware
+				if m.Hardware != nil {
+					h = *m.Hardware
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s ago\n", m.MAC, plain(h.System.Serial), plain(h.System.Product), plain(m.Address), age(m.SeenAt))
+			}
+		})
+	})})
+	return cmd
+}
+
+func (a *app) imageCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "image", Short: "Build and list what can be installed"}
+	list := &cobra.Command{Use: "list", Short: "List the catalogue", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
+		images, err := c.Images(ctx)
+		if err != nil {
+			return err
+		}
+		return a.print(images, func(w *tabwriter.Writer, wide bool) { writeImages(w, images, wide) })
+	})}
+	show := &cobra.Command{Use: "show OS/VERSION/ARCH", Short: "Show one image", Args: exactly(1), RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+		images, err := c.Images(ctx)
+		if err != nil {
+			return err
+		}
+		for _, i := range images {
+			if i.Name() == args[0] || strings.HasPrefix(i.Name(), args[0]+"/") {
+				return a.print(i, func(w *tabwriter.Writer, _ bool) { writeImages(w, []lpmos.Image{i}, true) })
+			}
+		}
+		return fmt.Errorf("image %s: %w", args[0], lpmos.ErrNotFound)
+	})}
+	cmd.AddCommand(list, show, a.imageBuild())
+	return cmd
+}
+
+func writeImages(w *tabwriter.Writer, images []lpmos.Image, wide bool) {
+	if len(images) == 0 {
+		fmt.Fprintln(w, "The catalogue is empty. Build an image:  lpmos image build debian-12")
+		return
+	}
+	head := "IMAGE\tTITLE\tTRANSFER\tWRITTEN\tBOOT\tBUILT"
+	if wide {
+		head += "\tDIGEST"
+	}
+	fmt.Fprintln(w, head)
+	for _, i := range images {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s", i.Name(), plain(i.Title), lpmos.FormatBytes(i.StoredBytes), lpmos.FormatBytes(i.UsedBytes), strings.Join(i.BootModes, ","), age(i.CreatedAt))
+		if wide {
+			fmt.Fprintf(w, "\t%s", i.Digest)
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+func cacheDir() string {
+	if d, err := os.UserCacheDir(); err == nil {
+		return filepath.Join(d, "lpmos")
+	}
+	return ".lpmos-cache"
+}
+
+func (a *app) steps(what string) func(string) {
+	return func(step string) { fmt.Fprintf(a.err, "%s: %s\n", what, step) }
+}
+
+func (a *app) imageBuild() *cobra.Command {
+	var out, cache string
+	var refresh, register bool
+	cmd := &cobra.Command{
+		Use: "build debian-12|tiny", Short: "Build an image from Debian's packages",
+		Long: `Build makes a root filesystem from Debian's own packages, packs it in verified
+chunks, uploads it to the control plane and registers it in the catalogue.
+It needs root, for the packages' own installation in a directory.`,
+		Args: exactly(1),
+	}
+	f := cmd.Flags()
+	f.StringVar(&out, "out", "", "directory for manifest and pack (default: in --cache-dir)")
+	f.StringVar(&cache, "cache-dir", cacheDir(), "where packages and finished builds are kept")
+	f.BoolVar(&refresh, "refresh", false, "build anew even if the same build is cached")
+	f.BoolVar(&register, "register", true, "upload and register the image at --server")
+	cmd.RunE = a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+		if out == "" {
+			out = filepath.Join(cache, "images")
+		}
+		img, err := osimage.Build(ctx, osimage.Config{Name: args[0], OutDir: out, CacheDir: cache, Refresh: refresh}, quietLog, func(step string, _ int) { a.steps(args[0])(step) })
+		if err != nil {
+			return err
+		}
+		if register {
+			if err := uploadImage(ctx, c, out, img, a.steps(args[0])); err != nil {
+				return err
+			}
+		}
+		return a.print(img, func(w *tabwriter.Writer, _ bool) { writeImages(w, []lpmos.Image{img}, true) })
+	})
+	return cmd
+}
+
+func uploadImage(ctx context.Context, c *apiclient.Client, dir string, img lpmos.Image, step func(string)) error {
+	digest, err := lpmos.TrimDigest(img.Digest)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, "blobs", digest)
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open manifest: %w", err)
+	}
+	var m lpmos.ImageManifest
+	err = lpmos.DecodeJSON(f, lpmos.MaxManifestBytes, &m)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("read manifest: %w", err)
+	}
+	for _, d := range []string{m.Pack.SHA256, digest} {
+		step("uploading " + d[:12])
+		if err := c.UploadBlob(ctx, d, filepath.Join(dir, "blobs", d), nil); err != nil {
+			return fmt.Errorf("upload %s: %w", img.Name(), err)
+		}
+	}
+	return c.PutImage(ctx, img)
+}
+
+func (a *app) bootImageCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "bootimage", Short: "Build and publish what machines boot before they have a system"}
+	var agent, out, cache, suite, flavour string
+	build := &cobra.Command{
+		Use: "build", Short: "Build kernel, initramfs and network boot files from Debian's packages",
+		Long: `Build assembles kernel, modules, tools, boot loader parts and the agent, byte for
+byte the same for the same packages and agent, and prints what each part weighs.`,
+		Args: exactly(0),
+		RunE: a.with(func(ctx context.Context, _ *apiclient.Client, _ []string) error {
+			if out == "" {
+				out = filepath.Join(cache, "bootimage")
+			}
+			b, report, err := bootimage.Build(ctx, bootimage.Config{OutDir: out, AgentPath: agent, Suite: suite, Flavour: flavour, CacheDir: cache, Version: version.String()}, quietLog, a.steps("boot image"))
+			if err != nil {
+				return err
+			}
+			return a.print(b, func(*tabwriter.Writer, bool) { fmt.Fprint(a.out, report.String()) })
+		}),
+	}
+	f := build.Flags()
+	f.StringVar(&agent, "agent", "bin/agent", "the agent, a static binary")
+	f.StringVar(&out, "out", "", "directory of the result (default: in --cache-dir)")
+	f.StringVar(&cache, "cache-dir", cacheDir(), "where packages are kept")
+	f.StringVar(&suite, "suite", "bookworm", "Debian release the kernel and tools come from")
+	f.StringVar(&flavour, "flavour", "generic", "generic: every common NIC and disk; cloud: virtual machines only")
+	var dir string
+	publish := &cobra.Command{
+		Use: "publish", Short: "Upload a boot image and make regions serve it", Args: exactly(0),
+		RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
+			if dir == "" {
+				dir = filepath.Join(cacheDir(), "bootimage")
+			}
+			b, err := readBootImage(dir)
+			if err != nil {
+				return err
+			}
+			for _, blob := range bootBlobs(b) {
+				if err := c.UploadBlob(ctx, blob.SHA256, filepath.Join(dir, "blobs", blob.SHA256), nil); err != nil {
+					return fmt.Errorf("upload boot image: %w", err)
+				}
+			}
+			if err := c.PutBootImage(ctx, b); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "boot image %s published\n", b.Version)
+			return nil
+		}),
+	}
+	publish.Flags().StringVar(&dir, "dir", "", "directory of the build (default: where `bootimage build` puts it)")
+	cmd.AddCommand(build, publish)
+	return cmd
+}
+
+func bootBlobs(b lpmos.BootImage) []lpmos.Blob {
+	out := []lpmos.Blob{b.Kernel, b.Initrd}
+	for _, f := range b.Files {
+		out = append(out, f)
+	}
+	return out
+}
+
+func readBootImage(dir string) (lpmos.BootImage, error) {
+	f, err := os.Open(filepath.Join(dir, "bootimage.json"))
+	if err != nil {
+		return lpmos.BootImage{}, fmt.Errorf("read boot image (run `lpmos bootimage build` first): %w", err)
+	}
+	defer f.Close()
+	var b lpmos.BootImage
+	if err := lpmos.DecodeJSON(f, 1<<20, &b); err != nil {
+		return b, fmt.Errorf("read boot image: %w", err)
+	}
+	return b, nil
+}

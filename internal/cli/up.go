@@ -1,0 +1,125 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/lpmos/lpmos/internal/apiclient"
+	"github.com/lpmos/lpmos/internal/conf"
+	"github.com/lpmos/lpmos/internal/region"
+	"github.com/lpmos/lpmos/internal/service"
+	"github.com/lpmos/lpmos/internal/site"
+)
+
+// RegionFlags registers the flags of a region.
+func RegionFlags(f *pflag.FlagSet, c *region.Config) {
+	f.StringVar(&c.RegionID, "region-id", "", "name of the data centre: lower-case letters, digits, hyphens")
+	f.StringVar(&c.AdvertiseHost, "advertise-host", "", "IPv4 address machines reach this region at (default: of --interface)")
+	f.StringVar(&c.Interface, "interface", "", "network interface of the machines, for DHCP")
+	f.StringVar(&c.BootAddr, "boot-addr", ":8081", "plain HTTP for firmware")
+	f.StringVar(&c.AgentAddr, "agent-addr", ":8443", "agent API over TLS")
+	f.StringVar(&c.TFTPAddr, "tftp-addr", ":69", "TFTP, or off")
+	f.StringVar(&c.DHCP, "dhcp", "off", "off; proxy: boot files beside the site's own DHCP server; server: addresses too")
+	f.StringVar(&c.DHCPRange, "dhcp-range", "", "addresses for --dhcp=server, such as 10.77.0.100-10.77.0.199")
+	f.StringVar(&c.Router, "dhcp-router", "", "gateway that --dhcp=server hands out")
+	f.StringSliceVar(&c.DNS, "dhcp-dns", nil, "name servers that --dhcp=server hands out")
+	f.StringVar(&c.Unknown, "unknown-machines", "ignore", "ignore: they boot their own disk; discover: they boot the agent and report")
+	f.StringVar(&c.CallhomeURL, "callhome-url", "", "where installed systems reach the agent API, if elsewhere")
+}
+
+func (a *app) upCommand() *cobra.Command {
+	var cfg site.Config
+	var logs conf.Log
+	var bootDir string
+	cmd := &cobra.Command{
+		Use: "up", Short: "Run a whole site in one process",
+		Long: `Up runs the control plane, one region and a store in this process. Everything is
+kept in --data-dir; started again, it goes on where it was.
+
+The web interface and API are at --listen-addr, on loopback unless TLS is given.
+To serve machines it needs root, --interface and --dhcp.`,
+		Example: `  lpmos up                                  # look around, without touching a network
+  lpmos up --interface eth1 --dhcp=server --dhcp-range 10.0.0.100-10.0.0.199
+  lpmos up --interface eth1 --dhcp=proxy    # beside a DHCP server that is there already`,
+		Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := logs.Logger(a.err)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := service.Signals(cmd.Context(), log)
+			defer cancel()
+			if os.Geteuid() != 0 && !cmd.Flags().Changed("tftp-addr") && cfg.Region.DHCP == "off" {
+				cfg.Region.TFTPAddr = "off" // port 69 is root's, and without DHCP nobody is sent there
+			}
+			s, err := site.New(ctx, cfg, log)
+			if err != nil {
+				return err
+			}
+			return service.Run(ctx, s.Run, func(ctx context.Context) error {
+				if err := publishIfBuilt(ctx, s, bootDir); err != nil {
+					return err
+				}
+				fmt.Fprintf(a.out, "LPMOS is at %s\n", s.ControlPlane.URL())
+				<-ctx.Done()
+				return nil
+			})
+		},
+	}
+	f := cmd.Flags()
+	logs.Flags(f)
+	RegionFlags(f, &cfg.Region)
+	f.Lookup("region-id").DefValue = "dc1"
+	cfg.Region.RegionID = "dc1"
+	f.StringVar(&cfg.DataDir, "data-dir", "lpmos-data", "store, keys, images, leases")
+	f.StringVar(&cfg.ControlPlane.ListenAddr, "listen-addr", ":8080", "web interface and API; without --tls-cert only on loopback")
+	f.StringVar(&cfg.ControlPlane.TLSCert, "tls-cert", "", "PEM file of the certificate")
+	f.StringVar(&cfg.ControlPlane.TLSKey, "tls-key", "", "PEM file of its key")
+	f.BoolVar(&cfg.ControlPlane.InsecureHTTP, "insecure-http", false, "serve plain HTTP beyond loopback: anyone on the path can approve")
+	f.StringVar(&cfg.ControlPlane.SiteName, "site-name", "", "shown in the pages")
+	f.StringVar(&bootDir, "bootimage-dir", filepath.Join(cacheDir(), "bootimage"), "boot image that is published at start, if it was built")
+	return cmd
+}
+
+// publishIfBuilt publishes the boot image of an earlier `bootimage build`.
+func publishIfBuilt(ctx context.Context, s *site.Site, dir string) error {
+	b, err := readBootImage(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, blob := range bootBlobs(b) {
+		if err := s.ControlPlane.Blobs().PutFile(ctx, blob, filepath.Join(dir, "blobs", blob.SHA256)); err != nil {
+			return fmt.Errorf("publish boot image: %w", err)
+		}
+	}
+	return s.ControlPlane.PublishBootImage(ctx, b)
+}
+
+// startTime is how long a control plane that was just started may take to
+// answer.
+const startTime = 30 * time.Second
+
+// waitReady waits until a control plane that was just started answers.
+func waitReady(ctx context.Context, c *apiclient.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	var last error
+	err := poll(ctx, func() (bool, error) {
+		last = c.Ready(ctx)
+		return last == nil, nil
+	})
+	if err != nil && last != nil {
+		return fmt.Errorf("wait for the control plane: %w", last)
+	}
+	return err
+}

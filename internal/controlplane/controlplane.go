@@ -1,0 +1,324 @@
+// Package controlplane is the composition of the central part: read model,
+// orchestrator, REST, WebSocket and web interface on one listener. Any number
+// of replicas may run on one store.
+package controlplane
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/api"
+	"github.com/lpmos/lpmos/internal/controlplane/blobs"
+	"github.com/lpmos/lpmos/internal/controlplane/hub"
+	"github.com/lpmos/lpmos/internal/controlplane/orchestrator"
+	"github.com/lpmos/lpmos/internal/controlplane/rest"
+	"github.com/lpmos/lpmos/internal/controlplane/state"
+	"github.com/lpmos/lpmos/internal/controlplane/web"
+	"github.com/lpmos/lpmos/internal/service"
+	"github.com/lpmos/lpmos/internal/store"
+	"github.com/lpmos/lpmos/internal/version"
+)
+
+// Config of a replica. Zero values work, but for DataDir.
+type Config struct {
+	// ListenAddr is where HTTP is served; "" means 127.0.0.1:8080. Without TLS
+	// only loopback is bound, whatever host it names, unless InsecureHTTP.
+	ListenAddr   string
+	TLSCert      string // PEM file; with TLSKey turns TLS on
+	TLSKey       string
+	InsecureHTTP bool   // serve plain HTTP beyond loopback
+	DataDir      string // signing key, blobs
+	SigningKey   string // PEM file shared by replicas; "" means DataDir/signing.key
+	SiteName     string // shown in the pages
+	Deadlines    orchestrator.Config
+}
+
+// ControlPlane is one replica.
+type ControlPlane struct {
+	cfg   Config
+	store *store.Store
+	state *state.State
+	orch  *orchestrator.Orchestrator
+	hub   *hub.Hub
+	blobs *blobs.Dir
+	key   ed25519.PrivateKey
+	srv   *http.Server
+	url   string
+	l     net.Listener
+	log   *slog.Logger
+}
+
+// New opens the listener and prepares everything; Run serves.
+func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err error) {
+	c := &ControlPlane{cfg: cfg, store: st, log: log}
+	defer func() {
+		if err != nil {
+			c.release()
+		}
+	}()
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make data directory: %w", err)
+	}
+	keyFile := cfg.SigningKey
+	if keyFile == "" {
+		keyFile = filepath.Join(cfg.DataDir, "signing.key")
+	}
+	if c.key, err = loadKey(keyFile, cfg.SigningKey == ""); err != nil {
+		return nil, err
+	}
+	if c.blobs, err = blobs.Open(filepath.Join(cfg.DataDir, "blobs")); err != nil {
+		return nil, err
+	}
+	tlsConfig, addr, err := listening(cfg)
+	if err != nil {
+		return nil, err
+	}
+	c.state = state.New(st, log)
+	orchCfg := cfg.Deadlines
+	orchCfg.Key = c.key
+	c.orch = orchestrator.New(orchCfg, c.state, st, log)
+	c.hub = hub.New(c.state, log)
+	c.state.Listen(c.orch.Notice)
+	c.state.Listen(c.hub.Publish)
+
+	pages, err := web.New(c.state, history{st, c.state}, webActions{c.orch}, web.Config{Version: version.String(), SiteName: cfg.SiteName}, log)
+	if err != nil {
+		return nil, err
+	}
+	rst := rest.New(c.state, c.orch, st, c.blobs, c.PublishBootImage, api.OpenAPI, log)
+	mux := http.NewServeMux()
+	mux.Handle("/ws", c.hub)
+	mux.Handle("/", rst.Handler(web.Headers(pages.Handler())))
+	var h http.Handler = http.NewCrossOriginProtection().Handler(mux)
+	if tlsConfig == nil && !cfg.InsecureHTTP {
+		h = loopbackHost(h)
+	}
+	if c.l, err = service.Listen(addr); err != nil {
+		return nil, err
+	}
+	c.srv = service.HTTPServer(h, log)
+	c.srv.TLSConfig = tlsConfig
+	c.url = "http://" + c.l.Addr().String()
+	if tlsConfig != nil {
+		c.url = "https://" + c.l.Addr().String()
+	}
+	return c, nil
+}
+
+// Addr is where HTTP is served.
+func (c *ControlPlane) Addr() net.Addr { return c.l.Addr() }
+
+// URL is Addr as a person types it.
+func (c *ControlPlane) URL() string { return c.url }
+
+// Blobs is where this replica keeps files by content.
+func (c *ControlPlane) Blobs() *blobs.Dir { return c.blobs }
+
+// State is the read model.
+func (c *ControlPlane) State() *state.State { return c.state }
+
+// Actions is the orchestrator.
+func (c *ControlPlane) Actions() *orchestrator.Orchestrator { return c.orch }
+
+// Run serves until ctx ends.
+func (c *ControlPlane) Run(ctx context.Context) error {
+	defer c.release()
+	if err := c.publishKey(ctx); err != nil {
+		return err
+	}
+	c.log.Info("control plane serves", "addr", c.URL(), "version", version.String())
+	return service.Run(ctx,
+		c.state.Run,
+		c.hub.Run,
+		func(ctx context.Context) error {
+			select {
+			case <-c.state.Synced():
+				return c.orch.Run(ctx)
+			case <-ctx.Done():
+				return nil
+			}
+		},
+		c.compact,
+		func(ctx context.Context) error { return service.Serve(ctx, c.srv, c.l) },
+	)
+}
+
+func (c *ControlPlane) release() {
+	if c.l != nil {
+		c.l.Close()
+	}
+	if c.blobs != nil {
+		c.blobs.Close()
+	}
+}
+
+// PublishBootImage makes regions serve another boot image.
+func (c *ControlPlane) PublishBootImage(ctx context.Context, b lpmos.BootImage) error {
+	return c.store.UpdateGlobal(ctx, func(g *store.Global) error {
+		if g.BootImage != nil && lpmos.DigestOf(*g.BootImage) == lpmos.DigestOf(b) {
+			return nil
+		}
+		g.BootImage = &b
+		return nil
+	})
+}
+
+func (c *ControlPlane) publishKey(ctx context.Context) error {
+	pub := []byte(c.key.Public().(ed25519.PublicKey))
+	err := c.store.UpdateGlobal(ctx, func(g *store.Global) error {
+		if !slices.ContainsFunc(g.Keys, func(k []byte) bool { return string(k) == string(pub) }) {
+			g.Keys = append(g.Keys, pub)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("publish signing key: %w", err)
+	}
+	return nil
+}
+
+// keepHistory is how much of the store's history is kept for watchers that were
+// cut off.
+const keepHistory = 10 * time.Minute
+
+// compact forgets older history, on external etcd too: progress alone would
+// otherwise fill it.
+func (c *ControlPlane) compact(ctx context.Context) error {
+	t := time.NewTicker(time.Minute)
+	defer t.Stop()
+	type mark struct {
+		at  time.Time
+		rev int64
+	}
+	var marks []mark
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-t.C:
+			marks = append(marks, mark{now, c.state.Rev()})
+			if len(marks) < 2 || now.Sub(marks[1].at) < keepHistory {
+				continue
+			}
+			if err := c.store.Compact(ctx, marks[1].rev); err != nil && ctx.Err() == nil {
+				c.log.Warn("compact history", "err", err)
+			}
+			marks = marks[1:]
+		}
+	}
+}
+
+func listening(cfg Config) (*tls.Config, string, error) {
+	addr := cfg.ListenAddr
+	if addr == "" {
+		addr = "127.0.0.1:8080"
+	}
+	if cfg.TLSCert != "" || cfg.TLSKey != "" {
+		cert, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
+		if err != nil {
+			return nil, "", fmt.Errorf("load certificate (--tls-cert, --tls-key): %w", err)
+		}
+		return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, addr, nil
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, "", &lpmos.InvalidError{Field: "listen-addr", Problem: "is not host:port", Value: addr}
+	}
+	ip := net.ParseIP(host)
+	loopback := host == "localhost" || ip != nil && ip.IsLoopback()
+	switch {
+	case cfg.InsecureHTTP || loopback:
+	case host == "":
+		addr = net.JoinHostPort("127.0.0.1", port)
+	default:
+		return nil, "", &lpmos.InvalidError{Field: "listen-addr", Problem: "is not loopback: give --tls-cert and --tls-key, or --insecure-http if the network is trusted", Value: addr}
+	}
+	return nil, addr, nil
+}
+
+// loopbackHost answers only requests for a loopback name, so that a page of
+// another site that had its name point here (DNS rebinding) gets nothing.
+func loopbackHost(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		ip := net.ParseIP(strings.Trim(host, "[]"))
+		if host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			http.Error(w, "this server answers to localhost only; see --tls-cert and --insecure-http", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// loadKey reads the Ed25519 key that signs approvals, and makes it on first
+// start if it may. A key that is there but cannot be read is never replaced.
+func loadKey(path string, create bool) (ed25519.PrivateKey, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) && create {
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			return nil, fmt.Errorf("make signing key: %w", err)
+		}
+		b := pem.EncodeToMemory(&pem.Block{Type: "LPMOS SIGNING KEY", Bytes: key.Seed()})
+		if err := writeOnce(path, b); err != nil {
+			return nil, fmt.Errorf("store signing key: %w", err)
+		}
+		return key, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read signing key: %w", err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != "LPMOS SIGNING KEY" || len(block.Bytes) != ed25519.SeedSize {
+		return nil, fmt.Errorf("read signing key: %s is not an LPMOS signing key: restore it from a backup; without it approvals cannot be given", path)
+	}
+	return ed25519.NewKeyFromSeed(block.Bytes), nil
+}
+
+func writeOnce(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// history answers what the pages ask beyond the read model.
+type history struct {
+	*store.Store
+	state *state.State
+}
+
+func (h history) Logs(_ context.Context, id string) ([]string, error) {
+	lines, ok := h.state.Logs(id)
+	if !ok {
+		return nil, fmt.Errorf("task %s: %w", id, lpmos.ErrNotFound)
+	}
+	return lines, nil
+}
+
+// webActions is the orchestrator as the pages see it: a form has no idempotency
+// key, the claim of the machine is its guard against being sent twice.
+type webActions struct{ *orchestrator.Orchestrator }
+
+func (a webActions) Create(ctx context.Context, spec lpmos.Spec, by string) (lpmos.Task, error) {
+	return a.Orchestrator.Create(ctx, spec, by, "")
+}

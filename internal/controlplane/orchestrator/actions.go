@@ -1,0 +1,161 @@
+package orchestrator
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/store"
+)
+
+// Create stores a new task after checking that its region and image exist.
+func (o *Orchestrator) Create(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error) {
+	spec, err := spec.Normalize()
+	if err != nil {
+		return lpmos.Task{}, err
+	}
+	if _, ok := o.read.Region(spec.RegionID); !ok {
+		var known []string
+		for _, r := range o.read.Regions() {
+			known = append(known, r.ID)
+		}
+		return lpmos.Task{}, &lpmos.InvalidError{Field: "region_id", Problem: "is not a region that ever registered" + among(known), Value: spec.RegionID}
+	}
+	if _, ok := o.read.Image(spec.OSType, spec.OSVersion, spec.Arch); !ok {
+		var known []string
+		for _, i := range o.read.Images() {
+			known = append(known, i.Name())
+		}
+		return lpmos.Task{}, &lpmos.InvalidError{
+			Field: "os_type", Problem: "and os_version name no image in the catalogue" + among(known), Value: spec.OSType + "/" + spec.OSVersion + "/" + spec.Arch,
+		}
+	}
+	t, err := o.put.CreateTask(ctx, spec, by, idempotencyKey)
+	if err == nil {
+		o.log.Info("task created", "task", t.ID, "region", t.RegionID, "mac", t.TargetMAC, "by", by, "rev", t.Rev)
+	}
+	return t, err
+}
+
+func among(known []string) string {
+	if len(known) == 0 {
+		return " (there is none yet)"
+	}
+	return " (there is " + strings.Join(known, ", ") + ")"
+}
+
+// Decide approves or rejects a plan. An approval is bound to the plan that was
+// displayed: with another digest nothing is approved and the error is a
+// *StalePlanError.
+func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by string) (lpmos.Task, error) {
+	if len(d.Notes) > lpmos.MaxNotesBytes {
+		return lpmos.Task{}, &lpmos.InvalidError{Field: "notes", Problem: "is longer than 2 KiB"}
+	}
+	cause := lpmos.CauseApproved
+	if !d.Approved {
+		cause = lpmos.CauseRejected
+	}
+	t, err := o.put.Transition(ctx, id, store.Move{Cause: cause, By: by, Message: d.Notes}, func(rec *store.Record, _ *store.Move) error {
+		task := &rec.Task
+		plan := task.Plan
+		a := lpmos.Approval{TaskID: id, Approved: d.Approved, Notes: d.Notes, By: by, At: o.now().UTC()}
+		if plan != nil {
+			a.PlanDigest, a.HardwareDigest = plan.Digest, plan.HardwareDigest
+		}
+		if d.Approved {
+			switch {
+			case plan == nil:
+				return &lpmos.ConflictError{Status: task.Status, Problem: "the task has no plan yet"}
+			case d.PlanDigest != "" && d.PlanDigest != plan.Digest:
+				return &StalePlanError{Shown: d.PlanDigest, Plan: *plan}
+			case d.PlanDigest == "" && plan.ErasesData():
+				return &StalePlanError{Plan: *plan}
+			case plan.Problem != "":
+				return &lpmos.ConflictError{Status: task.Status, Problem: "this plan cannot be carried out: " + plan.Problem}
+			case d.SerialEnd != "" && !strings.EqualFold(strings.TrimSpace(d.SerialEnd), api.SerialEnd(plan.Effect.Target)):
+				return &lpmos.InvalidError{Field: "serial_end", Problem: "is not how the serial number of the disk to be erased ends", Value: d.SerialEnd}
+			}
+			a.ExpiresAt = a.At.Add(o.cfg.ApprovalTTL)
+			a.FirstAttempt, a.LastAttempt = task.Attempt, task.Attempt+o.cfg.MaxAttempts-1
+			a.Sign(o.cfg.Key)
+		}
+		task.Approval, rec.Permit = &a, nil
+		return nil
+	})
+	if err == nil {
+		o.log.Info("task decided", "task", id, "approved", d.Approved, "by", by, "rev", t.Rev)
+	}
+	return t, o.decided(t, err)
+}
+
+// decided names who was quicker when a decision came too late.
+func (o *Orchestrator) decided(t lpmos.Task, err error) error {
+	if c, ok := err.(*lpmos.ConflictError); ok && t.Approval != nil {
+		what := "rejected"
+		if t.Approval.Approved {
+			what = "approved"
+		}
+		return &lpmos.ConflictError{Status: c.Status, Problem: fmt.Sprintf("%s; it was %s by %s at %s", c.Problem, what, t.Approval.By, t.Approval.At.Format("2006-01-02 15:04:05 UTC"))}
+	}
+	return err
+}
+
+// StalePlanError says that nothing was approved, because the plan is not the
+// one that was displayed, or because none was named and data would be erased.
+type StalePlanError struct {
+	Shown string // digest that came with the decision, "" if none did
+	Plan  lpmos.Plan
+}
+
+func (e *StalePlanError) Error() string {
+	if e.Shown == "" {
+		return "the plan erases what was found on " + e.Plan.Effect.Target.String() + ": look at it and send its plan_digest " + e.Plan.Digest
+	}
+	return "the plan changed since it was displayed: nothing was approved; look at it again (its plan_digest is " + e.Plan.Digest + ")"
+}
+
+// Is makes a StalePlanError an lpmos.ErrConflict.
+func (e *StalePlanError) Is(target error) bool { return target == lpmos.ErrConflict }
+
+// Cancel ends a task that has not begun to write.
+func (o *Orchestrator) Cancel(ctx context.Context, id, reason, by string) (lpmos.Task, error) {
+	if len(reason) > lpmos.MaxNotesBytes {
+		return lpmos.Task{}, &lpmos.InvalidError{Field: "reason", Problem: "is longer than 2 KiB"}
+	}
+	t, err := o.put.Transition(ctx, id, store.Move{Cause: lpmos.CauseCanceled, By: by, Message: reason}, nil)
+	if err == nil {
+		o.log.Info("task canceled", "task", id, "by", by, "rev", t.Rev)
+	}
+	return t, err
+}
+
+// Retry begins a failed task anew: the machine is claimed again, the approval
+// is void, and the next attempt waits for the machine to report.
+func (o *Orchestrator) Retry(ctx context.Context, id, by string) (lpmos.Task, error) {
+	t, err := o.put.Transition(ctx, id, store.Move{Cause: lpmos.CauseRetried, By: by}, func(rec *store.Record, m *store.Move) error {
+		t := &rec.Task
+		t.Attempt++
+		t.Hardware, t.Plan, t.Approval, t.Progress, t.Error, t.Receipt, rec.Permit = nil, nil, nil, nil, nil, nil, nil
+		t.Claims, t.ClaimUUID = []lpmos.MAC{t.TargetMAC}, ""
+		m.Message = fmt.Sprintf("Attempt %d begins when the machine boots from the network.", t.Attempt)
+		return nil
+	})
+	if err == nil {
+		o.log.Info("task retried", "task", id, "by", by, "attempt", t.Attempt, "rev", t.Rev)
+	}
+	return t, err
+}
+
+// Delete forgets a task that has ended.
+func (o *Orchestrator) Delete(ctx context.Context, id, by string) error {
+	if err := o.put.DeleteTask(ctx, id); err != nil {
+		return err
+	}
+	o.log.Info("task deleted", "task", id, "by", by)
+	return nil
+}
+
+// CurrentPlan is the plan as it is now.
+func (e *StalePlanError) CurrentPlan() lpmos.Plan { return e.Plan }

@@ -1,0 +1,416 @@
+package orchestrator_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/orchestrator"
+	"github.com/lpmos/lpmos/internal/controlplane/state"
+	"github.com/lpmos/lpmos/internal/store"
+	"github.com/lpmos/lpmos/internal/store/storetest"
+)
+
+// site is a control plane without its edges, and a region's session.
+type site struct {
+	*orchestrator.Orchestrator
+	t     *testing.T
+	store *store.Store
+	state *state.State
+	sess  *store.Session
+	key   ed25519.PrivateKey
+}
+
+var discard = slog.New(slog.DiscardHandler)
+
+func newSite(t *testing.T, cfg orchestrator.Config) *site {
+	t.Helper()
+	st := storetest.New(t)
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Key = key
+	s := &site{t: t, store: st, state: state.New(st, discard), key: key}
+	s.Orchestrator = orchestrator.New(cfg, s.state, st, discard)
+	s.state.Listen(s.Notice)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.state.Run(ctx) })
+	wg.Go(func() { <-s.state.Synced(); s.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+
+	if s.sess, err = st.OpenSession(t.Context(), "dc1", "instance-1", lpmos.Capabilities{Hostname: "test"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.sess.Close)
+	if err := st.PutImage(t.Context(), lpmos.Image{
+		OS: "tiny", Version: "1", Arch: "amd64", Digest: "sha256:" + strings.Repeat("ab", 32),
+		SizeBytes: 64 << 20, UsedBytes: 32 << 20, StoredBytes: 16 << 20, BootModes: []string{"bios", "uefi"},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually("region and image known", func() bool {
+		_, r := s.state.Region("dc1")
+		_, i := s.state.Image("tiny", "1", "amd64")
+		return r && i
+	})
+	return s
+}
+
+func (s *site) eventually(what string, ok func() bool) {
+	s.t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	s.t.Fatalf("never so: %s", what)
+}
+
+func spec(mac string) lpmos.Spec {
+	return lpmos.Spec{RegionID: "dc1", TargetMAC: lpmos.MustMAC(mac), OSType: "tiny", OSVersion: "1"}
+}
+
+func hardware(mac string, others ...string) *lpmos.Hardware {
+	h := &lpmos.Hardware{
+		BootMode: "bios", System: lpmos.System{Serial: "SN-" + mac, UUID: "11111111-2222-4333-8444-" + strings.ReplaceAll(mac, ":", "")},
+		CPU:   lpmos.CPU{Architecture: "amd64"},
+		Disks: []lpmos.Disk{{Device: "/dev/vda", Serial: "disk-" + mac, SizeBytes: 4 << 30, Transport: "virtio"}},
+	}
+	for _, m := range append([]string{mac}, others...) {
+		h.NICs = append(h.NICs, lpmos.NIC{Name: "e" + m, MAC: lpmos.MustMAC(m)})
+	}
+	return h
+}
+
+func (s *site) create(mac string) lpmos.Task {
+	s.t.Helper()
+	t, err := s.Create(s.t.Context(), spec(mac), "tester", "")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return t
+}
+
+func (s *site) is(id string, want lpmos.Status) lpmos.Task {
+	s.t.Helper()
+	var got lpmos.Task
+	s.eventually(fmt.Sprintf("task is %s", want), func() bool {
+		got, _ = s.state.Task(id)
+		return got.Status == want
+	})
+	return got
+}
+
+func (s *site) approvedTask(mac string) lpmos.Task {
+	s.t.Helper()
+	t := s.create(mac)
+	s.ok(s.sess.PutHardware(s.t.Context(), t.ID, 1, hardware(mac)))
+	t = s.is(t.ID, lpmos.AwaitingApproval)
+	if _, err := s.Decide(s.t.Context(), t.ID, api.Decision{Approved: true, PlanDigest: t.Plan.Digest}, "alice"); err != nil {
+		s.t.Fatal(err)
+	}
+	return s.is(t.ID, lpmos.Approved)
+}
+
+func (s *site) request(t lpmos.Task, attempt int, nonce string) lpmos.PermitRequest {
+	return lpmos.PermitRequest{TaskID: t.ID, Attempt: attempt, Nonce: nonce, PlanDigest: t.Plan.Digest, HardwareDigest: t.Plan.HardwareDigest}
+}
+
+func (s *site) ok(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// history checks that nothing was lost or doubled.
+func (s *site) history(id string) []lpmos.Event {
+	s.t.Helper()
+	events, err := s.store.Events(s.t.Context(), id)
+	s.ok(err)
+	if err := lpmos.VerifyEvents(events); err != nil {
+		s.t.Error(err)
+	}
+	return events
+}
+
+func causes(events []lpmos.Event) string {
+	var out []string
+	for _, e := range events {
+		out = append(out, string(e.Cause))
+	}
+	return strings.Join(out, " ")
+}
+
+func TestLife(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	task := s.approvedTask("52:54:00:00:00:01")
+	s.ok(s.sess.PutPermitRequest(t.Context(), s.request(task, 1, strings.Repeat("1", 64))))
+	task = s.is(task.ID, lpmos.Installing)
+	rec, err := s.store.Task(t.Context(), task.ID)
+	s.ok(err)
+	v := lpmos.Verifier{Keys: []ed25519.PublicKey{s.key.Public().(ed25519.PublicKey)}, TaskID: task.ID, Hardware: hardware("52:54:00:00:00:01"), Now: time.Now()}
+	if err := v.Check(task.Plan, task.Approval, rec.Permit, 1, strings.Repeat("1", 64)); err != nil {
+		t.Errorf("the agent would refuse: %v", err)
+	}
+	s.ok(s.sess.PutProgress(t.Context(), &lpmos.Progress{TaskID: task.ID, Attempt: 1, Stage: lpmos.Downloading, Percentage: 45, Message: "image"}))
+	s.ok(s.sess.AppendLog(t.Context(), task.ID, 1, 0, []byte("one\ntwo\n")))
+	s.eventually("progress is shown", func() bool {
+		x, _ := s.state.Task(task.ID)
+		return x.Progress != nil && x.Progress.Percentage == 45 && len(x.LogTail) == 2
+	})
+	s.ok(s.sess.PutResult(t.Context(), lpmos.Result{TaskID: task.ID, Attempt: 1, OK: true, Written: true}))
+	s.is(task.ID, lpmos.Verifying)
+	root, _ := task.Plan.Effect.Partition("root")
+	s.ok(s.sess.PutBooted(t.Context(), task.ID, 1, lpmos.Receipt{RootFSUUID: root.UUID}))
+	task = s.is(task.ID, lpmos.Completed)
+	if got, want := causes(s.history(task.ID)), "created hardware_reported approved permit_granted result_reported called_home"; got != want {
+		t.Errorf("history = %s; want %s", got, want)
+	}
+	if err := s.sess.PutProgress(t.Context(), &lpmos.Progress{TaskID: task.ID, Attempt: 1}); !errors.Is(err, lpmos.ErrNotFound) {
+		t.Errorf("progress after the end = %v; want ErrNotFound, the order is gone", err)
+	}
+	if _, err := s.Create(t.Context(), spec("52:54:00:00:00:01"), "tester", ""); err != nil {
+		t.Errorf("a new task for the machine after the end: %v", err)
+	}
+}
+
+func TestOneLiveTaskPerMachine(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	first := s.create("52:54:00:00:00:01")
+	var won int
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, spelling := range []string{"52:54:00:AA:00:02", "52-54-00-aa-00-02", "5254.00aa.0002", "525400AA0002"} {
+		for range 8 {
+			wg.Go(func() {
+				if _, err := s.Create(t.Context(), spec(spelling), "tester", ""); err == nil {
+					mu.Lock()
+					won++
+					mu.Unlock()
+				} else if !errors.Is(err, lpmos.ErrConflict) {
+					t.Errorf("Create(%s) = %v; want a conflict", spelling, err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if won != 1 {
+		t.Errorf("%d tasks were created for one machine; want 1", won)
+	}
+	t.Run("a second NIC that belongs to another task holds the later one", func(t *testing.T) {
+		s.ok(s.sess.PutHardware(t.Context(), first.ID, 1, hardware("52:54:00:00:00:01", "52:54:00:aa:00:02")))
+		held := s.is(first.ID, lpmos.AwaitingApproval)
+		if !strings.Contains(held.Plan.Problem, "belongs to live task") {
+			t.Errorf("plan problem = %q; want it to name the other task", held.Plan.Problem)
+		}
+		if _, err := s.Decide(t.Context(), first.ID, api.Decision{Approved: true, PlanDigest: held.Plan.Digest}, "alice"); !errors.Is(err, lpmos.ErrConflict) {
+			t.Errorf("approving a held task = %v; want a conflict", err)
+		}
+	})
+}
+
+func TestIdempotencyKey(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	a, err := s.Create(t.Context(), spec("52:54:00:00:00:01"), "tester", "key-1")
+	s.ok(err)
+	b, err := s.Create(t.Context(), spec("52:54:00:00:00:01"), "tester", "key-1")
+	if err != nil || a.ID != b.ID {
+		t.Errorf("repeated request = %s, %v; want the first task %s", b.ID, err, a.ID)
+	}
+	if _, err := s.Create(t.Context(), spec("52:54:00:00:00:09"), "tester", "key-1"); !errors.Is(err, lpmos.ErrConflict) {
+		t.Errorf("another request under the same key = %v; want a conflict", err)
+	}
+}
+
+func TestCreateRefuses(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	for name, edit := range map[string]func(*lpmos.Spec){
+		"an unknown region":  func(x *lpmos.Spec) { x.RegionID = "dc9" },
+		"a bad region":       func(x *lpmos.Spec) { x.RegionID = "dc1/../dc2" },
+		"an unknown system":  func(x *lpmos.Spec) { x.OSType = "plan9" },
+		"a path for version": func(x *lpmos.Spec) { x.OSVersion = "../../etc" },
+		"no MAC":             func(x *lpmos.Spec) { x.TargetMAC = lpmos.MAC{} },
+		"a bad host name":    func(x *lpmos.Spec) { x.Hostname = "a b" },
+		"a key with options": func(x *lpmos.Spec) { x.SSHKeys = []string{`command="x" ssh-ed25519 AAAA`} },
+	} {
+		x := spec("52:54:00:00:00:01")
+		edit(&x)
+		var invalid *lpmos.InvalidError
+		if _, err := s.Create(t.Context(), x, "tester", ""); !errors.As(err, &invalid) {
+			t.Errorf("Create with %s = %v; want an InvalidError", name, err)
+		}
+	}
+	if n := s.state.Tasks(api.Query{}).Total; n != 0 {
+		t.Errorf("%d tasks were stored", n)
+	}
+}
+
+func TestApprovalIsBoundToThePlan(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	task := s.create("52:54:00:00:00:01")
+	h := hardware("52:54:00:00:00:01")
+	s.ok(s.sess.PutHardware(t.Context(), task.ID, 1, h))
+	task = s.is(task.ID, lpmos.AwaitingApproval)
+	shown := task.Plan.Digest
+
+	used := *h
+	used.Disks = []lpmos.Disk{h.Disks[0]}
+	used.Disks[0].Content = lpmos.Content{Filesystem: &lpmos.Filesystem{Type: "ext4", Label: "payroll"}}
+	s.ok(s.sess.PutHardware(t.Context(), task.ID, 1, &used))
+	s.eventually("the plan is another", func() bool { x, _ := s.state.Task(task.ID); return x.Plan.Digest != shown })
+
+	var stale *orchestrator.StalePlanError
+	if _, err := s.Decide(t.Context(), task.ID, api.Decision{Approved: true, PlanDigest: shown}, "alice"); !errors.As(err, &stale) {
+		t.Errorf("approving what was shown before = %v; want a StalePlanError", err)
+	}
+	if _, err := s.Decide(t.Context(), task.ID, api.Decision{Approved: true}, "alice"); !errors.As(err, &stale) {
+		t.Errorf("approving without a digest where data was found = %v; want a StalePlanError", err)
+	}
+	s.is(task.ID, lpmos.AwaitingApproval)
+
+	t.Run("of two who decide one wins and the other hears who", func(t *testing.T) {
+		now, _ := s.state.Task(task.ID)
+		results := make(chan error, 2)
+		for _, who := range []string{"alice", "bob"} {
+			go func() {
+				_, err := s.Decide(t.Context(), task.ID, api.Decision{Approved: true, PlanDigest: now.Plan.Digest}, who)
+				results <- err
+			}()
+		}
+		a, b := <-results, <-results
+		if (a == nil) == (b == nil) {
+			t.Fatalf("results %v and %v; want one to win", a, b)
+		}
+		lost := errors.Join(a, b).Error()
+		if !strings.Contains(lost, "approved by alice") && !strings.Contains(lost, "approved by bob") {
+			t.Errorf("the loser hears %q; want who decided", lost)
+		}
+	})
+	t.Run("a change after the approval voids it", func(t *testing.T) {
+		s.is(task.ID, lpmos.Approved)
+		s.ok(s.sess.PutHardware(t.Context(), task.ID, 1, h))
+		now := s.is(task.ID, lpmos.AwaitingApproval)
+		if now.Approval != nil {
+			t.Errorf("approval = %+v; want none", now.Approval)
+		}
+	})
+	s.history(task.ID)
+}
+
+// Cancel and permit compare the same key: exactly one wins, however close they
+// come.
+func TestCancelAgainstPermit(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	rounds := 100
+	if testing.Short() {
+		rounds = 20
+	}
+	var canceled int
+	for i := range rounds {
+		task := s.approvedTask(fmt.Sprintf("52:54:00:00:%02x:%02x", i>>8, i&255))
+		req := s.request(task, 1, strings.Repeat("1", 64))
+		var cancelErr error
+		var wg sync.WaitGroup
+		wg.Go(func() { s.sess.PutPermitRequest(t.Context(), req) }) // refused when the order is gone
+		wg.Go(func() { _, cancelErr = s.Cancel(t.Context(), task.ID, "", "bob") })
+		wg.Wait()
+		want := lpmos.Installing
+		if cancelErr == nil {
+			want = lpmos.Canceled
+			canceled++
+		}
+		s.is(task.ID, want)
+		events := s.history(task.ID)
+		if got := events[len(events)-1].To; got != want || len(events) != 4 {
+			t.Fatalf("round %d: cancel = %v, but history is %s", i, cancelErr, causes(events))
+		}
+	}
+	t.Logf("cancel won %d of %d", canceled, rounds)
+}
+
+func TestPowerCutMidInstall(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	task := s.approvedTask("52:54:00:00:00:01")
+	nonce := func(c string) string { return strings.Repeat(c, 64) }
+	s.ok(s.sess.PutPermitRequest(t.Context(), s.request(task, 1, nonce("1"))))
+	s.is(task.ID, lpmos.Installing)
+	s.ok(s.sess.PutPermitRequest(t.Context(), s.request(task, 1, nonce("1")))) // a repetition changes nothing
+	for n := 2; n <= 3; n++ {
+		s.ok(s.sess.PutPermitRequest(t.Context(), s.request(task, n-1, nonce(fmt.Sprint(n)))))
+		s.eventually(fmt.Sprintf("attempt %d", n), func() bool { x, _ := s.state.Task(task.ID); return x.Attempt == n && x.Status == lpmos.Installing })
+	}
+	s.ok(s.sess.PutPermitRequest(t.Context(), s.request(task, 3, nonce("4"))))
+	failed := s.is(task.ID, lpmos.Failed)
+	if failed.Error.Code != "attempts_exhausted" || failed.Error.NextStep == "" {
+		t.Errorf("error = %+v; want attempts_exhausted with a next step", failed.Error)
+	}
+	if got, want := causes(s.history(task.ID)), "created hardware_reported approved permit_granted next_attempt next_attempt failed"; got != want {
+		t.Errorf("history = %s; want %s", got, want)
+	}
+	again, err := s.Retry(t.Context(), task.ID, "alice")
+	if err != nil || again.Status != lpmos.Pending || again.Attempt != 4 || again.Approval != nil {
+		t.Errorf("Retry = %+v, %v; want pending, attempt 4, no approval", again, err)
+	}
+}
+
+func TestDeadlines(t *testing.T) {
+	s := newSite(t, orchestrator.Config{InstallingDeadline: time.Millisecond, VerifyingDeadline: time.Millisecond})
+	task := s.approvedTask("52:54:00:00:00:01")
+	s.ok(s.sess.PutPermitRequest(t.Context(), s.request(task, 1, strings.Repeat("1", 64))))
+	stalled := s.is(task.ID, lpmos.Failed)
+	if stalled.Error.Code != "install_stalled" {
+		t.Errorf("error = %+v; want install_stalled", stalled.Error)
+	}
+
+	s = newSite(t, orchestrator.Config{VerifyingDeadline: time.Millisecond})
+	task = s.approvedTask("52:54:00:00:00:01")
+	s.ok(s.sess.PutPermitRequest(t.Context(), s.request(task, 1, strings.Repeat("1", 64))))
+	s.is(task.ID, lpmos.Installing)
+	s.ok(s.sess.PutResult(t.Context(), lpmos.Result{TaskID: task.ID, Attempt: 1, OK: true}))
+	if late := s.is(task.ID, lpmos.Failed); late.Error.Code != store.CodeVerifyDeadline {
+		t.Errorf("error = %+v; want %s", late.Error, store.CodeVerifyDeadline)
+	}
+	root, _ := task.Plan.Effect.Partition("root")
+	s.ok(s.sess.PutBooted(t.Context(), task.ID, 1, lpmos.Receipt{RootFSUUID: root.UUID}))
+	s.is(task.ID, lpmos.Completed)
+	s.history(task.ID)
+}
+
+func TestAgentFailureBeforeTheFirstWrite(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	task := s.approvedTask("52:54:00:00:00:01")
+	s.ok(s.sess.PutResult(t.Context(), lpmos.Result{TaskID: task.ID, Attempt: 1, Failure: &lpmos.Failure{
+		Code: "disk_missing", Cause: "The approved disk is gone.", NextStep: "Put it back, then retry.",
+	}}))
+	got := s.is(task.ID, lpmos.Failed)
+	if got.Error.Code != "disk_missing" {
+		t.Errorf("error = %+v; want disk_missing", got.Error)
+	}
+}
+
+func TestFencedRegionWritesNothing(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	task := s.create("52:54:00:00:00:01")
+	successor, err := s.store.OpenSession(t.Context(), "dc1", "instance-1", lpmos.Capabilities{Hostname: "test"}, nil)
+	s.ok(err)
+	defer successor.Close()
+	if err := s.sess.PutHardware(t.Context(), task.ID, 1, hardware("52:54:00:00:00:01")); !errors.Is(err, store.ErrFenced) {
+		t.Errorf("write of the session that was taken over = %v; want ErrFenced", err)
+	}
+	if err := successor.PutHardware(t.Context(), task.ID, 1, hardware("52:54:00:00:00:01")); err != nil {
+		t.Errorf("write of the successor: %v", err)
+	}
+	s.is(task.ID, lpmos.AwaitingApproval)
+}

@@ -1,0 +1,349 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/store"
+)
+
+// agent and self are who an event is by when no person acted.
+const (
+	byAgent = "agent"
+	bySelf  = "orchestrator"
+)
+
+// errNothing is returned by an edit that finds, on the newest data, that there
+// is nothing to do any more.
+var errNothing = errors.New("nothing to do")
+
+// maxClaims bounds how many NICs of one machine are claimed: each costs
+// operations of one transaction, of which etcd takes 128.
+const maxClaims = 32
+
+// foldEvery is how often progress is copied into the founding key.
+const foldEvery = 5 * time.Second
+
+// reconcile looks at one task and makes at most one transition.
+func (o *Orchestrator) reconcile(ctx context.Context, id string) error {
+	t, ok := o.read.Task(id)
+	if !ok {
+		return nil
+	}
+	r := o.read.Reports(id)
+	err := o.step(ctx, t, r)
+	if errors.Is(err, errNothing) || errors.Is(err, lpmos.ErrNotFound) {
+		return nil
+	}
+	var conflict *lpmos.ConflictError
+	if errors.As(err, &conflict) {
+		return nil // another replica, or a person, was quicker
+	}
+	return err
+}
+
+func (o *Orchestrator) step(ctx context.Context, t lpmos.Task, r api.Reports) error {
+	if r.Result != nil && !r.Result.OK && t.Status.Allows(lpmos.CauseFailed) {
+		return o.fail(ctx, t, lpmos.CauseFailed, r.Result.Failure)
+	}
+	switch t.Status {
+	case lpmos.Pending, lpmos.AwaitingApproval:
+		if r.Hardware != nil {
+			if err := o.plan(ctx, t, r.Hardware); !errors.Is(err, errNothing) {
+				return err
+			}
+		}
+	case lpmos.Approved:
+		if r.Hardware != nil {
+			if err := o.plan(ctx, t, r.Hardware); !errors.Is(err, errNothing) {
+				return err
+			}
+		}
+		if r.Permit != nil {
+			return o.permit(ctx, t, r.Permit, lpmos.CausePermitGranted)
+		}
+	case lpmos.Installing:
+		if r.Result != nil && r.Result.OK {
+			_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: lpmos.CauseResultReported, By: byAgent, Message: "Everything is written; the machine restarts from its own disk."},
+				func(rec *store.Record, _ *store.Move) error {
+					if rec.Task.Attempt != r.Result.Attempt {
+						return errNothing
+					}
+					rec.Task.Progress, rec.Task.LogTail = finished(t, r), logTail(r.Log)
+					return nil
+				})
+			return err
+		}
+		if r.Permit != nil {
+			if err := o.permit(ctx, t, r.Permit, lpmos.CauseNextAttempt); !errors.Is(err, errNothing) {
+				return err
+			}
+		}
+		if err := o.fold(ctx, t, r); err != nil {
+			return err
+		}
+	case lpmos.Verifying:
+		if r.Booted != nil {
+			return o.booted(ctx, t, r)
+		}
+	case lpmos.Failed:
+		if r.Booted != nil && t.Error != nil && t.Error.Code == store.CodeVerifyDeadline {
+			return o.booted(ctx, t, r)
+		}
+	}
+	return o.deadline(ctx, t, r)
+}
+
+// plan makes or renews the plan. The same hardware gives the same plan, so a
+// machine that reports again changes nothing.
+func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware) error {
+	image, ok := o.read.Image(t.OSType, t.OSVersion, t.Arch)
+	if !ok {
+		return o.fail(ctx, t, lpmos.CauseFailed, &lpmos.Failure{
+			Code: "image_missing", Cause: "The image " + t.OSType + "/" + t.OSVersion + "/" + t.Arch + " is no longer in the catalogue.",
+			NextStep: "Import it again, then retry the task.",
+		})
+	}
+	want := lpmos.NewPlan(&t, h, image)
+	if t.Plan != nil && t.Plan.Digest == want.Digest && t.Plan.HardwareDigest == want.HardwareDigest && t.Plan.Problem == want.Problem {
+		return errNothing
+	}
+	move := store.Move{Cause: lpmos.CauseHardwareReported, By: byAgent, Message: "The machine reported its hardware; a plan was made."}
+	if t.Status != lpmos.Pending {
+		move.Cause, move.Message = lpmos.CausePlanChanged, "The machine reported something else than the plan was made for; a new plan was made."
+		if t.Status == lpmos.Approved {
+			move.Message += " The approval is void."
+		}
+	}
+	macs, uuid := identity(t, h)
+	for {
+		_, err := o.put.Transition(ctx, t.ID, move, func(rec *store.Record, _ *store.Move) error {
+			if rec.Task.Attempt != t.Attempt || rec.Task.Status != t.Status {
+				return errNothing
+			}
+			plan := want
+			rec.Task.Hardware, rec.Task.Plan, rec.Task.Approval, rec.Permit = h, &plan, nil, nil
+			rec.Task.Claims, rec.Task.ClaimUUID = macs, uuid
+			return nil
+		})
+		var claimed *store.ClaimError
+		if errors.As(err, &claimed) && want.Problem == "" {
+			// The later task is held for a person; it keeps the one address it
+			// was created with.
+			want.Problem = "A part of this machine (" + claimed.Key + ") belongs to live task " + claimed.Holder + ". Cancel one of the two."
+			macs, uuid = []lpmos.MAC{t.TargetMAC}, ""
+			continue
+		}
+		return err
+	}
+}
+
+// identity is what a task claims of a machine: all NICs and the UUID, if the
+// maker set one.
+func identity(t lpmos.Task, h *lpmos.Hardware) ([]lpmos.MAC, string) {
+	macs := []lpmos.MAC{t.TargetMAC}
+	for _, m := range h.MACs() {
+		if m != t.TargetMAC && len(macs) < maxClaims {
+			macs = append(macs, m)
+		}
+	}
+	switch uuid := h.System.UUID; uuid {
+	case "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff", "03000200-0400-0500-0006-000700080009":
+		return macs, "" // what boards carry whose maker set none
+	default:
+		if !lpmos.ValidTaskID(uuid) {
+			return macs, ""
+		}
+		return macs, uuid
+	}
+}
+
+// permit grants an attempt, or the next one to an agent that was cut off in the
+// middle of one. The transaction compares the status key, as cancel does.
+func (o *Orchestrator) permit(ctx context.Context, t lpmos.Task, req *lpmos.PermitRequest, cause lpmos.Cause) error {
+	var refused *lpmos.Failure
+	_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: cause, By: byAgent}, func(rec *store.Record, m *store.Move) error {
+		refused = nil
+		task := &rec.Task
+		if rec.Permit != nil && rec.Permit.Nonce == req.Nonce || req.Attempt != task.Attempt || task.Approval == nil || task.Plan == nil {
+			return errNothing
+		}
+		attempt := task.Attempt
+		if cause == lpmos.CauseNextAttempt {
+			attempt++
+		}
+		a := task.Approval
+		switch {
+		case req.PlanDigest != a.PlanDigest || req.HardwareDigest != a.HardwareDigest:
+			refused = &lpmos.Failure{Code: "approval_mismatch", Cause: "The machine asked to write for a plan that was not approved.", NextStep: "Look at the hardware and the plan, then retry."}
+		case attempt > a.LastAttempt:
+			refused = &lpmos.Failure{
+				Code: "attempts_exhausted", Cause: fmt.Sprintf("The machine was cut off in %d attempts.", a.LastAttempt-a.FirstAttempt+1),
+				NextStep: "Find out why it restarts (power, memory, watchdog), then retry.",
+			}
+		case attempt == a.FirstAttempt && o.now().After(a.ExpiresAt):
+			refused = &lpmos.Failure{Code: "approval_expired", Cause: "The approval had expired when the machine wanted to begin.", NextStep: "Retry and approve again."}
+		}
+		if refused != nil {
+			return errNothing
+		}
+		p := lpmos.Permit{
+			TaskID: task.ID, Attempt: attempt, Nonce: req.Nonce, PlanDigest: a.PlanDigest, HardwareDigest: a.HardwareDigest, GrantedAt: o.now().UTC(),
+		}
+		p.Sign(o.cfg.Key)
+		rec.Permit, task.Attempt = &p, attempt
+		m.Message = "The machine may write; erasing begins."
+		if cause == lpmos.CauseNextAttempt {
+			task.Progress = nil
+			m.Message = fmt.Sprintf("The machine came back in the middle of an install and begins again (attempt %d).", attempt)
+		}
+		return nil
+	})
+	if refused != nil {
+		return o.fail(ctx, t, lpmos.CauseFailed, refused)
+	}
+	return err
+}
+
+// booted completes a task: the installed system ran from its disk and reported.
+func (o *Orchestrator) booted(ctx context.Context, t lpmos.Task, r api.Reports) error {
+	root, ok := lpmos.PlannedPartition{}, false
+	if t.Plan != nil {
+		root, ok = t.Plan.Effect.Partition("root")
+	}
+	if !ok || r.Booted.RootFSUUID != root.UUID {
+		return o.fail(ctx, t, lpmos.CauseFailed, &lpmos.Failure{
+			Code:     "booted_other_system",
+			Cause:    fmt.Sprintf("A system called home whose root filesystem is %q, not the one that was installed (%q).", r.Booted.RootFSUUID, root.UUID),
+			NextStep: "See which disk the firmware boots first.",
+		})
+	}
+	_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: lpmos.CauseCalledHome, By: byAgent, Message: "The installed system booted from its disk and called home."},
+		func(rec *store.Record, _ *store.Move) error {
+			rec.Task.Receipt, rec.Task.Error = r.Booted, nil
+			if tail := logTail(r.Log); tail != nil {
+				rec.Task.LogTail = tail
+			}
+			return nil
+		})
+	return err
+}
+
+// fail ends a task for a cause and with a next step.
+func (o *Orchestrator) fail(ctx context.Context, t lpmos.Task, cause lpmos.Cause, f *lpmos.Failure) error {
+	failure := lpmos.Failure{Code: "unknown", Cause: "The agent reported a failure without saying which.", NextStep: "Read the log, then retry."}
+	if f != nil {
+		failure = *f
+	}
+	r := o.read.Reports(t.ID)
+	failure.Attempt, failure.At = t.Attempt, o.now().UTC()
+	by := byAgent
+	if cause == lpmos.CauseDeadline {
+		by = bySelf
+	}
+	_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: cause, By: by, Message: failure.Cause}, func(rec *store.Record, _ *store.Move) error {
+		if rec.Task.Attempt != t.Attempt || rec.Task.Status != t.Status {
+			return errNothing
+		}
+		rec.Task.Error, rec.Task.LogTail = &failure, logTail(r.Log)
+		if p := r.Progress; p != nil && p.After(rec.Task.Progress) {
+			rec.Task.Progress = p
+		}
+		return nil
+	})
+	return err
+}
+
+// deadline ends what has stood still for too long.
+func (o *Orchestrator) deadline(ctx context.Context, t lpmos.Task, r api.Reports) error {
+	if !t.Status.Live() {
+		return nil
+	}
+	s := o.watch[t.ID]
+	contact := r.Rev
+	if t.Status != lpmos.Approved && t.Status != lpmos.Installing {
+		contact = 0 // nothing but the next status counts
+	}
+	if s == nil || s.status != t.Status || s.attempt != t.Attempt || s.rev != contact {
+		folded := time.Time{}
+		if s != nil {
+			folded = s.folded
+		}
+		o.watch[t.ID] = &sight{status: t.Status, attempt: t.Attempt, rev: contact, since: o.now(), folded: folded}
+		return nil
+	}
+	stood := o.now().Sub(s.since)
+	switch t.Status {
+	case lpmos.Pending:
+		if stood > o.cfg.PendingDeadline {
+			return o.fail(ctx, t, lpmos.CauseDeadline, &lpmos.Failure{Code: "never_booted", Cause: "The machine never booted the agent.", NextStep: "Check its power, its cabling and that it boots from the network, then retry."})
+		}
+	case lpmos.AwaitingApproval:
+		if stood > o.cfg.PendingDeadline {
+			return o.fail(ctx, t, lpmos.CauseDeadline, &lpmos.Failure{Code: "nobody_decided", Cause: "Nobody decided about this task.", NextStep: "Retry it when somebody can."})
+		}
+	case lpmos.Approved:
+		if stood > o.cfg.ApprovedDeadline {
+			_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: lpmos.CauseApprovalExpired, By: bySelf, Message: "The machine was not heard of; the approval is void."},
+				func(rec *store.Record, _ *store.Move) error {
+					rec.Task.Approval, rec.Permit = nil, nil
+					return nil
+				})
+			return err
+		}
+	case lpmos.Installing:
+		if stood > o.cfg.InstallingDeadline {
+			f := &lpmos.Failure{Code: "install_stalled", Cause: "Nothing was heard of the install for " + stood.Round(time.Second).String() + ".", NextStep: "Look at the machine's console; retry when it is back."}
+			if p := t.Progress; p != nil {
+				f.Stage, f.Evidence = p.Stage, p.Message
+			}
+			return o.fail(ctx, t, lpmos.CauseDeadline, f)
+		}
+	case lpmos.Verifying:
+		if stood > o.cfg.VerifyingDeadline {
+			return o.fail(ctx, t, lpmos.CauseDeadline, &lpmos.Failure{
+				Code: store.CodeVerifyDeadline, Cause: "The installed system did not call home within " + o.cfg.VerifyingDeadline.String() + ".",
+				NextStep: "Look at the machine's console: does it boot its own disk, and can it reach the region? If it reports later, the task completes by itself.",
+			})
+		}
+	}
+	return nil
+}
+
+func (o *Orchestrator) fold(ctx context.Context, t lpmos.Task, r api.Reports) error {
+	s := o.watch[t.ID]
+	if s == nil || r.Progress == nil || r.Progress.Attempt != t.Attempt || o.now().Sub(s.folded) < foldEvery || r.Rev == s.rev {
+		return nil
+	}
+	s.folded = o.now()
+	return o.put.FoldProgress(ctx, r.Progress, logTail(r.Log))
+}
+
+// finished is the progress an attempt ends on.
+func finished(t lpmos.Task, r api.Reports) *lpmos.Progress {
+	p := t.Progress
+	if r.Progress != nil && r.Progress.After(p) {
+		p = r.Progress
+	}
+	return p
+}
+
+// logTail is what is kept of a log in the task itself, for when its region has
+// cleared the rest away.
+func logTail(log []string) []string {
+	const lines, size = 500, 64 << 10
+	if len(log) > lines {
+		log = log[len(log)-lines:]
+	}
+	n := 0
+	for i := len(log) - 1; i >= 0; i-- {
+		if n += len(log[i]) + 1; n > size {
+			return log[i+1:]
+		}
+	}
+	return log
+}

@@ -1,0 +1,278 @@
+// Package rest is the control plane's REST API (contract §4, api/openapi.yaml):
+// plain Gin handlers over the read model and the orchestrator. gin.Context does
+// not leave this package.
+package rest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
+)
+
+// Limits of request bodies, in bytes.
+const (
+	maxBody  = 256 << 10
+	maxLimit = 1000
+)
+
+// Reader is the read model.
+type Reader interface {
+	Ready() bool
+	Rev() int64
+	StoreID() string
+	Task(id string) (lpmos.Task, bool)
+	Tasks(api.Query) api.Page
+	Logs(id string) ([]string, bool)
+	Regions() []lpmos.Region
+	Region(id string) (lpmos.Region, bool)
+	Images() []lpmos.Image
+	Discovered() []lpmos.Discovered
+}
+
+// Actions is the orchestrator.
+type Actions interface {
+	Create(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error)
+	Decide(ctx context.Context, id string, d api.Decision, by string) (lpmos.Task, error)
+	Cancel(ctx context.Context, id, reason, by string) (lpmos.Task, error)
+	Retry(ctx context.Context, id, by string) (lpmos.Task, error)
+	Delete(ctx context.Context, id, by string) error
+}
+
+// Store is what goes to the store without a decision.
+type Store interface {
+	Events(ctx context.Context, id string) ([]lpmos.Event, error)
+	Healthy(ctx context.Context) error
+	PutImage(ctx context.Context, i lpmos.Image) error
+	DeleteImage(ctx context.Context, os, version, arch string) error
+}
+
+// Blobs are files by content.
+type Blobs interface {
+	Open(ctx context.Context, digest string) (*os.File, int64, error)
+	Put(ctx context.Context, digest string, r io.Reader) (lpmos.Blob, error)
+	Has(digest string) bool
+}
+
+// API serves /api/v1 and the health pages.
+type API struct {
+	read  Reader
+	act   Actions
+	store Store
+	blobs Blobs
+	boot  func(context.Context, lpmos.BootImage) error
+	spec  []byte
+	log   *slog.Logger
+}
+
+// New makes the API. publish registers a boot image; spec is api/openapi.yaml.
+func New(read Reader, act Actions, store Store, blobs Blobs, publish func(context.Context, lpmos.BootImage) error, spec []byte, log *slog.Logger) *API {
+	return &API{read: read, act: act, store: store, blobs: blobs, boot: publish, spec: spec, log: log}
+}
+
+// Route is one entry of the route table.
+type Route struct {
+	Method, Path string // Path as Gin spells it
+	handler      gin.HandlerFunc
+}
+
+func (a *API) routes() []Route {
+	const v1 = "/api/v1"
+	return []Route{
+		{"GET", "/healthz", a.healthz},
+		{"GET", "/readyz", a.readyz},
+		{"GET", v1 + "/openapi.yaml", a.openapi},
+		{"POST", v1 + "/tasks", a.createTask},
+		{"GET", v1 + "/tasks", a.listTasks},
+		{"GET", v1 + "/tasks/:id", a.getTask},
+		{"DELETE", v1 + "/tasks/:id", a.deleteTask},
+		{"PUT", v1 + "/tasks/:id/approve", a.approveTask},
+		{"POST", v1 + "/tasks/:id/cancel", a.cancelTask},
+		{"POST", v1 + "/tasks/:id/retry", a.retryTask},
+		{"GET", v1 + "/tasks/:id/events", a.taskEvents},
+		{"GET", v1 + "/tasks/:id/logs", a.taskLogs},
+		{"GET", v1 + "/tasks/:id/plan", a.taskPlan},
+		{"GET", v1 + "/regions", a.listRegions},
+		{"GET", v1 + "/regions/:id", a.getRegion},
+		{"GET", v1 + "/machines", a.listMachines},
+		{"GET", v1 + "/images", a.listImages},
+		{"PUT", v1 + "/images/:os/:version/:arch", a.putImage},
+		{"DELETE", v1 + "/images/:os/:version/:arch", a.deleteImage},
+		{"PUT", v1 + "/bootimage", a.putBootImage},
+		{"GET", v1 + "/blobs/:sha256", a.getBlob},
+		{"HEAD", v1 + "/blobs/:sha256", a.getBlob},
+		{"PUT", v1 + "/blobs/:sha256", a.putBlob},
+	}
+}
+
+// Routes is the route table, for the test that compares it with the contract.
+func (a *API) Routes() []Route { return a.routes() }
+
+// Handler serves the API; everything that is not its goes to other.
+func (a *API) Handler(other http.Handler) http.Handler {
+	gin.SetMode(gin.ReleaseMode)
+	e := gin.New()
+	e.RedirectTrailingSlash, e.HandleMethodNotAllowed, e.UseRawPath = false, true, true
+	if err := e.SetTrustedProxies(nil); err != nil {
+		panic("rest: trust no proxy: " + err.Error())
+	}
+	e.Use(a.recover)
+	for _, r := range a.routes() {
+		e.Handle(r.Method, r.Path, r.handler)
+	}
+	e.NoMethod(func(c *gin.Context) {
+		if strings.HasPrefix(c.Request.URL.Path, "/api/") {
+			a.problem(c, http.StatusMethodNotAllowed, "Method not allowed", c.Request.Method+" is not a method of this resource")
+			return
+		}
+		other.ServeHTTP(c.Writer, c.Request)
+	})
+	e.NoRoute(func(c *gin.Context) {
+		if strings.HasPrefix(c.Request.URL.Path, "/api/") {
+			a.problem(c, http.StatusNotFound, "Not found", "there is no "+c.Request.URL.Path+"; see /api/v1/openapi.yaml")
+			return
+		}
+		c.Status(http.StatusOK) // NoRoute begins with 404
+		other.ServeHTTP(c.Writer, c.Request)
+	})
+	return e
+}
+
+func (a *API) recover(c *gin.Context) {
+	defer func() {
+		if p := recover(); p != nil {
+			if p == http.ErrAbortHandler {
+				panic(p)
+			}
+			a.log.Error("handler panicked", "path", c.Request.URL.Path, "err", p)
+			a.problem(c, http.StatusInternalServerError, "Internal error", "")
+		}
+	}()
+	c.Next()
+}
+
+// Problem is an RFC 9457 body.
+type Problem struct {
+	Type       string       `json:"type"`
+	Title      string       `json:"title"`
+	Status     int          `json:"status"`
+	Detail     string       `json:"detail,omitempty"`
+	Field      string       `json:"field,omitempty"`       // of the request, that cannot be accepted
+	TaskStatus lpmos.Status `json:"task_status,omitempty"` // that was in the way
+	PlanDigest string       `json:"plan_digest,omitempty"` // of the plan as it is now
+	Plan       *lpmos.Plan  `json:"plan,omitempty"`
+}
+
+func (a *API) problem(c *gin.Context, status int, title, detail string) {
+	a.send(c, Problem{Type: "about:blank", Title: title, Status: status, Detail: detail})
+}
+
+func (a *API) send(c *gin.Context, p Problem) {
+	c.Header("Content-Type", "application/problem+json")
+	c.AbortWithStatusJSON(p.Status, p)
+}
+
+// stale is how the orchestrator says that the plan is another one now.
+type stale interface {
+	error
+	CurrentPlan() lpmos.Plan
+}
+
+// fail is the one place where errors become answers.
+func (a *API) fail(c *gin.Context, err error) {
+	p := Problem{Type: "about:blank", Detail: err.Error()}
+	var invalid *lpmos.InvalidError
+	var conflict *lpmos.ConflictError
+	var old stale
+	switch {
+	case errors.As(err, &old):
+		plan := old.CurrentPlan()
+		p.Title, p.Status, p.Plan, p.PlanDigest = "The plan is not the one that was approved", http.StatusConflict, &plan, plan.Digest
+	case errors.As(err, &invalid):
+		p.Title, p.Status, p.Field = "Invalid request", http.StatusBadRequest, invalid.Field
+	case errors.Is(err, lpmos.ErrTooLarge):
+		p.Title, p.Status = "Request too large", http.StatusRequestEntityTooLarge
+	case errors.As(err, &conflict):
+		p.Title, p.Status, p.TaskStatus = "Conflict", http.StatusConflict, conflict.Status
+	case errors.Is(err, lpmos.ErrConflict):
+		p.Title, p.Status = "Conflict", http.StatusConflict
+	case errors.Is(err, lpmos.ErrNotFound):
+		p.Title, p.Status = "Not found", http.StatusNotFound
+	case errors.Is(err, lpmos.ErrUnavailable):
+		c.Header("Retry-After", "2")
+		p.Title, p.Status = "Unavailable", http.StatusServiceUnavailable
+	default:
+		a.log.Error("request", "path", c.Request.URL.Path, "err", err)
+		p.Title, p.Status, p.Detail = "Internal error", http.StatusInternalServerError, ""
+	}
+	a.send(c, p)
+}
+
+func (a *API) decode(c *gin.Context, v any) bool {
+	if ct := c.ContentType(); ct != "application/json" {
+		a.problem(c, http.StatusUnsupportedMediaType, "Unsupported media type", "send application/json")
+		return false
+	}
+	if err := lpmos.DecodeJSON(c.Request.Body, maxBody, v); err != nil {
+		a.fail(c, err)
+		return false
+	}
+	return true
+}
+
+// who is the person behind a request, as long as nobody logs in.
+func who(c *gin.Context) string {
+	host, _, _ := strings.Cut(c.Request.RemoteAddr, ":")
+	if host == "" || strings.HasPrefix(c.Request.RemoteAddr, "@") {
+		host = "local"
+	}
+	return "operator@" + host
+}
+
+func (a *API) healthz(c *gin.Context) { c.String(http.StatusOK, "ok\n") }
+
+func (a *API) readyz(c *gin.Context) {
+	ctx, cancel := context.WithTimeout(c.Request.Context(), 2*time.Second)
+	defer cancel()
+	if !a.read.Ready() {
+		a.problem(c, http.StatusServiceUnavailable, "Not ready", "the tasks are not in memory yet")
+		return
+	}
+	if err := a.store.Healthy(ctx); err != nil {
+		a.fail(c, err)
+		return
+	}
+	c.String(http.StatusOK, "ready\n")
+}
+
+func (a *API) openapi(c *gin.Context) { c.Data(http.StatusOK, "application/yaml", a.spec) }
+
+func intQuery(c *gin.Context, name string, most int) (int, error) {
+	v := c.Query(name)
+	if v == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 || n > most {
+		return 0, &lpmos.InvalidError{Field: name, Problem: "is not a number from 1 to " + strconv.Itoa(most), Value: v}
+	}
+	return n, nil
+}
+
+// list makes JSON say [] where there is nothing.
+func list[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}

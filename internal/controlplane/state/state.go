@@ -1,0 +1,376 @@
+// Package state is the control plane's read model: every task, region and
+// image in memory, kept fresh by one watch on the store. Lists, filters, counts
+// and pages are answered from here; decisions are made against the store
+// itself, by the orchestrator.
+//
+// Run is the only writer. All other methods may be called concurrently; what
+// they return is a copy whose pointers lead to values that are never changed
+// in place.
+package state
+
+import (
+	"context"
+	"iter"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/store"
+)
+
+type source interface {
+	ID() string
+	Changes(ctx context.Context, scope store.Scope) iter.Seq2[store.Batch, error]
+}
+
+var _ source = (*store.Store)(nil)
+
+// State is the read model.
+type State struct {
+	src    source
+	log    *slog.Logger
+	listen []func(api.Update)
+	synced chan struct{}
+
+	mu      sync.RWMutex // guards what follows
+	rev     int64
+	ready   bool
+	tasks   map[string]*task
+	order   []*task // newest first, by creation and then id
+	counts  map[lpmos.Status]int
+	regions map[string]*region
+	images  map[string]lpmos.Image
+	found   map[lpmos.MAC]lpmos.Discovered
+	global  store.Global
+}
+
+type task struct {
+	lpmos.Task
+	reports map[int]*reports // by attempt
+	placed  bool             // in State.order
+	search  string           // lower case, what free text is looked for in
+}
+
+type reports struct {
+	api.Reports
+	chunks map[int]string
+}
+
+type region struct {
+	lpmos.Region
+	alive bool
+}
+
+// New makes an empty read model. Listeners are called by Run, one update at a
+// time in the order of revisions; they must not block.
+func New(src source, log *slog.Logger, listen ...func(api.Update)) *State {
+	s := &State{src: src, log: log, listen: listen, synced: make(chan struct{})}
+	s.clear()
+	return s
+}
+
+func (s *State) clear() {
+	s.tasks, s.order, s.counts = map[string]*task{}, nil, map[lpmos.Status]int{}
+	s.regions, s.images, s.found = map[string]*region{}, map[string]lpmos.Image{}, map[lpmos.MAC]lpmos.Discovered{}
+	s.global = store.Global{}
+}
+
+// Listen adds a listener. It must not be called once Run has begun.
+func (s *State) Listen(f func(api.Update)) { s.listen = append(s.listen, f) }
+
+// Run follows the store until ctx ends.
+func (s *State) Run(ctx context.Context) error {
+	for b, err := range s.src.Changes(ctx, store.All) {
+		if err != nil {
+			return err
+		}
+		u := s.apply(b)
+		for _, f := range s.listen {
+			f(u)
+		}
+	}
+	return nil
+}
+
+// Synced is closed when the first listing is in memory.
+func (s *State) Synced() <-chan struct{} { return s.synced }
+
+// apply brings one batch into memory. In the update, status comes last: its
+// revision is a safe place to resume after.
+func (s *State) apply(b store.Batch) api.Update {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := api.Update{Rev: b.Rev, Reset: b.Reset}
+	if b.Reset {
+		s.clear()
+	}
+	s.rev = b.Rev
+	touched := map[string]bool{}
+	var statuses []string
+	for _, c := range b.Changes {
+		switch c.Key.Kind {
+		case store.KindMetadata, store.KindStatus, store.KindHardware, store.KindPlan, store.KindApproval,
+			store.KindProgress, store.KindLogs, store.KindError, store.KindReceipt:
+			s.applyTask(c, touched)
+			if c.Value == nil {
+				continue
+			}
+			switch c.Key.Kind {
+			case store.KindStatus:
+				statuses = append(statuses, c.Key.TaskID)
+			case store.KindHardware:
+				if t := s.tasks[c.Key.TaskID]; t != nil {
+					u.Events = append(u.Events, api.Event{Type: api.EventHardware, TaskID: t.ID, RegionID: t.RegionID, Hardware: t.Hardware})
+				}
+			}
+		case store.KindReportAgent, store.KindReportHardware, store.KindReportProgress, store.KindReportPermit,
+			store.KindReportLog, store.KindReportResult, store.KindReportBooted:
+			if e, ok := s.applyReport(c); ok {
+				u.Events = append(u.Events, e)
+			}
+			touched[c.Key.TaskID] = true
+		case store.KindHeartbeat, store.KindCapabilities:
+			if e, ok := s.applyRegion(c); ok {
+				u.Events = append(u.Events, e)
+			}
+		case store.KindImage:
+			name := c.Key.OS + "/" + c.Key.Version + "/" + c.Key.Arch
+			if i, err := store.Decode[lpmos.Image](c); c.Value == nil || err != nil {
+				delete(s.images, name)
+				s.report(err, c)
+			} else {
+				s.images[name] = i
+			}
+		case store.KindDiscovered:
+			if d, err := store.Decode[lpmos.Discovered](c); c.Value == nil || err != nil {
+				delete(s.found, c.Key.MAC)
+				s.report(err, c)
+			} else {
+				s.found[c.Key.MAC] = d
+			}
+		case store.KindGlobal:
+			g, err := store.Decode[store.Global](c)
+			s.report(err, c)
+			s.global = g
+		}
+	}
+	for id := range touched {
+		if t := s.tasks[id]; t != nil {
+			t.index()
+		}
+	}
+	if b.Reset {
+		s.rebuild()
+		u.Events = nil
+		if !s.ready {
+			s.ready = true
+			close(s.synced)
+		}
+	} else {
+		for _, id := range statuses {
+			if t := s.tasks[id]; t != nil {
+				u.Events = append(u.Events, api.Event{
+					Type: api.EventStatus, TaskID: id, RegionID: t.RegionID, Status: string(t.Status), Attempt: t.Attempt, Failure: t.Error,
+				})
+			}
+		}
+	}
+	u.Tasks = slices.Sorted(maps.Keys(touched))
+	return u
+}
+
+func (s *State) report(err error, c store.Change) {
+	if err != nil && c.Value != nil {
+		s.log.Error("value in the store cannot be read", "key", c.Key.String(), "err", err)
+	}
+}
+
+func (s *State) applyTask(c store.Change, touched map[string]bool) {
+	id := c.Key.TaskID
+	touched[id] = true
+	t := s.tasks[id]
+	if c.Value == nil && (c.Key.Kind == store.KindStatus || t == nil) {
+		if t != nil {
+			s.count(t.Status, -1)
+			delete(s.tasks, id)
+			s.order = slices.DeleteFunc(s.order, func(o *task) bool { return o == t })
+		}
+		return
+	}
+	fresh := t == nil
+	if fresh {
+		t = &task{reports: map[int]*reports{}}
+		t.ID = id
+		s.tasks[id] = t
+	}
+	before := t.Status
+	if err := store.SetPart(&t.Task, c.Key, c.Value); err != nil {
+		s.log.Error("value in the store cannot be read", "key", c.Key.String(), "err", err)
+		return
+	}
+	t.Rev = max(t.Rev, c.Rev)
+	if before != t.Status {
+		s.count(before, -1)
+		s.count(t.Status, 1)
+	}
+	// Metadata is the first key of a new task's transaction that says when it
+	// was created, which decides its place.
+	if c.Key.Kind == store.KindMetadata && s.ready && !t.placed {
+		t.placed = true
+		at, _ := slices.BinarySearchFunc(s.order, t, newestFirst)
+		s.order = slices.Insert(s.order, at, t)
+	}
+}
+
+func newestFirst(a, b *task) int {
+	if c := b.CreatedAt.Compare(a.CreatedAt); c != 0 {
+		return c
+	}
+	return strings.Compare(a.ID, b.ID)
+}
+
+func (s *State) rebuild() {
+	s.order = slices.SortedFunc(maps.Values(s.tasks), newestFirst)
+	for _, t := range s.order {
+		t.placed = true
+	}
+}
+
+func (s *State) count(st lpmos.Status, n int) {
+	if st != "" {
+		s.counts[st] += n
+	}
+}
+
+func (s *State) applyReport(c store.Change) (api.Event, bool) {
+	t := s.tasks[c.Key.TaskID]
+	if t == nil {
+		if c.Value == nil {
+			return api.Event{}, false
+		}
+		// A listing is in key order, and regions/ comes before tasks/.
+		t = &task{reports: map[int]*reports{}}
+		t.ID = c.Key.TaskID
+		s.tasks[t.ID] = t
+	}
+	r := t.reports[c.Key.Attempt]
+	if r == nil {
+		r = &reports{chunks: map[int]string{}}
+		t.reports[c.Key.Attempt] = r
+	}
+	r.Rev = max(r.Rev, c.Rev)
+	e := api.Event{TaskID: t.ID, RegionID: c.Key.Region, Attempt: c.Key.Attempt}
+	var err error
+	switch c.Key.Kind {
+	case store.KindReportAgent:
+		r.Agent, err = pointer[lpmos.AgentRecord](c)
+	case store.KindReportHardware:
+		r.Hardware, err = pointer[lpmos.Hardware](c)
+		r.HardwareRev = c.Rev
+	case store.KindReportPermit:
+		r.Permit, err = pointer[lpmos.PermitRequest](c)
+	case store.KindReportResult:
+		r.Result, err = pointer[lpmos.Result](c)
+	case store.KindReportBooted:
+		r.Booted, err = pointer[lpmos.Receipt](c)
+	case store.KindReportProgress:
+		was := t.progress()
+		r.Progress, err = pointer[lpmos.Progress](c)
+		if p := r.Progress; p != nil && c.Key.Attempt == t.Attempt && p.After(was) {
+			e.Type, e.Progress = api.EventProgress, p
+		}
+	case store.KindReportLog:
+		var text string
+		if c.Value != nil {
+			text, err = store.Decode[string](c)
+		}
+		added := strings.TrimPrefix(text, r.chunks[c.Key.Chunk])
+		r.chunks[c.Key.Chunk] = text
+		if lines := splitLines(added); len(lines) > 0 {
+			e.Type, e.Lines = api.EventLog, lines
+		}
+	}
+	s.report(err, c)
+	return e, e.Type != ""
+}
+
+func pointer[T any](c store.Change) (*T, error) {
+	if c.Value == nil {
+		return nil, nil
+	}
+	v, err := store.Decode[T](c)
+	if err != nil {
+		return nil, err
+	}
+	return &v, nil
+}
+
+func (s *State) applyRegion(c store.Change) (api.Event, bool) {
+	r := s.regions[c.Key.Region]
+	if r == nil {
+		r = &region{Region: lpmos.Region{ID: c.Key.Region, Status: "offline"}}
+		s.regions[r.ID] = r
+	}
+	r.Rev = c.Rev
+	if c.Key.Kind == store.KindCapabilities {
+		caps, err := pointer[lpmos.Capabilities](c)
+		s.report(err, c)
+		r.Capabilities = caps
+		return api.Event{}, false
+	}
+	was := r.Status
+	r.alive, r.Status = c.Value != nil, "offline"
+	if r.alive {
+		r.Status = "online"
+	}
+	if was != r.Status || r.Since.IsZero() {
+		r.Since = time.Now().UTC()
+	}
+	return api.Event{Type: api.EventRegion, RegionID: r.ID, Status: r.Status}, was != r.Status
+}
+
+// progress is the newest there is: the region's report laid over what was
+// folded into the task, so that nothing moves backwards.
+func (t *task) progress() *lpmos.Progress {
+	p := t.Task.Progress
+	if r := t.reports[t.Attempt]; r != nil && r.Progress != nil && r.Progress.After(p) {
+		p = r.Progress
+	}
+	return p
+}
+
+func (t *task) view() lpmos.Task {
+	v := t.Task
+	v.Progress = t.progress()
+	for _, r := range t.reports {
+		v.Rev = max(v.Rev, r.Rev)
+	}
+	return v
+}
+
+func (t *task) index() {
+	parts := []string{t.ID, t.Hostname, t.TargetMAC.String(), t.OSType, t.OSVersion, t.RegionID, t.CreatedBy, t.Notes}
+	for _, m := range t.Claims {
+		parts = append(parts, m.String())
+	}
+	if h := t.Hardware; h != nil {
+		parts = append(parts, h.System.Serial, h.System.Manufacturer, h.System.Product, h.System.UUID)
+		for _, d := range h.Disks {
+			parts = append(parts, d.Serial, d.Model)
+		}
+	}
+	t.search = strings.ToLower(strings.Join(parts, "\n"))
+}
+
+func splitLines(text string) []string {
+	text = strings.TrimRight(text, "\n")
+	if text == "" {
+		return nil
+	}
+	return strings.Split(text, "\n")
+}

@@ -1,0 +1,365 @@
+package web
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
+)
+
+type approveView struct {
+	lpmos.Task
+	OS       string
+	Machine  *machineView
+	Plan     *planView
+	Erased   verdict
+	Kept     verdict
+	Written  verdict
+	Shown    string // the facts of this page, for a comparison if the plan changes
+	Notes    string
+	Serial   string
+	Problems []fieldProblem
+	Command  string
+	MACs     []string
+	Person   string
+}
+
+type verdict struct{ Big, Text string }
+
+// fieldProblem is what is wrong with one field of a form.
+type fieldProblem struct{ Field, Text string }
+
+// problemsOf lets templates ask for the problem of a field.
+type problemsOf []fieldProblem
+
+func (p problemsOf) Of(field string) string {
+	for _, q := range p {
+		if q.Field == field {
+			return q.Text
+		}
+	}
+	return ""
+}
+
+func (v approveView) Problem(field string) string { return problemsOf(v.Problems).Of(field) }
+
+func (w *Web) approveForm(rw http.ResponseWriter, r *http.Request) {
+	rev := w.rev()
+	t, err := w.find(r)
+	if err != nil {
+		w.fail(rw, r, err)
+		return
+	}
+	if t.Status != lpmos.AwaitingApproval || t.Plan == nil {
+		// An old link: the task's own page says what became of it.
+		http.Redirect(rw, r, "/tasks/"+t.ID, http.StatusSeeOther)
+		return
+	}
+	v := w.newApprove(r, t)
+	v.Notes = lpmos.Shorten(r.URL.Query().Get("notes"), lpmos.MaxNotesBytes) // kept from a plan that changed
+	w.showApprove(rw, r, http.StatusOK, v, rev)
+}
+
+func (w *Web) showApprove(rw http.ResponseWriter, r *http.Request, status int, v approveView, rev int64) {
+	w.show(rw, r, status, "approve", page{Title: "Approve " + v.Hostname, Nav: "approvals", Watch: v.ID, Rev: rev, Body: v})
+}
+
+func (w *Web) newApprove(r *http.Request, t lpmos.Task) approveView {
+	images := w.reader.Images()
+	v := approveView{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Machine: newMachine(t), Plan: newPlan(t, images),
+		Command: commandApprove(t.ID, t.Plan), Person: w.cfg.Person(r)}
+	for _, m := range t.Claims {
+		v.MACs = append(v.MACs, m.String())
+	}
+	v.Erased, v.Kept, v.Written = verdicts(t.Plan, v.OS)
+	shown, _ := json.Marshal(facts(t.Plan, v.OS))
+	v.Shown = string(shown)
+	return v
+}
+
+// verdicts are the three answers: what is lost, what stays, what comes.
+func verdicts(p *lpmos.Plan, os string) (erased, kept, written verdict) {
+	var keptBytes int64
+	var keptHolds []string // each once: the members of an array say the same
+	n := 0
+	for _, d := range p.Observed {
+		h := holds(d.Content, d.Unknown)
+		if p.Problem == "" && d.Disk == p.Effect.Target {
+			erased = verdict{"1 disk, " + size(d.Disk.SizeBytes), "Nothing was found on it."}
+			if !h.Blank {
+				erased.Text = sentence(h.String())
+			}
+			continue
+		}
+		n++
+		keptBytes += d.Disk.SizeBytes
+		if s := h.String(); !h.Blank && !slices.Contains(keptHolds, s) {
+			keptHolds = append(keptHolds, s)
+		}
+	}
+	if erased.Big == "" {
+		erased = verdict{"nothing", "No plan could be made."}
+	}
+	kept = verdict{"no other disk", "The machine has only this one."}
+	if n > 0 {
+		kept = verdict{plural(n, "disk", "disks") + ", " + size(keptBytes), "Nothing was found on " + map[bool]string{true: "it.", false: "them."}[n == 1]}
+		if len(keptHolds) > 0 {
+			kept.Text = sentence(strings.Join(keptHolds[:min(2, len(keptHolds))], "; "))
+		}
+	}
+	written = verdict{os, size(p.Effect.Image.UsedBytes) + " image, then called " + p.Effect.Hostname + ", address by DHCP."}
+	if p.Problem != "" {
+		written = verdict{"nothing", p.Problem}
+	}
+	return erased, kept, written
+}
+
+func (w *Web) decide(rw http.ResponseWriter, r *http.Request) {
+	if !readForm(rw, r) {
+		return
+	}
+	rev := w.rev()
+	t, err := w.find(r)
+	if err != nil {
+		w.fail(rw, r, err)
+		return
+	}
+	f := r.PostForm
+	d := api.Decision{Approved: f.Get("approved") == "true", Notes: strings.TrimSpace(f.Get("notes")), PlanDigest: f.Get("plan_digest"), SerialEnd: strings.TrimSpace(f.Get("serial_end"))}
+	if t.Status != lpmos.AwaitingApproval || t.Plan == nil {
+		w.decidedAlready(rw, r, t, d)
+		return
+	}
+	if t.Plan.Digest != d.PlanDigest && d.Approved {
+		w.showStale(rw, r, t, d, rev)
+		return
+	}
+	problems := checkDecision(t, d, f.Get("approved"))
+	if len(problems) == 0 {
+		ctx, cancel := actionContext(r)
+		defer cancel()
+		_, err = w.actions.Decide(ctx, t.ID, d, w.cfg.Person(r))
+		if invalid, ok := errors.AsType[*lpmos.InvalidError](err); ok {
+			problems = append(problems, fieldProblem{decisionField(invalid.Field), sentence(invalid.Error())})
+		}
+	}
+	switch {
+	case len(problems) > 0:
+		v := w.newApprove(r, t)
+		v.Notes, v.Serial, v.Problems = f.Get("notes"), f.Get("serial_end"), problems
+		w.showApprove(rw, r, http.StatusBadRequest, v, rev)
+	case err == nil:
+		http.Redirect(rw, r, "/tasks/"+t.ID, http.StatusSeeOther)
+	case errors.Is(err, lpmos.ErrConflict):
+		now, ok := w.reader.Task(t.ID)
+		switch {
+		case ok && now.Status != lpmos.AwaitingApproval:
+			w.decidedAlready(rw, r, now, d)
+		case ok && now.Plan != nil && now.Plan.Digest != d.PlanDigest:
+			w.showStale(rw, r, now, d, rev)
+		default:
+			// The read model may be a moment behind the store that refused.
+			w.fail(rw, r, err)
+		}
+	default:
+		w.fail(rw, r, err)
+	}
+}
+
+// checkDecision finds what a person forgot. The orchestrator has the last
+// word.
+func checkDecision(t lpmos.Task, d api.Decision, approved string) []fieldProblem {
+	var out []fieldProblem
+	switch {
+	case approved != "true" && approved != "false":
+		out = append(out, fieldProblem{"approved", "Choose one of the two buttons: approve or reject."})
+	case !d.Approved && d.Notes == "":
+		out = append(out, fieldProblem{"notes", "Say why it is rejected, for the person who asked."})
+	case d.Approved && t.Plan.Problem != "":
+		out = append(out, fieldProblem{"approved", "This plan cannot be carried out: " + t.Plan.Problem})
+	case d.Approved && t.Plan.ErasesData():
+		if want := api.SerialEnd(t.Plan.Effect.Target); !strings.EqualFold(d.SerialEnd, want) {
+			problem := "These are not the last characters of the disk that is erased. Read them off the machine or its management page."
+			if d.SerialEnd == "" {
+				problem = "Type the last 4 characters, because data was found on the disk."
+			}
+			out = append(out, fieldProblem{"serial_end", problem})
+		}
+	}
+	if len(d.Notes) > lpmos.MaxNotesBytes {
+		out = append(out, fieldProblem{"notes", "Notes may have 2 KiB."})
+	}
+	return out
+}
+
+func decisionField(field string) string {
+	switch field {
+	case "notes", "serial_end":
+		return field
+	}
+	return "approved"
+}
+
+// decidedAlready answers a decision that came too late. The same decision sent
+// twice is not an error.
+func (w *Web) decidedAlready(rw http.ResponseWriter, r *http.Request, t lpmos.Task, d api.Decision) {
+	if a := t.Approval; a != nil && a.Approved == d.Approved && a.PlanDigest == d.PlanDigest && a.By == w.cfg.Person(r) {
+		http.Redirect(rw, r, "/tasks/"+t.ID, http.StatusSeeOther)
+		return
+	}
+	p := problem{Status: http.StatusConflict, Icon: "user", Link: "/tasks/" + t.ID, LinkLabel: "Open " + t.Hostname,
+		Title: "Your decision was not stored", Text: t.Hostname + " is " + strings.ToLower(statusWord(t.Status)) + " now."}
+	if a := t.Approval; a != nil && a.By != "" {
+		verb := map[bool]string{true: "approved", false: "rejected"}[a.Approved]
+		p.Title = a.By + " decided before you"
+		p.Text = t.Hostname + " was " + verb + " at " + a.At.UTC().Format("15:04:05 UTC") + ". Your answer was not stored and is not needed."
+	}
+	w.showProblem(rw, r, p)
+}
+
+// fact is one line of a plan, as it was shown.
+type fact struct {
+	Group string `json:"g"`
+	Name  string `json:"n"`
+	Value string `json:"v"`
+}
+
+// facts flattens a plan. The approval form carries them, so that a person whose
+// plan changed is told what became different; they decide nothing.
+func facts(p *lpmos.Plan, os string) []fact {
+	erased, kept, written := verdicts(p, os)
+	_, id := diskID(p.Effect.Target)
+	out := []fact{
+		{"verdict", "Erased", strings.TrimSpace(erased.Big + ": " + id)},
+		{"verdict", "Found on it", erased.Text},
+		{"verdict", "Untouched", kept.Big + ". " + kept.Text},
+		{"verdict", "Written", written.Big},
+	}
+	add := func(group, name, value string) {
+		if value != "" {
+			out = append(out, fact{group, name, value})
+		}
+	}
+	for _, d := range p.Observed {
+		_, id := diskID(d.Disk)
+		add("Disks", "disk "+id, strings.TrimSpace(size(d.Disk.SizeBytes)+" "+d.Model)+": "+holds(d.Content, d.Unknown).String())
+	}
+	e := p.Effect
+	add("Plan", "problem", p.Problem)
+	add("Plan", "target.serial", e.Target.Serial)
+	add("Plan", "target.wwn", e.Target.WWN)
+	add("Plan", "target.path", e.Target.Path)
+	if e.Target.SizeBytes > 0 {
+		add("Plan", "target.size", size(e.Target.SizeBytes))
+	}
+	add("Plan", "boot_mode", e.BootMode)
+	for _, q := range e.Partitions {
+		add("Plan", fmt.Sprintf("layout[%d]", q.Number), strings.TrimSpace(q.Role+" "+size(q.SizeBytes)+" "+q.FS))
+	}
+	add("Plan", "image", e.Image.OS+" "+e.Image.Version+" "+e.Image.Arch)
+	add("Plan", "image.digest", e.Image.Digest)
+	add("Plan", "hostname", e.Hostname)
+	macs := make([]string, 0, len(e.Network.MACs))
+	for _, m := range e.Network.MACs {
+		macs = append(macs, m.String())
+	}
+	add("Plan", "network", strings.TrimSpace(e.Network.Mode+" "+strings.Join(macs, " ")))
+	add("Plan", "kernel_args", e.KernelArgs)
+	for i, k := range e.SSHKeys {
+		add("Plan", fmt.Sprintf("ssh_keys[%d]", i+1), keyWords(k))
+	}
+	for _, f := range e.Files {
+		add("Files", f.Path, f.Mode+" "+f.What)
+	}
+	add("Machine", "hardware_digest", p.HardwareDigest)
+	return out
+}
+
+type staleView struct {
+	lpmos.Task
+	Headline  string
+	Same      int // facts that did not change
+	Compare   []comparison
+	Delta     []deltaLine
+	Known     bool // what was shown is known
+	Shown     string
+	Digest    string
+	Notes     string
+	Was       bool // the person had approved
+	TargetNew bool
+}
+
+type comparison struct{ Part, Then, Now string }
+
+type deltaLine struct{ Kind, Sign, Name, Value string }
+
+// showStale says first that nothing was approved, then what differs, then
+// offers the whole new plan. What was typed is kept; checks start again.
+func (w *Web) showStale(rw http.ResponseWriter, r *http.Request, t lpmos.Task, d api.Decision, rev int64) {
+	now := facts(t.Plan, imageTitle(w.reader.Images(), t.OSType, t.OSVersion, t.Arch))
+	var then []fact
+	v := staleView{Task: t, Shown: d.PlanDigest, Digest: t.Plan.Digest, Notes: d.Notes, Was: d.Approved}
+	if json.Unmarshal([]byte(r.PostForm.Get("shown")), &then) == nil && len(then) > 0 && len(then) < 2000 {
+		v.Known = true
+	}
+	value := func(fs []fact, f fact) (string, bool) {
+		i := slices.IndexFunc(fs, func(g fact) bool { return g.Group == f.Group && g.Name == f.Name })
+		if i < 0 {
+			return "", false
+		}
+		return fs[i].Value, true
+	}
+	if v.Known {
+		for _, f := range now {
+			if f.Group != "verdict" {
+				continue
+			}
+			was, _ := value(then, f)
+			c := comparison{f.Name, was, f.Value}
+			if was == f.Value {
+				c.Now = "the same"
+			} else if f.Name == "Erased" {
+				v.TargetNew = true
+			}
+			v.Compare = append(v.Compare, c)
+		}
+		group := ""
+		line := func(g string, l deltaLine) {
+			if g != group {
+				v.Delta = append(v.Delta, deltaLine{Kind: "head", Name: g})
+				group = g
+			}
+			v.Delta = append(v.Delta, l)
+		}
+		for _, g := range []string{"Disks", "Plan", "Files", "Machine"} {
+			for _, f := range then {
+				if f.Group != g {
+					continue
+				}
+				if is, ok := value(now, f); !ok || is != f.Value {
+					line(g, deltaLine{"gone", "−", f.Name, f.Value})
+					if ok {
+						line(g, deltaLine{"new", "+", f.Name, is})
+					}
+				} else {
+					v.Same++
+				}
+			}
+			for _, f := range now {
+				if _, ok := value(then, f); f.Group == g && !ok {
+					line(g, deltaLine{"new", "+", f.Name, f.Value})
+				}
+			}
+		}
+	}
+	v.Headline = "The plan of this machine is another one now."
+	if v.TargetNew {
+		v.Headline = "The disk to be erased is another one now."
+	}
+	w.show(rw, r, http.StatusConflict, "stale", page{Title: "Nothing was approved: " + t.Hostname, Nav: "approvals", Watch: t.ID, Rev: rev, Body: v})
+}

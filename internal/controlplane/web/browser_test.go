@@ -1,0 +1,448 @@
+package web
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
+	"github.com/gorilla/websocket"
+
+	"github.com/lpmos/lpmos"
+)
+
+// chromium finds the browser, or says that the tier is missing: a failure
+// where LPMOS_REQUIRE names it.
+func chromium(t testing.TB) string {
+	t.Helper()
+	// The second is Debian's wrapper, which complains about a missing shell.
+	for _, path := range []string{"/usr/lib/chromium/chromium", "/usr/bin/chromium"} {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	if slices.Contains(strings.Split(os.Getenv("LPMOS_REQUIRE"), ","), "browser") {
+		t.Fatal("tier browser is required and there is no chromium")
+	}
+	t.Skip("tier browser: no chromium")
+	return ""
+}
+
+// fakeHub is the least of the hub that a page can tell from the real one.
+type fakeHub struct {
+	refuse bool // no WebSocket comes through
+
+	mu    sync.Mutex // guards what follows
+	conns map[*websocket.Conn]string
+	asked []string // queries of the handshakes
+}
+
+func (h *fakeHub) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	h.mu.Lock()
+	h.asked = append(h.asked, r.URL.RawQuery)
+	refuse := h.refuse
+	h.mu.Unlock()
+	if refuse {
+		http.Error(rw, "no upgrades here", http.StatusForbidden)
+		return
+	}
+	c, err := (&websocket.Upgrader{}).Upgrade(rw, r, nil)
+	if err != nil {
+		return
+	}
+	for {
+		_, b, err := c.ReadMessage()
+		h.mu.Lock()
+		if err != nil {
+			delete(h.conns, c)
+			h.mu.Unlock()
+			c.Close()
+			return
+		}
+		h.conns[c] = string(b)
+		h.mu.Unlock()
+	}
+}
+
+func (h *fakeHub) subscriptions() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []string
+	for _, s := range h.conns {
+		out = append(out, s)
+	}
+	return out
+}
+
+func (h *fakeHub) send(t testing.TB, message map[string]any) {
+	t.Helper()
+	b, err := json.Marshal(message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c := range h.conns {
+		if err := c.WriteMessage(websocket.TextMessage, b); err != nil {
+			t.Errorf("send to the page: %v", err)
+		}
+	}
+}
+
+func (h *fakeHub) drop() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c := range h.conns {
+		c.Close()
+	}
+}
+
+// tab is a page of the site in Chromium. Whatever its console says fails the
+// test, and so does what the policy blocked.
+type tab struct {
+	t    testing.TB
+	ctx  context.Context
+	site *fakeSite
+	hub  *fakeHub
+	url  string
+	bare bool // scripts are off
+
+	mu    sync.Mutex // guards what follows
+	noise []string
+	allow []string // parts of messages that belong to the test
+}
+
+func newTab(t testing.TB, s *fakeSite) *tab {
+	t.Helper()
+	path := chromium(t)
+	hub := &fakeHub{conns: map[*websocket.Conn]string{}}
+	mux := http.NewServeMux()
+	mux.Handle("/", newTestWeb(t, s).Handler())
+	mux.Handle("/ws", hub)
+	mux.HandleFunc("/api/v1/tasks/{id}", func(rw http.ResponseWriter, r *http.Request) {
+		task, _ := s.Task(r.PathValue("id"))
+		rw.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(rw).Encode(task)
+	})
+	srv := httptest.NewServer(http.NewCrossOriginProtection().Handler(mux))
+	t.Cleanup(srv.Close)
+	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.WindowSize(1280, 900),
+		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-quic", true), chromedp.Flag("no-proxy-server", true),
+		chromedp.Flag("host-resolver-rules", "MAP lpmos.test 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"))
+	actx, stop := chromedp.NewExecAllocator(context.Background(), opts...)
+	t.Cleanup(stop)
+	ctx, stop := chromedp.NewContext(actx)
+	t.Cleanup(stop)
+	ctx, stop = context.WithTimeout(ctx, 3*time.Minute)
+	t.Cleanup(stop)
+	b := &tab{t: t, ctx: ctx, site: s, hub: hub, url: srv.URL}
+	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil {
+		t.Fatalf("start chromium: %v", err)
+	}
+	go func() {
+		for m, err := range chromedp.Console(ctx) {
+			if err != nil {
+				return
+			}
+			b.mu.Lock()
+			b.noise = append(b.noise, string(m.Type)+": "+m.Text)
+			b.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, n := range b.noise {
+			if !slices.ContainsFunc(b.allow, func(a string) bool { return strings.Contains(n, a) }) {
+				t.Errorf("the console says %s", n)
+			}
+		}
+	})
+	return b
+}
+
+func (b *tab) do(what string, steps ...chromedp.Action[chromedp.Void]) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
+	defer cancel()
+	if err := chromedp.Do(ctx, steps...); err != nil {
+		at, _ := chromedp.Run(b.ctx, chromedp.Location())
+		b.t.Fatalf("%s (at %s): %v", what, at, err)
+	}
+}
+
+func (b *tab) open(path string) {
+	b.t.Helper()
+	b.do("open "+path, chromedp.Navigate(b.url+path), chromedp.WaitReady(chromedp.CSS("main")))
+	if !b.bare {
+		b.until("load "+path, `document.readyState === 'complete'`)
+	}
+}
+
+func eval[T any](b *tab, js string) T {
+	b.t.Helper()
+	v, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](js))
+	if err != nil {
+		b.t.Fatalf("evaluate %s: %v", js, err)
+	}
+	return v
+}
+
+// until waits for an expression to become true in the page.
+func (b *tab) until(what, js string) {
+	b.t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		// A page that is being loaded again has nothing to ask.
+		ok, err := chromedp.Run(b.ctx, chromedp.Evaluate[bool](js))
+		if err == nil && ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			text, _ := chromedp.Run(b.ctx, chromedp.Evaluate[string]("document.querySelector('main')?.innerText.slice(0, 600) ?? ''"))
+			b.t.Fatalf("%s: %s is not true (%v); the page says:\n%s", what, js, err, text)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func (b *tab) connected() {
+	b.t.Helper()
+	b.until("connect", `document.querySelector('live-badge').dataset.state === 'live'`)
+	deadline := time.Now().Add(5 * time.Second)
+	for len(b.hub.subscriptions()) == 0 {
+		if time.Now().After(deadline) {
+			b.t.Fatal("the page did not subscribe")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// picture keeps what the tab shows, where LPMOS_SCREENSHOTS names a directory.
+func (b *tab) picture(name string) {
+	b.t.Helper()
+	dir := os.Getenv("LPMOS_SCREENSHOTS")
+	if dir == "" {
+		return
+	}
+	png, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644)
+	}
+	if err != nil {
+		b.t.Errorf("picture of %s: %v", name, err)
+	}
+}
+
+func TestBrowserLiveTask(t *testing.T) {
+	s := newSite(t, time.Now())
+	b := newTab(t, s)
+	b.open("/tasks/" + idInstalling)
+	b.connected()
+	if got, want := b.hub.subscriptions(), `{"type":"subscribe","task_id":"`+idInstalling+`"}`; len(got) != 1 || got[0] != want {
+		t.Errorf("subscribed %q; want %s", got, want)
+	}
+	if q := b.hub.asked[0]; q != "after=1000&store_id=store-1" {
+		t.Errorf("handshake asked %q", q)
+	}
+	eval[bool](b, `window.mark = true`)
+	progress := func(rev, pct int, stage string) {
+		b.hub.send(t, map[string]any{"type": "progress", "rev": rev, "task_id": idInstalling, "attempt": 1, "percentage": pct, "stage": stage, "message": "chunk <b>200</b>",
+			"details": map[string]any{"bytes_downloaded": 2_000_000_000, "bytes_total": 2_400_000_000, "bytes_per_second": 40_000_000}})
+	}
+	progress(1001, 53, "downloading")
+	b.until("figures move", `document.querySelector('[data-part=percent]').textContent === '53\u00a0%' && document.querySelector('[data-part=speed]').textContent === '40\u00a0MB/s'`)
+	if text := eval[string](b, `document.querySelector('[data-part=message]').textContent`); text != "chunk <b>200</b>" {
+		t.Errorf("message shown as %q", text)
+	}
+	progress(1000, 20, "partitioning")
+	time.Sleep(1500 * time.Millisecond) // longer than an element waits before it draws
+	if text := eval[string](b, `document.querySelector('[data-part=percent]').textContent`); text != "53\u00a0%" {
+		t.Errorf("after an older message the page says %s; want what it said", text)
+	}
+	progress(1002, 75, "installing")
+	b.until("stage moves", `document.querySelector('[data-stage=installing]').dataset.step === 'now' && document.querySelector('[data-stage=downloading]').dataset.step === 'done' && document.querySelector('[data-stage=installing] progress').value === 50`)
+	b.hub.send(t, map[string]any{"type": "log", "rev": 1003, "task_id": idInstalling, "lines": []string{"2026-11-23T14:32:09Z <script>alert(1)</script>"}})
+	b.until("log grows", `document.querySelector('task-log li:last-child').textContent.includes('<script>alert(1)</script>')`)
+
+	b.hub.drop()
+	b.until("notice the loss", `document.querySelector('live-badge').dataset.state === 'lost'`)
+	b.connected()
+	if q := b.hub.asked[len(b.hub.asked)-1]; q != "after=1003&store_id=store-1" {
+		t.Errorf("the second handshake asked %q; want what came after the last message", q)
+	}
+	if !eval[bool](b, `window.mark === true`) {
+		t.Error("the page was loaded again for mere figures")
+	}
+
+	task, err := s.move(idInstalling, lpmos.CauseResultReported, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.hub.send(t, map[string]any{"type": "status", "rev": 1004, "task_id": idInstalling, "status": task.Status, "attempt": 1, "region_id": "bj-1"})
+	b.until("load the page of the new status", `window.mark === undefined && document.querySelector('h1')?.textContent.includes('restarts from its own disk')`)
+}
+
+// A page that missed too much is loaded again; if that does not help it asks,
+// instead of going round for ever.
+func TestBrowserResync(t *testing.T) {
+	b := newTab(t, newSite(t, time.Now()))
+	b.open("/tasks/" + idInstalling)
+	b.connected()
+	eval[bool](b, `window.mark = true`)
+	b.hub.send(t, map[string]any{"type": "resync", "rev": 5000, "store_id": "store-1"})
+	b.until("load again", `window.mark === undefined && document.readyState === 'complete'`)
+	b.connected()
+	eval[bool](b, `window.mark = true`)
+	b.hub.send(t, map[string]any{"type": "resync", "rev": 5001, "store_id": "store-1"})
+	b.until("ask", `!document.querySelector('page-changed').hidden`)
+	time.Sleep(2 * time.Second)
+	if !eval[bool](b, `window.mark === true`) {
+		t.Error("the page was loaded again at once after the second resync")
+	}
+}
+
+func TestBrowserPolls(t *testing.T) {
+	s := newSite(t, time.Now())
+	b := newTab(t, s)
+	b.allow = []string{"WebSocket connection"}
+	b.hub.refuse = true
+	b.open("/tasks/" + idInstalling)
+	b.until("poll", `document.querySelector('live-badge').dataset.state === 'polling'`)
+	s.mu.Lock()
+	task := s.tasks[idInstalling]
+	p := *task.Progress
+	p.Percentage = 55
+	task.Progress = &p
+	s.tasks[idInstalling] = task
+	s.mu.Unlock()
+	b.until("figures move", `document.querySelector('[data-part=percent]').textContent === '55\u00a0%'`)
+}
+
+func TestBrowserLists(t *testing.T) {
+	s := newSite(t, time.Now())
+	b := newTab(t, s)
+	b.open("/tasks")
+	b.connected()
+	eval[bool](b, `window.mark = true`)
+	row := `document.querySelector('tr[data-task="` + idInstalling + `"] `
+	b.hub.send(t, map[string]any{"type": "progress", "rev": 1001, "task_id": idInstalling, "attempt": 1, "percentage": 57, "stage": "downloading"})
+	b.until("the bar moves", row+`progress').value === 57`)
+	b.hub.send(t, map[string]any{"type": "counts", "rev": 1002, "counts": map[string]int{"awaiting_approval": 1234}})
+	b.until("counts", `[...document.querySelectorAll('status-count[status=awaiting_approval]')].every((el) => el.textContent === '1,234')`)
+	// A person is at work: the row moves on where it stands, and a line says
+	// that there is more.
+	eval[bool](b, `document.querySelector('main input[name=q]').dispatchEvent(new Event('input', { bubbles: true }))`)
+	b.hub.send(t, map[string]any{"type": "status", "rev": 1003, "task_id": idInstalling, "status": "verifying", "attempt": 1})
+	b.until("the status changes in place", row+`task-status').textContent === 'Verifying'`)
+	b.until("the line", `!document.querySelector('page-changed').hidden && document.querySelector('page-changed').textContent.includes('1 change')`)
+	time.Sleep(2 * time.Second)
+	if !eval[bool](b, `window.mark === true`) {
+		t.Error("the list was drawn anew under the person's hands")
+	}
+	b.do("keys", chromedp.KeyEvent("j"), chromedp.KeyEvent("j"))
+	b.until("the row cursor", `[...document.querySelectorAll('tr[data-task]')].findIndex((r) => r.hasAttribute('data-cursor')) === 1`)
+}
+
+func TestBrowserApproveWhileItChanges(t *testing.T) {
+	s := newSite(t, time.Now())
+	b := newTab(t, s)
+	b.allow = []string{"409 (Conflict)"}
+	b.open("/tasks/" + idBlank + "/approve")
+	b.connected()
+	b.do("write notes", chromedp.SendKeys(chromedp.CSS("#notes"), "ticket 4471"))
+	changePlan(s, idBlank)
+	b.hub.send(t, map[string]any{"type": "hardware", "rev": 1001, "task_id": idBlank, "hardware": map[string]any{}})
+	b.until("say that it changed", `!document.querySelector('page-changed').hidden && document.querySelector('#notes').value === 'ticket 4471'`)
+	b.do("approve all the same", chromedp.Click(chromedp.CSS("button[value=true]")))
+	b.until("the refusal", `document.querySelector('h1')?.textContent.startsWith('Nothing was approved')`)
+	if !eval[bool](b, `document.activeElement.id === 'summary'`) {
+		t.Error("the outcome does not take the focus")
+	}
+	if got := s.tasks[idBlank].Status; got != lpmos.AwaitingApproval {
+		t.Errorf("task is %s", got)
+	}
+	b.picture("stale-light-wide")
+	b.do("review", chromedp.Click(chromedp.CSS("form button[data-kind=primary]")))
+	b.until("the new plan with the old notes", `document.querySelector('#notes')?.value === 'ticket 4471' && document.querySelector('.verdict').textContent.includes('Windows Server 2019')`)
+}
+
+// The whole job without JavaScript: create, look, approve, cancel; and under a
+// plain-HTTP name that is not this machine's own, where browsers send no
+// Sec-Fetch-Site and the protection against foreign forms has only the Origin.
+func TestBrowserWithoutScripts(t *testing.T) {
+	s := newSite(t, time.Now())
+	b := newTab(t, s)
+	b.allow = []string{"400 (Bad Request)", "Cross-Origin-Opener-Policy header has been ignored"}
+	b.url = strings.Replace(b.url, "127.0.0.1", "lpmos.test", 1)
+	if _, err := chromedp.Call(b.ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true}); err != nil {
+		t.Fatal(err)
+	}
+	b.bare = true
+	b.open("/tasks/create")
+	b.picture("no-scripts")
+	b.do("send an incomplete form", chromedp.SendKeys(chromedp.CSS("#mac"), "7C-C2-55-10-90-72"), chromedp.Click(chromedp.CSS("main button[data-kind=primary]")),
+		chromedp.WaitVisible(chromedp.CSS("#summary")))
+	b.picture("create-problem")
+	b.do("complete it", chromedp.Click(chromedp.CSS("input[value=bj-1]")), chromedp.SetValue(chromedp.CSS("#image"), "ubuntu/24.04/amd64"),
+		chromedp.SendKeys(chromedp.CSS("#host"), "app-119"), chromedp.Click(chromedp.CSS("main button[data-kind=primary]")),
+		chromedp.WaitVisible(chromedp.CSS(".track")))
+	if h1, err := chromedp.Run(b.ctx, chromedp.TextContent(chromedp.CSS("h1"))); err != nil || h1 != "app-119 waits for its machine to boot" {
+		t.Errorf("after creating, the page says %q, %v", h1, err)
+	}
+	b.do("cancel it", chromedp.Click(chromedp.CSS("details.ask summary")), chromedp.SendKeys(chromedp.CSS("#r-cancel"), "typo"), chromedp.Click(chromedp.CSS("details.ask button")),
+		chromedp.WaitVisible(chromedp.CSS(`.status[data-status="canceled"]`)))
+
+	b.open("/tasks/" + idData + "/approve")
+	serial := s.tasks[idData].Plan.Effect.Target.Serial
+	b.do("approve", chromedp.SendKeys(chromedp.CSS("#sn4"), serial[len(serial)-4:]), chromedp.Click(chromedp.CSS("button[value=true]")),
+		chromedp.WaitVisible(chromedp.CSS(`.page-head .status[data-status="approved"]`)))
+	if got := s.tasks[idData].Status; got != lpmos.Approved {
+		t.Errorf("task is %s", got)
+	}
+	b.do("choose the dark theme", chromedp.Click(chromedp.CSS("button[value=dark]")), chromedp.WaitVisible(chromedp.CSS(`html[data-theme="dark"]`)))
+}
+
+// Every page, wide and narrow, light and dark: nothing in the console, nothing
+// blocked, nothing that makes the page scroll sideways. The pictures stay
+// where LPMOS_SCREENSHOTS says.
+func TestBrowserEveryPage(t *testing.T) {
+	s := newSite(t, time.Now())
+	b := newTab(t, s)
+	pages := []struct{ name, path string }{
+		{"dashboard", "/dashboard"}, {"tasks", "/tasks"}, {"create", "/tasks/create"}, {"regions", "/regions"},
+		{"task-installing", "/tasks/" + idInstalling}, {"task-failed", "/tasks/" + idFailed}, {"task-completed", "/tasks/" + idCompleted},
+		{"task-pending", "/tasks/" + idPending}, {"task-awaiting", "/tasks/" + idData}, {"task-stuck", "/tasks/" + idStuck},
+		{"approve-data", "/tasks/" + idData + "/approve"}, {"approve-blank", "/tasks/" + idBlank + "/approve"}, {"approve-problem", "/tasks/" + idProblem + "/approve"},
+		{"missing", "/tasks/" + taskID(15)}, {"no-match", "/tasks?q=nothing"},
+	}
+	b.allow = []string{"404 (Not Found)"}
+	for _, theme := range []string{"light", "dark"} {
+		for _, width := range []int64{1280, 390} {
+			b.do("emulate", chromedp.EmulateViewport(width, map[int64]int64{1280: 900, 390: 844}[width]))
+			if _, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: theme}}}); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range pages {
+				b.open(p.path)
+				name := p.name + "-" + theme + map[int64]string{1280: "-wide", 390: "-phone"}[width]
+				if over := eval[int](b, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); over > 0 {
+					t.Errorf("%s scrolls sideways by %d px", name, over)
+				}
+				if eval[bool](b, `document.querySelector('live-badge') !== null`) {
+					b.until("connect", `document.querySelector('live-badge').dataset.state === 'live'`)
+				}
+				b.picture(name)
+			}
+		}
+	}
+}

@@ -1,0 +1,253 @@
+package web
+
+import (
+	"fmt"
+	"html/template"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/lpmos/lpmos"
+)
+
+// parse reads each page's template together with the layout and the parts.
+func (w *Web) parse() (map[string]*template.Template, error) {
+	base, err := template.New("").Funcs(w.funcs()).ParseFS(templateFiles, "templates/layout.html", "templates/parts.html")
+	if err != nil {
+		return nil, err
+	}
+	pages := map[string]*template.Template{}
+	for _, name := range []string{"dashboard", "tasks", "create", "task", "approve", "stale", "regions", "problem"} {
+		t, err := base.Clone()
+		if err != nil {
+			return nil, err
+		}
+		if pages[name], err = t.ParseFS(templateFiles, "templates/"+name+".html"); err != nil {
+			return nil, err
+		}
+	}
+	return pages, nil
+}
+
+func (w *Web) funcs() template.FuncMap {
+	return template.FuncMap{
+		"static":  func(name string) string { return w.static.dir + "/" + name },
+		"icon":    w.icon,
+		"moment":  w.moment,
+		"seconds": w.second,
+		"size":    size,
+		"gib":     gib,
+		"count":   count,
+		"word":    statusWord,
+		"short":   short,
+		"inc":     func(i int) int { return i + 1 },
+		"problem": func(id, text string) map[string]string { return map[string]string{"ID": id, "Text": text} },
+		"join":    strings.Join,
+		"meaning": http.StatusText,
+	}
+}
+
+// icon refers to a symbol of icons.svg. It is decoration: the word beside it
+// says the same.
+func (w *Web) icon(name string, size ...string) template.HTML {
+	attr := ""
+	if len(size) > 0 {
+		attr = ` data-size="` + template.HTMLEscapeString(size[0]) + `"`
+	}
+	return template.HTML(`<svg class="icon"` + attr + ` aria-hidden="true"><use href="` + w.static.dir + `/icons.svg#` +
+		template.HTMLEscapeString(name) + `"></use></svg>`)
+}
+
+// instant is a point in time for people. It is written in UTC; the browser
+// turns it into local time.
+type instant struct {
+	RFC  string // for programs
+	UTC  string // on hover
+	Text string
+	Form string // "auto", "seconds"; tells the browser how to write it
+}
+
+// moment is 14:32 within a day, else 23 Nov 2026. The zero time gives an
+// instant without text.
+func (w *Web) moment(t time.Time) instant {
+	if t.IsZero() {
+		return instant{}
+	}
+	t = t.UTC()
+	i := instant{RFC: t.Format(time.RFC3339), UTC: t.Format("2006-01-02 15:04:05 UTC"), Form: "auto"}
+	if age := w.cfg.Now().Sub(t); age < 24*time.Hour && age > -24*time.Hour {
+		i.Text = t.Format("15:04")
+	} else {
+		i.Text = t.Format("2 Jan 2006")
+	}
+	return i
+}
+
+// second is moment where the order of things matters: with seconds, and with the
+// time of day however old.
+func (w *Web) second(t time.Time) instant {
+	i := w.moment(t)
+	if i.RFC == "" {
+		return i
+	}
+	i.Form = "seconds"
+	if clock := t.UTC().Format("15:04:05"); strings.Contains(i.Text, ":") {
+		i.Text = clock
+	} else {
+		i.Text += ", " + clock
+	}
+	return i
+}
+
+// age is "18 min"; ages over two days are in days.
+func age(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "0" + nbsp + "s"
+	case d < time.Minute:
+		return strconv.Itoa(int(d.Seconds())) + nbsp + "s"
+	case d < time.Hour:
+		return strconv.Itoa(int(d.Minutes())) + nbsp + "min"
+	case d < 48*time.Hour:
+		return strconv.Itoa(int(d.Hours())) + nbsp + "h"
+	}
+	return count(int(d.Hours()/24)) + nbsp + "days"
+}
+
+// A number and its unit are never parted at the end of a line.
+const nbsp = "\u00a0"
+
+func size(n int64) string {
+	if n <= 0 {
+		return "unknown"
+	}
+	if tb := float64(n) / 1e12; tb >= 0.9995 && tb < 100 {
+		// Labels of large disks have two decimals: 1.92 TB, 7.68 TB.
+		s := strconv.FormatFloat(tb, 'f', 2, 64)
+		return strings.TrimSuffix(strings.TrimRight(s, "0"), ".") + nbsp + "TB"
+	}
+	return strings.ReplaceAll(lpmos.FormatBytes(n), " ", nbsp)
+}
+
+// gib is for memory, which is sold in powers of two. The kernel shows a little
+// less than is installed, so half a unit is rounded up.
+func gib(n int64) string {
+	if n <= 0 {
+		return "unknown"
+	}
+	g := float64(n) / (1 << 30)
+	if g < 10 {
+		return strings.TrimSuffix(strconv.FormatFloat(g, 'f', 1, 64), ".0") + nbsp + "GiB"
+	}
+	return count(int(g+0.5)) + nbsp + "GiB"
+}
+
+func speed(bytesPerSecond int64) string {
+	if bytesPerSecond <= 0 {
+		return "unknown"
+	}
+	mb := float64(bytesPerSecond) / 1e6
+	if mb < 9.95 {
+		return strconv.FormatFloat(mb, 'f', 1, 64) + nbsp + "MB/s"
+	}
+	return count(int(mb+0.5)) + nbsp + "MB/s"
+}
+
+// count writes thousands with a comma.
+func count(n int) string {
+	s := strconv.Itoa(n)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return count(n) + " " + many
+}
+
+// short is how people say a task id.
+func short(id string) string {
+	if len(id) < 8 {
+		return id
+	}
+	return id[:8]
+}
+
+// sentence gives a message a capital and a full stop.
+func sentence(s string) string {
+	s = strings.TrimSpace(s)
+	if s == "" {
+		return ""
+	}
+	r, n := utf8.DecodeRuneInString(s)
+	s = string(unicode.ToUpper(r)) + s[n:]
+	if !strings.HasSuffix(s, ".") && !strings.HasSuffix(s, "?") {
+		s += "."
+	}
+	return s
+}
+
+var statusWords = map[lpmos.Status]string{
+	lpmos.Pending: "Pending", lpmos.AwaitingApproval: "Awaiting approval", lpmos.Approved: "Approved",
+	lpmos.Installing: "Installing", lpmos.Verifying: "Verifying", lpmos.Completed: "Completed",
+	lpmos.Failed: "Failed", lpmos.Rejected: "Rejected", lpmos.Canceled: "Canceled",
+}
+
+func statusWord(s lpmos.Status) string {
+	if word, ok := statusWords[s]; ok {
+		return word
+	}
+	return string(s)
+}
+
+func percent(n int) string { return fmt.Sprintf("%d%s%%", n, nbsp) }
+
+// theme is the preference of this browser; "" follows its system.
+func theme(r *http.Request) string {
+	if c, err := r.Cookie("lpmos_theme"); err == nil && (c.Value == "light" || c.Value == "dark") {
+		return c.Value
+	}
+	return ""
+}
+
+// preferences stores what concerns this browser only and goes back.
+func (w *Web) preferences(rw http.ResponseWriter, r *http.Request) {
+	if !readForm(rw, r) {
+		return
+	}
+	c := &http.Cookie{Name: "lpmos_theme", Value: r.PostForm.Get("theme"), Path: "/", MaxAge: 400 * 24 * 3600,
+		HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode}
+	if c.Value != "light" && c.Value != "dark" {
+		c.Value, c.MaxAge = "", -1
+	}
+	http.SetCookie(rw, c)
+	http.Redirect(rw, r, localPath(r.PostForm.Get("return")), http.StatusSeeOther)
+}
+
+// localPath lets a form say where to go afterwards without letting it leave
+// the site: browsers read //host and /\host as another host.
+func localPath(s string) string {
+	if len(s) < 1 || s[0] != '/' || len(s) > 1 && (s[1] == '/' || s[1] == '\\') || strings.ContainsAny(s, "\r\n\t") {
+		return "/dashboard"
+	}
+	return s
+}
+
+// MaxFormBytes bounds a submitted form: 64 SSH keys and notes fit.
+const MaxFormBytes = 1 << 20
+
+func readForm(rw http.ResponseWriter, r *http.Request) bool {
+	r.Body = http.MaxBytesReader(rw, r.Body, MaxFormBytes)
+	if err := r.ParseForm(); err != nil {
+		http.Error(rw, "The form could not be read. Nothing was changed.", http.StatusBadRequest)
+		return false
+	}
+	return true
+}

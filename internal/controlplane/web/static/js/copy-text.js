@@ -1,0 +1,31 @@
+import { icon } from './icons.js'
+
+const THANKS = 1_500
+
+/** Text with a button that copies it, where the browser allows copying. */
+class CopyText extends HTMLElement {
+  connectedCallback() {
+    if (!navigator.clipboard || this.querySelector('button')) return
+    const text = (this.querySelector('code') ?? this).textContent.trim()
+    const button = document.createElement('button')
+    const label = document.createElement('span')
+    button.type = 'button'
+    button.className = 'copy-button'
+    button.title = 'Copy'
+    label.className = 'unseen'
+    label.textContent = `Copy ${text}`
+    label.setAttribute('aria-live', 'polite')
+    button.append(icon('copy'), label)
+    button.addEventListener('click', async () => {
+      try { await navigator.clipboard.writeText(text) } catch { return }
+      button.dataset.state = 'done'
+      label.textContent = 'Copied'
+      setTimeout(() => {
+        delete button.dataset.state
+        label.textContent = `Copy ${text}`
+      }, THANKS)
+    })
+    this.append(button)
+  }
+}
+customElements.define('copy-text', CopyText)

@@ -1,0 +1,82 @@
+/**
+ * Numbers and times as the server writes them (format.go), in the browser's
+ * own time zone.
+ */
+const NBSP = '\u00a0'
+const DAY = 24 * 3600_000
+const MONTHS = ['Jan', 'Feb', 'Mar', 'Apr', 'May', 'Jun', 'Jul', 'Aug', 'Sep', 'Oct', 'Nov', 'Dec']
+
+const two = (n) => String(n).padStart(2, '0')
+
+/** Thousands with a comma. */
+export const count = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, ',')
+
+/** 48 %, never broken. */
+export const percent = (n) => `${n}${NBSP}%`
+
+/** Bytes in decimal units, as on a disk's label. */
+export function size(n) {
+  if (!(n >= 0)) return 'unknown'
+  if (n < 1000) return `${n}${NBSP}B`
+  let unit = ''
+  for (unit of ['kB', 'MB', 'GB', 'TB', 'PB']) {
+    n /= 1000
+    if (n < 999.5) break
+  }
+  return (n < 9.95 ? n.toFixed(1).replace(/\.0$/, '') : n.toFixed(0)) + NBSP + unit
+}
+
+/** Bytes per second as MB/s. */
+export function speed(n) {
+  if (!(n > 0)) return 'unknown'
+  const mb = n / 1e6
+  return (mb < 9.95 ? mb.toFixed(1) : count(Math.round(mb))) + NBSP + 'MB/s'
+}
+
+/** Time until the bytes of a stage are there, rounded. */
+export function left(details) {
+  const { bytes_total: total, bytes_downloaded: done, bytes_per_second: rate } = details ?? {}
+  if (!(rate > 0) || !(total > 0)) return 'unknown'
+  const s = Math.floor((total - (done ?? 0)) / rate)
+  if (s < 0) return 'unknown'
+  if (s < 60) return `${Math.floor(s / 10) * 10 + 10}${NBSP}s`
+  if (s < 7200) return `${Math.floor((s + 30) / 60)}${NBSP}min`
+  return `${Math.floor((s + 1800) / 3600)}${NBSP}h`
+}
+
+/** "18 min" of milliseconds. */
+export function age(ms) {
+  const s = Math.max(0, Math.floor(ms / 1000))
+  if (s < 60) return `${s}${NBSP}s`
+  if (s < 3600) return `${Math.floor(s / 60)}${NBSP}min`
+  if (s < 48 * 3600) return `${Math.floor(s / 3600)}${NBSP}h`
+  return `${count(Math.floor(s / 86400))}${NBSP}days`
+}
+
+const clock = (d) => `${two(d.getHours())}:${two(d.getMinutes())}`
+
+/** A Date as 14:32, or 14:32:08 for form "seconds"; older than a day with its date. */
+export function when(date, form) {
+  const time = form === 'seconds' ? `${clock(date)}:${two(date.getSeconds())}` : clock(date)
+  if (Math.abs(Date.now() - date) < DAY) return time
+  const day = `${date.getDate()} ${MONTHS[date.getMonth()]} ${date.getFullYear()}`
+  return form === 'seconds' ? `${day}, ${time}` : day
+}
+
+/** Writes every <time> under root in local time; its title keeps UTC. */
+export function localTimes(root) {
+  for (const el of root.querySelectorAll('time[datetime]')) {
+    const date = new Date(el.dateTime)
+    if (!Number.isNaN(date.getTime())) el.textContent = when(date, el.dataset.form)
+  }
+}
+
+/** A <time> of now. */
+export function timeElement(date, form) {
+  const el = document.createElement('time')
+  el.dateTime = date.toISOString()
+  el.title = date.toISOString().replace('T', ' ').slice(0, 19) + ' UTC'
+  el.dataset.form = form
+  el.textContent = when(date, form)
+  return el
+}

@@ -1,0 +1,53 @@
+import { age } from './format.js'
+import { setIcon } from './icons.js'
+import { live } from './live.js'
+import { STALE_AFTER } from './stages.js'
+
+/** Says whether what is shown is alive: live, every 5 s, stale, or offline. */
+class LiveBadge extends HTMLElement {
+  #timer = 0
+  #stop = null
+
+  connectedCallback() {
+    this.#stop = new AbortController()
+    live.addEventListener('state', () => this.#draw(), { signal: this.#stop.signal })
+    this.#timer = setInterval(() => this.#draw(), 1_000)
+  }
+
+  disconnectedCallback() {
+    this.#stop?.abort()
+    clearInterval(this.#timer)
+  }
+
+  #draw() {
+    const silent = Date.now() - live.heardAt
+    switch (live.state) {
+      case 'live':
+        // Only a running install promises a message every few seconds.
+        if (silent > STALE_AFTER && document.querySelector('task-progress[data-live], task-run[data-status="installing"]')) {
+          return this.#show('stale', 'clock', `Stale since ${age(silent)}`)
+        }
+        return this.#show('live', 'live', 'Live')
+      case 'polling':
+        return this.#show('polling', 'clock', 'Every 5\u00a0s')
+      case 'lost': {
+        const wait = live.retryAt - Date.now()
+        return this.#show('lost', 'link-lost', wait > 1_000 ? `Offline, again in ${age(wait)}` : 'Offline, trying')
+      }
+    }
+  }
+
+  #show(state, symbol, text) {
+    const span = this.querySelector('span')
+    if (this.dataset.state !== state) {
+      this.dataset.state = state
+      setIcon(this, symbol)
+      // A countdown must not be read out every second, only the change.
+      this.setAttribute('aria-live', 'polite')
+    } else if (span.textContent !== text) {
+      this.setAttribute('aria-live', 'off')
+    }
+    if (span.textContent !== text) span.textContent = text
+  }
+}
+customElements.define('live-badge', LiveBadge)

@@ -1,0 +1,18 @@
+import { TaskElement } from './element.js'
+import { left, speed } from './format.js'
+import { STALE_AFTER } from './stages.js'
+
+/** One figure of a running install in a table: its speed, or the time left. */
+class TaskFigure extends TaskElement {
+  static types = ['progress']
+  #timer = 0
+
+  draw({ details }) {
+    const moving = details?.bytes_per_second > 0
+    if (this.getAttribute('figure') === 'speed') this.textContent = moving ? speed(details.bytes_per_second) : '–'
+    else this.textContent = left(details)
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => { this.textContent = 'unknown' }, STALE_AFTER)
+  }
+}
+customElements.define('task-figure', TaskFigure)

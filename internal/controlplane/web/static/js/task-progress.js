@@ -1,0 +1,48 @@
+import { TaskElement } from './element.js'
+import { left, percent, size, speed } from './format.js'
+import { Stale } from './stale.js'
+import { STAGES, stageNumber } from './stages.js'
+
+/** Figures and stages of one install, on its own page. */
+class TaskProgress extends TaskElement {
+  static types = ['progress']
+  #stale = null
+
+  connectedCallback() {
+    super.connectedCallback()
+    if (!this.hasAttribute('data-live')) return
+    this.#stale = new Stale(this.querySelector('[data-part="as-of"]'), () => {
+      this.part('speed', 'unknown')
+      this.part('left', 'unknown')
+    })
+  }
+
+  disconnectedCallback() {
+    super.disconnectedCallback()
+    this.#stale?.stop()
+  }
+
+  draw({ attempt, stage, percentage, message, details }) {
+    if (!this.hasAttribute('data-live') || (attempt && attempt < Number(this.getAttribute('attempt')))) return
+    this.part('percent', percent(percentage))
+    this.part('message', message ?? '')
+    const known = details?.bytes_total > 0
+    this.part('bytes-of', stage === 'installing' ? 'written' : 'downloaded')
+    this.part('done', known ? size(details.bytes_downloaded ?? 0) : 'unknown')
+    this.part('total', known ? `of ${size(details.bytes_total)}` : '')
+    this.part('speed', speed(details?.bytes_per_second))
+    this.part('left', left(details))
+    const now = stageNumber(stage)
+    for (const [i, s] of STAGES.entries()) {
+      const li = this.querySelector(`[data-stage="${s.name}"]`)
+      if (!li) continue
+      const done = percentage >= 100 || now > i + 1
+      li.querySelector('progress').value = done ? 100 : Math.min(Math.max(((percentage - s.from) * 100) / (s.to - s.from), 0), 100)
+      if (done) li.dataset.step = 'done'
+      else if (now === i + 1) li.dataset.step = 'now'
+      else delete li.dataset.step
+    }
+    this.#stale?.fresh()
+  }
+}
+customElements.define('task-progress', TaskProgress)

@@ -1,0 +1,291 @@
+// Package web is the operator's browser interface: complete, server-rendered
+// HTML pages that work without JavaScript, kept live by small custom elements
+// (static/js). Forms post to the same actions as the REST API.
+//
+// It is not the API and holds no state of its own beyond the last few form
+// submissions: pages are drawn from a Reader, decided by Actions. The rules are
+// contract.md §§2–5 and the visual language of design/ui-mock. All exported
+// functions may be called concurrently.
+package web
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"html/template"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
+)
+
+// Reader is the read model in memory. Its answers are never changed after
+// they were given, and it does not block.
+type Reader interface {
+	Rev() int64      // of the store; every change up to it is in the answers that follow
+	StoreID() string // changes when the store is another one, so revisions mean nothing
+	Task(id string) (lpmos.Task, bool)
+	Tasks(api.Query) api.Page
+	Counts() map[lpmos.Status]int
+	Regions() []lpmos.Region // by id
+	Images() []lpmos.Image   // by name
+}
+
+// History reads what is too long for memory, in order, oldest first.
+type History interface {
+	Events(ctx context.Context, taskID string) ([]lpmos.Event, error)
+	Logs(ctx context.Context, taskID string) ([]string, error)
+}
+
+// Actions change tasks. Each returns the task as it is afterwards. Errors are
+// those of package lpmos: ErrNotFound, ErrConflict, ErrUnavailable,
+// *InvalidError. by is the person, as Config.Person names them.
+type Actions interface {
+	Create(ctx context.Context, spec lpmos.Spec, by string) (lpmos.Task, error)
+	Decide(ctx context.Context, taskID string, d api.Decision, by string) (lpmos.Task, error)
+	Cancel(ctx context.Context, taskID, reason, by string) (lpmos.Task, error)
+	Retry(ctx context.Context, taskID, by string) (lpmos.Task, error)
+	Delete(ctx context.Context, taskID, by string) error
+}
+
+// Config is all that differs between installations. Its zero value works.
+type Config struct {
+	Version  string                     // shown at the foot of the rail
+	SiteName string                     // shown under the product's name
+	Person   func(*http.Request) string // who is asking; nil means "operator"
+	Now      func() time.Time           // nil means time.Now
+}
+
+// Web serves the pages. Make one with New.
+type Web struct {
+	reader  Reader
+	history History
+	actions Actions
+	cfg     Config
+	log     *slog.Logger
+	pages   map[string]*template.Template
+	static  assets
+	mux     *http.ServeMux
+	created *submissions
+}
+
+// New parses the templates and prepares the static files; it fails only when
+// those that were built in are broken.
+func New(reader Reader, history History, actions Actions, cfg Config, log *slog.Logger) (*Web, error) {
+	if cfg.Person == nil {
+		cfg.Person = func(*http.Request) string { return "operator" }
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	w := &Web{reader: reader, history: history, actions: actions, cfg: cfg, log: log, mux: http.NewServeMux(), created: newSubmissions(512)}
+	var err error
+	if w.static, err = newAssets(); err != nil {
+		return nil, fmt.Errorf("read static files: %w", err)
+	}
+	if w.pages, err = w.parse(); err != nil {
+		return nil, fmt.Errorf("parse templates: %w", err)
+	}
+	for _, r := range w.routes() {
+		w.mux.HandleFunc(r.pattern, r.handler)
+	}
+	return w, nil
+}
+
+type route struct {
+	pattern string // of http.ServeMux: method and path
+	handler http.HandlerFunc
+}
+
+func (w *Web) routes() []route {
+	home := func(rw http.ResponseWriter, r *http.Request) { http.Redirect(rw, r, "/dashboard", http.StatusFound) }
+	return []route{
+		{"GET /{$}", home},
+		{"GET /dashboard", w.dashboard},
+		{"GET /tasks", w.taskList},
+		{"GET /tasks/create", w.createForm},
+		{"POST /tasks/create", w.create},
+		{"GET /tasks/{id}", w.task},
+		{"GET /tasks/{id}/approve", w.approveForm},
+		{"POST /tasks/{id}/approve", w.decide},
+		{"POST /tasks/{id}/cancel", w.cancel},
+		{"POST /tasks/{id}/retry", w.retry},
+		{"POST /tasks/{id}/delete", w.delete},
+		{"GET /tasks/{id}/log", w.taskLog},
+		{"GET /regions", w.regions},
+		{"POST /preferences", w.preferences},
+		{"GET /static/{hash}/{path...}", w.static.serve},
+	}
+}
+
+// Routes lists what Handler serves as patterns of http.ServeMux, such as
+// "GET /tasks/{id}", for a router that mounts it beside other routes.
+func (w *Web) Routes() []string {
+	var out []string
+	for _, r := range w.routes() {
+		out = append(out, r.pattern)
+	}
+	return out
+}
+
+// Handler serves the pages with their security headers, and a problem page for
+// every other path.
+func (w *Web) Handler() http.Handler {
+	return Headers(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		_, pattern := w.mux.Handler(r)
+		if pattern != "" {
+			w.mux.ServeHTTP(rw, r)
+			return
+		}
+		// The mux knows whether another method would do; only its header and
+		// status are kept, the page is ours.
+		probe := &headOnly{header: http.Header{}}
+		w.mux.ServeHTTP(probe, r)
+		if probe.status == http.StatusMethodNotAllowed {
+			rw.Header().Set("Allow", probe.header.Get("Allow"))
+			w.showProblem(rw, r, problem{
+				Status: probe.status, Icon: "stop", Title: "This page cannot be " + methodVerb(r.Method),
+				Text: "Nothing was changed. Changes are sent by the buttons of a page.",
+			})
+			return
+		}
+		w.showProblem(rw, r, notFoundPage(r.URL.Path))
+	}))
+}
+
+func methodVerb(method string) string {
+	if method == http.MethodGet || method == http.MethodHead {
+		return "opened, only sent to"
+	}
+	return "sent to"
+}
+
+// headOnly takes what the mux says of a request that no route serves.
+type headOnly struct {
+	header http.Header
+	status int
+}
+
+func (h *headOnly) Header() http.Header { return h.header }
+func (h *headOnly) WriteHeader(s int) {
+	if h.status == 0 {
+		h.status = s
+	}
+}
+func (h *headOnly) Write(b []byte) (int, error) { h.WriteHeader(http.StatusOK); return len(b), nil }
+
+// page is what the layout needs; Body is the page's own.
+type page struct {
+	Title    string
+	Nav      string // the rail link that is this page: dashboard, approvals, tasks, regions
+	Watch    string // what live.js subscribes to: "all", a task id, or "" for nothing
+	Site     string
+	Version  string
+	Person   string
+	Theme    string
+	Return   string // this page again, after a preference was stored
+	Search   string
+	Awaiting int
+	Rev      int64
+	StoreID  string
+	Now      time.Time
+	Body     any
+}
+
+// show renders a page completely before it answers, so that a broken template
+// is a 500 and not half a page.
+func (w *Web) show(rw http.ResponseWriter, r *http.Request, status int, name string, p page) {
+	p.Site, p.Version, p.Person = w.cfg.SiteName, w.cfg.Version, w.cfg.Person(r)
+	p.Theme, p.Return, p.Now = theme(r), "/dashboard", w.cfg.Now()
+	if r.Method == http.MethodGet {
+		p.Return = r.URL.RequestURI()
+	}
+	p.Awaiting = w.reader.Counts()[lpmos.AwaitingApproval]
+	p.StoreID = w.reader.StoreID()
+	if p.Rev == 0 {
+		p.Rev = w.reader.Rev()
+	}
+	var b bytes.Buffer
+	if err := w.pages[name].ExecuteTemplate(&b, "layout", p); err != nil {
+		w.log.Error("page not rendered", "page", name, "err", err)
+		http.Error(rw, "This page could not be drawn. Nothing was changed.", http.StatusInternalServerError)
+		return
+	}
+	h := rw.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	// What waits for a decision must never come from a cache, not even on Back.
+	h.Set("Cache-Control", "no-store")
+	rw.WriteHeader(status)
+	rw.Write(b.Bytes())
+}
+
+// rev is taken before a page reads anything: live.js asks for what came after
+// it, so a change during rendering is seen twice rather than not at all.
+func (w *Web) rev() int64 { return w.reader.Rev() }
+
+// find answers the task of the request's path.
+func (w *Web) find(r *http.Request) (lpmos.Task, error) {
+	id := r.PathValue("id")
+	if lpmos.ValidTaskID(id) {
+		if t, ok := w.reader.Task(id); ok {
+			return t, nil
+		}
+	}
+	return lpmos.Task{}, fmt.Errorf("task %q: %w", lpmos.Shorten(id, 64), lpmos.ErrNotFound)
+}
+
+// problem is a whole page about one thing that is not as it was asked for.
+type problem struct {
+	Status    int
+	Icon      string
+	Title     string
+	Text      string
+	Link      string // the next step, with its words; "" for the list of tasks
+	LinkLabel string
+}
+
+func notFoundPage(path string) problem {
+	return problem{Status: http.StatusNotFound, Icon: "search", Title: "There is no page here",
+		Text: lpmos.Shorten(path, 80) + " is not a page of this site. It may have been typed wrongly.", Link: "/dashboard", LinkLabel: "Overview"}
+}
+
+// fail is where errors of readers and actions become pages.
+func (w *Web) fail(rw http.ResponseWriter, r *http.Request, err error) {
+	invalid, isInvalid := errors.AsType[*lpmos.InvalidError](err)
+	p := problem{Link: "/tasks", LinkLabel: "All tasks"}
+	if id := r.PathValue("id"); lpmos.ValidTaskID(id) {
+		p.Link, p.LinkLabel = "/tasks/"+id, "Open the task"
+	}
+	switch {
+	case errors.Is(err, lpmos.ErrNotFound):
+		p.Status, p.Icon, p.Title = http.StatusNotFound, "search", "There is no such task"
+		p.Text = "It may have been deleted, or the address is incomplete: ids have 32 hexadecimal digits."
+		p.Link, p.LinkLabel = "/tasks", "All tasks"
+	case isInvalid:
+		p.Status, p.Icon, p.Title, p.Text = http.StatusBadRequest, "warning", "This was not accepted", "Nothing was changed: "+invalid.Error()+"."
+	case errors.Is(err, lpmos.ErrConflict):
+		p.Status, p.Icon, p.Title = http.StatusConflict, "info", "This is not possible now"
+		p.Text = sentence(err.Error()) + " Nothing was changed by you."
+	case errors.Is(err, lpmos.ErrUnavailable):
+		p.Status, p.Icon, p.Title = http.StatusServiceUnavailable, "clock", "The store does not answer"
+		p.Text = "Nothing you sent was stored. Running installs go on without it. The same request may be repeated."
+		rw.Header().Set("Retry-After", "5")
+	case errors.Is(err, context.Canceled):
+		return // nobody is there to read a page
+	default:
+		w.log.Error("request not served", "path", r.URL.Path, "err", err)
+		p.Status, p.Icon, p.Title = http.StatusInternalServerError, "warning", "Something in the control plane went wrong"
+		p.Text = "The cause is in its log. What you sent may not have been stored: look before you repeat it."
+	}
+	w.showProblem(rw, r, p)
+}
+
+func (w *Web) showProblem(rw http.ResponseWriter, r *http.Request, p problem) {
+	if p.Link == "" {
+		p.Link, p.LinkLabel = "/tasks", "All tasks"
+	}
+	w.show(rw, r, p.Status, "problem", page{Title: p.Title, Body: p})
+}

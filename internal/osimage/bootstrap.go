@@ -1,0 +1,138 @@
+package osimage
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// suite is Debian 12. The tiny system takes its kernel from there as well.
+const suite = "bookworm"
+
+// mergedUsr is mmdebstrap's own hook that makes /bin, /sbin and /lib links
+// before the first package is unpacked, as debootstrap does.
+const mergedUsr = "/usr/share/mmdebstrap/hooks/merged-usr"
+
+// bootstrapSteps are the lines that mmdebstrap prints, by their beginning, and
+// how far the build is when it does.
+var bootstrapSteps = []struct {
+	prefix  string
+	step    string
+	percent int
+}{
+	{"I: running apt-get update", "reading package lists", 1},
+	{"I: downloading packages", "downloading packages", 5},
+	{"I: extracting archives", "unpacking packages", 12},
+	{"I: installing essential", "installing essential packages", 18},
+	{"I: downloading apt", "installing apt", 25},
+	{"I: installing remaining", "installing packages", 30},
+	{"I: cleaning", "cleaning up", 78},
+}
+
+// bootstrap unpacks, and configures if the recipe wants so, the recipe's
+// packages in the new directory root.
+func (b *builder) bootstrap(ctx context.Context, root string) error {
+	args := []string{
+		"--mode=root", "--format=directory", "--variant=" + b.Variant, "--components=main", "--architectures=amd64",
+		"--include=" + strings.Join(b.Packages, ","),
+		`--aptopt=Apt::Install-Recommends "false"`,
+		// What was downloaded is looked at afterwards and removed by finish.
+		"--skip=cleanup/apt/lists",
+	}
+	if b.Variant != "extract" {
+		dpkg, err := b.overlayFile("etc/dpkg/dpkg.cfg.d/image")
+		if err != nil {
+			return err
+		}
+		// The initramfs is made while the kernel package is configured, so its
+		// settings must be there before.
+		initramfs, err := b.overlayFile("etc/initramfs-tools/conf.d/image")
+		if err != nil {
+			return err
+		}
+		args = append(args, "--dpkgopt="+dpkg,
+			// A power failure costs a build, not a system; finish removes the
+			// file that these options are in.
+			"--dpkgopt=force-unsafe-io",
+			"--hook-dir="+mergedUsr,
+			"--essential-hook=copy-in '"+filepath.Dir(filepath.Dir(initramfs))+"' /etc")
+	}
+	for _, o := range b.cfg.AptOptions {
+		args = append(args, "--aptopt="+o)
+	}
+	args = append(args, suite, root)
+	args = append(args, b.cfg.Mirrors...)
+	return b.run(ctx, func(line string) {
+		for _, s := range bootstrapSteps {
+			if strings.HasPrefix(line, s.prefix) {
+				b.progress(s.step, s.percent)
+			}
+		}
+	}, "mmdebstrap", args...)
+}
+
+// overlayFile writes one file of the recipe's overlay to scratch space, at its
+// place below it, and returns where.
+func (b *builder) overlayFile(name string) (string, error) {
+	text, err := files.ReadFile("files/" + b.Overlay + "/" + name)
+	if err != nil {
+		return "", fmt.Errorf("read embedded file: %w", err)
+	}
+	file := filepath.Join(b.work, name)
+	if strings.Contains(file, "'") {
+		return "", fmt.Errorf("use %s: mmdebstrap cannot be given a path with a quote in it", file)
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return "", err
+	}
+	return file, os.WriteFile(file, text, 0o644)
+}
+
+// installed lists the packages of a tree by its dpkg status: "name version
+// architecture", sorted. Of packages that were only unpacked there is no such
+// list.
+func installed(tree string) []string {
+	text, err := os.ReadFile(filepath.Join(tree, "var/lib/dpkg/status"))
+	if err != nil {
+		return nil
+	}
+	var all []string
+	for stanza := range strings.SplitSeq(string(text), "\n\n") {
+		f := fields(stanza)
+		if f["Package"] != "" {
+			all = append(all, f["Package"]+" "+f["Version"]+" "+f["Architecture"])
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// releases lists the Release files that apt used: "suite date".
+func releases(tree string) []string {
+	found, _ := filepath.Glob(filepath.Join(tree, "var/lib/apt/lists/*InRelease"))
+	var all []string
+	for _, p := range found {
+		if text, err := os.ReadFile(p); err == nil {
+			f := fields(string(text))
+			all = append(all, f["Suite"]+" "+f["Codename"]+" "+f["Date"])
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// fields reads the one-line fields of a Debian control stanza (deb822(5)); the
+// first of a name counts.
+func fields(stanza string) map[string]string {
+	f := make(map[string]string)
+	for line := range strings.SplitSeq(stanza, "\n") {
+		name, value, ok := strings.Cut(line, ": ")
+		if _, seen := f[name]; ok && !seen {
+			f[name] = value
+		}
+	}
+	return f
+}

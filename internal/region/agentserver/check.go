@@ -1,0 +1,165 @@
+package agentserver
+
+import (
+	"encoding/hex"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/lpmos/lpmos"
+)
+
+// Limits on what an agent may claim; no server comes near them.
+const (
+	maxDisks      = 256 // as the agent's own bound
+	maxNICs       = 1024
+	maxPartitions = 128 // on one disk
+	maxTextBytes  = 256
+	maxAddresses  = 64
+)
+
+// cleanText makes foreign text fit to be shown: without control characters and
+// without those that change the direction of what follows, on one line, and of
+// at most n bytes.
+func cleanText(s string, n int) string {
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case r == '\t', r == '\n', r == '\r':
+			return ' '
+		case unicode.IsControl(r), unicode.Is(unicode.Cf, r), unicode.Is(unicode.Zl, r), unicode.Is(unicode.Zp, r), r == unicode.ReplacementChar:
+			return -1
+		}
+		return r
+	}, s)
+	if len(s) <= n {
+		return s
+	}
+	return lpmos.Shorten(s, n-len("…"))
+}
+
+// checkHardware bounds a report and cleans its text in place. Text that a
+// digest covers cannot be altered behind the agent's back, or nothing would
+// match what it sees: there it is an error.
+func checkHardware(h *lpmos.Hardware) error {
+	if h == nil {
+		return &lpmos.InvalidError{Field: "hardware", Problem: "is missing"}
+	}
+	if h.BootMode != "bios" && h.BootMode != "uefi" {
+		return &lpmos.InvalidError{Field: "hardware.boot_mode", Problem: "is neither bios nor uefi", Value: h.BootMode}
+	}
+	for _, n := range []struct {
+		field    string
+		got, max int
+	}{{"hardware.disks", len(h.Disks), maxDisks}, {"hardware.nics", len(h.NICs), maxNICs}} {
+		if n.got > n.max {
+			return &lpmos.InvalidError{Field: n.field, Problem: fmt.Sprintf("holds more than %d", n.max)}
+		}
+	}
+	for i, d := range h.Disks {
+		if len(d.Content.Partitions) > maxPartitions {
+			return &lpmos.InvalidError{Field: fmt.Sprintf("hardware.disks[%d].content.partitions", i), Problem: fmt.Sprintf("holds more than %d", maxPartitions)}
+		}
+		if d.SizeBytes < 0 || d.SectorBytes < 0 || d.PhysicalBytes < 0 {
+			return &lpmos.InvalidError{Field: fmt.Sprintf("hardware.disks[%d]", i), Problem: "has a negative size"}
+		}
+	}
+	if h.Memory.TotalBytes < 0 || h.CPU.Sockets < 0 || h.CPU.Cores < 0 || h.CPU.Threads < 0 {
+		return &lpmos.InvalidError{Field: "hardware", Problem: "counts less than nothing"}
+	}
+	digest, observed := h.Digest(), lpmos.DigestOf(lpmos.Observe(h))
+	where := cleanValue(reflect.ValueOf(h).Elem(), "hardware")
+	if where != "" && (h.Digest() != digest || lpmos.DigestOf(lpmos.Observe(h)) != observed) {
+		return &lpmos.InvalidError{Field: where, Problem: "holds control characters or is longer than 256 bytes"}
+	}
+	return nil
+}
+
+// cleanValue cleans every string in v and names the last one it changed.
+func cleanValue(v reflect.Value, path string) (changed string) {
+	note := func(at string) {
+		if at != "" {
+			changed = at
+		}
+	}
+	switch v.Kind() {
+	case reflect.String:
+		if c := cleanText(v.String(), maxTextBytes); c != v.String() {
+			v.SetString(c)
+			return path
+		}
+	case reflect.Pointer:
+		if !v.IsNil() {
+			return cleanValue(v.Elem(), path)
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			note(cleanValue(v.Index(i), fmt.Sprintf("%s[%d]", path, i)))
+		}
+	case reflect.Struct:
+		if v.Type() == reflect.TypeFor[time.Time]() {
+			return ""
+		}
+		for i := range v.NumField() {
+			name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+			note(cleanValue(v.Field(i), path+"."+name))
+		}
+	}
+	return changed
+}
+
+// checkFailure bounds what an agent says went wrong.
+func checkFailure(f *lpmos.Failure, attempt int) (*lpmos.Failure, error) {
+	if f == nil || f.Code == "" || f.Cause == "" {
+		return nil, &lpmos.InvalidError{Field: "failure", Problem: "needs a code and a cause when ok is false"}
+	}
+	if f.Stage != "" && !f.Stage.Valid() {
+		return nil, &lpmos.InvalidError{Field: "failure.stage", Problem: "is not a stage", Value: string(f.Stage)}
+	}
+	return &lpmos.Failure{
+		Stage: f.Stage, Code: cleanText(f.Code, 64), Cause: cleanText(f.Cause, lpmos.MaxMessageBytes),
+		NextStep: cleanText(f.NextStep, lpmos.MaxMessageBytes), Evidence: cleanText(f.Evidence, 4<<10),
+		Attempt: attempt, At: time.Now().UTC(), // the machine's clock may be anywhere
+	}, nil
+}
+
+// checkReceipt bounds what an installed system says of itself.
+func checkReceipt(r *lpmos.Receipt) error {
+	if r.RootFSUUID == "" {
+		return &lpmos.InvalidError{Field: "receipt.root_fs_uuid", Problem: "is missing"}
+	}
+	if len(r.Addresses) > maxAddresses {
+		return &lpmos.InvalidError{Field: "receipt.addresses", Problem: "holds more than 64"}
+	}
+	cleanValue(reflect.ValueOf(r).Elem(), "receipt")
+	return nil
+}
+
+// sameUUID compares SMBIOS UUIDs in both byte orders: up to SMBIOS 2.5 the
+// first three fields were often stored big-endian, and firmware, iPXE and Linux
+// do not agree on which it is. A UUID that is missing or all alike says
+// nothing.
+func sameUUID(a, b string) bool {
+	x, okx := parseUUID(a)
+	y, oky := parseUUID(b)
+	if !okx || !oky || x == y {
+		return true
+	}
+	swapped := [16]byte{x[3], x[2], x[1], x[0], x[5], x[4], x[7], x[6]}
+	copy(swapped[8:], x[8:])
+	return swapped == y
+}
+
+func parseUUID(s string) (u [16]byte, ok bool) {
+	n, err := hex.Decode(u[:], []byte(strings.ReplaceAll(lpmos.Shorten(s, 36), "-", "")))
+	if err != nil || n != 16 {
+		return u, false
+	}
+	for _, b := range u[1:] {
+		if b != u[0] {
+			return u, true
+		}
+	}
+	return u, false
+}

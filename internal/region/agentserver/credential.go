@@ -1,0 +1,384 @@
+package agentserver
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/lpmos/lpmos"
+)
+
+// machine is one order's machine, or one without a task, and its boots.
+type machine struct {
+	taskID string    // "" for a machine without a task
+	mac    lpmos.MAC // of a machine without a task
+
+	requests *rate.Limiter
+	reported progressState
+	logged   logState
+
+	mu         sync.Mutex // guards what follows; held while a record is stored
+	begun      int64      // newest boot_seq that was promised
+	cur        *boot      // the newest boot whose segment was served
+	prev       *boot      // holds the permit until cur speaks
+	boots      []*boot    // all remembered, oldest first
+	quarantine *quarantine
+	token      string // for the call home; its hash is in cur's record
+	tokenNonce string // the permit the token came with
+	booted     int    // the attempt whose call home is stored
+	macs       []lpmos.MAC
+	spokeAt    time.Time
+	goneAt     time.Time // when the order was first missed
+}
+
+// boot is one start of the agent.
+type boot struct {
+	m       *machine
+	rec     lpmos.AgentRecord // as stored
+	nonce   string
+	segment []byte // until the agent speaks
+	spoke   bool
+	// rivalled says that this boot, which is not the newest, spoke after the
+	// newest one's segment was served.
+	rivalled bool
+}
+
+type quarantine struct {
+	reason  string
+	attempt int
+	seq     int64 // no boot up to this one is heard any more
+	result  lpmos.Result
+	stored  bool
+}
+
+type callhome struct {
+	m       *machine
+	attempt int
+}
+
+// granted reports whether the attempt the order stands at may write.
+func granted(o *lpmos.Order) bool {
+	return o != nil && o.Permit != nil && o.Permit.Attempt == o.Attempt
+}
+
+// quarantined reports whether no boot of this attempt may begin. A person's
+// retry makes a new attempt and so a fresh start.
+func (m *machine) quarantined(attempt int) bool {
+	return m.quarantine != nil && attempt <= m.quarantine.attempt
+}
+
+// replace makes b the newest boot. Once the permit is granted, the boot before
+// keeps the floor until b speaks: asking for a boot script must not be enough
+// to stop an installation.
+func (m *machine) replace(b *boot, granted bool) {
+	if old := m.cur; old != nil {
+		old.segment = nil
+		switch {
+		case !granted:
+			m.prev = nil
+		case old.spoke:
+			m.prev = old
+			old.rivalled = false
+		}
+	}
+	m.cur = b
+	m.token, m.tokenNonce = "", ""
+}
+
+// machine finds or makes the machine of a task or, with an empty ID, of a MAC
+// that has none.
+func (s *Server) machine(taskID string, mac lpmos.MAC) *machine {
+	key := taskID
+	if taskID == "" {
+		key = "mac " + mac.String()
+	} else {
+		mac = lpmos.MAC{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.machines[key]
+	if m == nil {
+		if taskID == "" {
+			s.limitStrangers()
+		}
+		m = &machine{
+			taskID: taskID, mac: mac, spokeAt: time.Now(),
+			requests: rate.NewLimiter(10, 50),
+			reported: progressState{limit: rate.NewLimiter(1, 5)},
+			logged:   logState{limit: rate.NewLimiter(0.5, 10)},
+		}
+		s.machines[key] = m
+	}
+	return m
+}
+
+// limitStrangers makes room for one more machine without a task. Anyone on the
+// network can invent machines, so their number is bounded, and the one that
+// goes is any: an honest one boots again. The caller holds s.mu.
+func (s *Server) limitStrangers() {
+	n := 0
+	for _, m := range s.machines {
+		if m.taskID == "" {
+			n++
+		}
+	}
+	for key, m := range s.machines {
+		if n < maxStrangers {
+			return
+		}
+		if m.taskID == "" {
+			n--
+			delete(s.machines, key)
+			for hash, b := range s.creds {
+				if b.m == m {
+					delete(s.creds, hash)
+				}
+			}
+		}
+	}
+}
+
+// remember lets a boot's secrets be found. The caller holds the machine's mu.
+func (s *Server) remember(b *boot) {
+	m := b.m
+	m.boots = append(m.boots, b)
+	s.mu.Lock()
+	s.creds[b.rec.Credential] = b
+	if b.rec.Callhome != "" {
+		s.callhomes[b.rec.Callhome] = callhome{m, b.rec.Attempt}
+	}
+	s.mu.Unlock()
+	for len(m.boots) > bootsRemembered {
+		oldest := m.boots[0]
+		if oldest == m.prev {
+			oldest = m.boots[1]
+		}
+		s.forget(oldest)
+	}
+}
+
+// forget makes a boot's credential unknown. The caller holds the machine's mu.
+func (s *Server) forget(b *boot) {
+	b.m.boots = slices.DeleteFunc(b.m.boots, func(o *boot) bool { return o == b })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.creds[b.rec.Credential] == b {
+		delete(s.creds, b.rec.Credential)
+	}
+}
+
+// drop forgets a machine and all its secrets. The caller holds its mu.
+func (s *Server) drop(m *machine) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range m.boots {
+		delete(s.creds, b.rec.Credential)
+		delete(s.callhomes, b.rec.Callhome)
+	}
+	key := m.taskID
+	if key == "" {
+		key = "mac " + m.mac.String()
+	}
+	if s.machines[key] == m {
+		delete(s.machines, key)
+	}
+}
+
+// bearer is the hash of the secret a request carries.
+func bearer(r *http.Request) (hash string, ok bool) {
+	values := r.Header.Values("Authorization")
+	if len(values) != 1 {
+		return "", false
+	}
+	secret, ok := strings.CutPrefix(values[0], "Bearer ")
+	if raw, err := hex.DecodeString(secret); !ok || err != nil || len(raw) != 32 {
+		return "", false
+	}
+	return lpmos.DigestBytes([]byte(secret)), true
+}
+
+// caller is an agent whose credential is good.
+type caller struct {
+	m     *machine
+	b     *boot
+	rec   lpmos.AgentRecord
+	order *lpmos.Order // nil when the machine has no task or the task has ended
+	addr  netip.Addr
+}
+
+// authenticate finds out which boot speaks and whether it may.
+func (s *Server) authenticate(r *http.Request) (*caller, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	hash, ok := bearer(r)
+	if !ok {
+		return nil, errUnknown
+	}
+	s.mu.Lock()
+	b := s.creds[hash]
+	s.mu.Unlock()
+	if b == nil { // what is compared are hashes: time tells nothing of a secret
+		return nil, errUnknown
+	}
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return nil, forbidden("the request has no source address")
+	}
+	c := &caller{m: b.m, b: b, addr: from.Addr().Unmap().WithZone("")}
+	if !b.m.requests.Allow() {
+		return nil, errTooMany
+	}
+	if b.m.taskID != "" {
+		c.order = s.order(b.m.taskID)
+	}
+	b.m.mu.Lock()
+	defer b.m.mu.Unlock()
+	if err := s.admit(r.Context(), c); err != nil {
+		return nil, err
+	}
+	c.rec = b.rec
+	return c, nil
+}
+
+// admit decides whether a known boot is heard. The caller holds the machine's
+// mu.
+func (s *Server) admit(ctx context.Context, c *caller) error {
+	m, b := c.m, c.b
+	if q := m.quarantine; q != nil && b.rec.BootSeq <= q.seq {
+		s.storeQuarantine(ctx, m)
+		return forbidden(q.reason)
+	}
+	if err := s.checkAddress(c); err != nil {
+		return err
+	}
+	if o := c.order; o != nil {
+		m.macs = o.Macs
+		// A permit opens the attempt after the one a boot began in; a person's
+		// retry ends the attempt and all its credentials.
+		if o.Attempt != b.rec.Attempt && !(granted(o) && o.Attempt == b.rec.Attempt+1) {
+			return errUnknown
+		}
+	}
+	if b == m.cur {
+		if m.prev != nil && m.prev.rivalled && granted(c.order) {
+			return s.quarantine(ctx, c)
+		}
+		m.prev = nil
+	} else {
+		switch {
+		case !granted(c.order):
+			s.log.Warn("credential of an older boot used", "task", m.taskID, "addr", c.addr, "seq", b.rec.BootSeq, "newest", m.cur.rec.BootSeq)
+			return errUnknown
+		case m.cur.spoke:
+			return s.quarantine(ctx, c)
+		case b != m.prev:
+			return errUnknown
+		}
+		b.rivalled = true
+	}
+	b.spoke, b.segment = true, nil
+	m.spokeAt = time.Now()
+	if b.rec.Used && b.rec.Address == c.addr.String() || m.taskID == "" || b != m.cur {
+		return nil
+	}
+	rec := b.rec
+	rec.Used, rec.Address = true, c.addr.String()
+	return s.keep(ctx, b, rec)
+}
+
+// keep stores a boot's changed record. When the order has gone or moved on
+// there is nothing to keep it for. The caller holds the machine's mu.
+func (s *Server) keep(ctx context.Context, b *boot, rec lpmos.AgentRecord) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if err := s.reports.PutAgent(ctx, rec); err != nil && !errors.Is(err, lpmos.ErrNotFound) {
+		return err
+	}
+	b.rec = rec
+	return nil
+}
+
+// checkAddress holds a credential to the address its segment was served to or,
+// where this region gives out addresses, to the machine's lease.
+func (s *Server) checkAddress(c *caller) error {
+	if c.addr.String() == c.b.rec.Address {
+		return nil
+	}
+	if s.leases != nil {
+		if mac, ok := s.leases.ByAddress(c.addr); ok && (mac == c.b.rec.BootMAC || c.order != nil && slices.Contains(c.order.Macs, mac)) {
+			return nil
+		}
+	}
+	s.log.Error("credential used from another address", "task", c.m.taskID, "mac", c.b.rec.BootMAC, "addr", c.addr, "bound", c.b.rec.Address)
+	return forbidden("the credential belongs to another address")
+}
+
+// quarantine stops both of two agents that claim one permit. The caller holds
+// the machine's mu.
+func (s *Server) quarantine(ctx context.Context, c *caller) error {
+	m := c.m
+	q := &quarantine{reason: "two agents use this task's permission to write", attempt: c.order.Attempt, seq: m.begun}
+	at, other := m.cur, m.prev
+	if c.b != m.cur {
+		other = c.b
+	}
+	evidence := "boot " + itoa(at.rec.BootSeq) + " from " + at.rec.Address + ", boot " + itoa(other.rec.BootSeq) + " from " + other.rec.Address
+	q.result = lpmos.Result{TaskID: m.taskID, Attempt: c.order.Attempt, Written: true, Failure: &lpmos.Failure{
+		Stage: m.reported.stage(), Code: "credential_reused",
+		Cause:    "Two agents used this task's permission to write at the same time, so one of them is not the machine that was approved.",
+		NextStep: "Find out which two machines they are (a copied address, a clone, an intruder), switch one off, and retry the task.",
+		Evidence: evidence, Attempt: c.order.Attempt, At: time.Now().UTC(),
+	}}
+	m.quarantine = q
+	s.stats.quarantines.Add(1)
+	s.log.Error("task quarantined: two agents claim one permit", "task", m.taskID, "addr", c.addr, "evidence", evidence)
+	s.storeQuarantine(ctx, m)
+	return forbidden(q.reason)
+}
+
+// storeQuarantine hands the quarantine up until that has succeeded once; it is
+// in force whether or not. The caller holds the machine's mu.
+func (s *Server) storeQuarantine(ctx context.Context, m *machine) {
+	q := m.quarantine
+	if q.stored {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
+	rec := m.cur.rec
+	rec.Quarantined = q.reason
+	if q.attempt == rec.Attempt {
+		if err := s.reports.PutAgent(ctx, rec); err != nil && !errors.Is(err, lpmos.ErrNotFound) {
+			s.log.Error("quarantine not stored yet", "task", m.taskID, "err", err)
+			return
+		}
+		m.cur.rec = rec
+	}
+	if err := s.reports.PutResult(ctx, q.result); err != nil && !errors.Is(err, lpmos.ErrNotFound) {
+		s.log.Error("quarantine not stored yet", "task", m.taskID, "err", err)
+		return
+	}
+	q.stored = true
+}
+
+// owns checks that what a body names is the caller's.
+func (s *Server) owns(c *caller, mac lpmos.MAC, taskID string) error {
+	mine := mac == c.rec.BootMAC
+	if o := c.order; o != nil {
+		mine = mine || mac == o.TargetMAC || slices.Contains(o.Macs, mac)
+	}
+	if mac.IsZero() || !mine || taskID != c.m.taskID {
+		s.log.Error("agent named another machine or task", "task", c.m.taskID, "mac", mac, "named", lpmos.Shorten(taskID, 40), "addr", c.addr)
+		return forbidden("the credential is for another machine or task")
+	}
+	return nil
+}

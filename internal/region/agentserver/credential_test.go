@@ -1,0 +1,440 @@
+package agentserver
+
+import (
+	"bytes"
+	"errors"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/agentapi"
+)
+
+func TestSegment(t *testing.T) {
+	begin := func(t *testing.T, r *region, mac lpmos.MAC, addr netip.Addr) string {
+		t.Helper()
+		_, nonce, err := r.now().Begin(t.Context(), BootRequest{MAC: mac, Remote: addr})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return nonce
+	}
+	t.Run("is one file, for root only, in a directory", func(t *testing.T) {
+		c := newCenter()
+		r := newRegion(t, c)
+		c.order(mac1, lpmos.Pending)
+		seg, err := r.now().Segment(t.Context(), begin(t, r, mac1, addr1), addr1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(seg)%512 != 0 || !bytes.Contains(seg, []byte("000081800000000000000000")) { // 0100600, uid 0, gid 0
+			t.Errorf("segment of %d bytes has no file of mode 0600", len(seg))
+		}
+		if files := unpack(t, seg); len(files) != 2 || files["lpmos"] == nil {
+			t.Errorf("segment holds %d files", len(files))
+		}
+	})
+	t.Run("is for the address that began the boot only", func(t *testing.T) {
+		c := newCenter()
+		r := newRegion(t, c)
+		c.order(mac1, lpmos.Pending)
+		nonce := begin(t, r, mac1, addr1)
+		if _, err := r.now().Segment(t.Context(), nonce, addr2); !errors.Is(err, lpmos.ErrNotFound) {
+			t.Errorf("Segment from another address = %v; want ErrNotFound", err)
+		}
+		if _, err := r.now().Segment(t.Context(), nonce, netip.MustParseAddr("::ffff:10.77.0.11")); err != nil {
+			t.Errorf("Segment from the mapped form of the address = %v", err)
+		}
+	})
+	t.Run("refuses what it did not seal", func(t *testing.T) {
+		c := newCenter()
+		r := newRegion(t, c)
+		c.order(mac1, lpmos.Pending)
+		nonce := begin(t, r, mac1, addr1)
+		for _, bad := range []string{"", "x", "../etc/passwd", nonce[:len(nonce)-2], "AA" + nonce[2:], strings.Repeat("A", 4096)} {
+			if _, err := r.now().Segment(t.Context(), bad, addr1); !errors.Is(err, lpmos.ErrNotFound) {
+				t.Errorf("Segment(%.20q) = %v; want ErrNotFound", bad, err)
+			}
+		}
+	})
+	t.Run("is the same again until the agent speaks, for a minute", func(t *testing.T) {
+		for name, restart := range map[string]bool{"same server": false, "restarted": true} {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCenter()
+				r := newRegion(t, c)
+				c.order(mac1, lpmos.Pending)
+				nonce := begin(t, r, mac1, addr1)
+				first, err := r.now().Segment(t.Context(), nonce, addr1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if restart {
+					r.restart()
+				}
+				time.Sleep(30 * time.Second)
+				second, err := r.now().Segment(t.Context(), nonce, addr1)
+				if err != nil || !restart && !bytes.Equal(first, second) {
+					t.Errorf("%s: second fetch = %v, same bytes %v", name, err, bytes.Equal(first, second))
+				}
+				if restart {
+					want(t, "credential that was replaced unused", r.agent(mac1, addr1, first).report(), 401)
+				}
+				a := r.agent(mac1, addr1, second)
+				want(t, name, a.report(), 200)
+				if _, err := r.now().Segment(t.Context(), nonce, addr1); !errors.Is(err, lpmos.ErrNotFound) {
+					t.Errorf("%s: fetch after the agent spoke = %v; want ErrNotFound", name, err)
+				}
+				r.restart()
+				if _, err := r.now().Segment(t.Context(), nonce, addr1); !errors.Is(err, lpmos.ErrNotFound) {
+					t.Errorf("%s: fetch after a restart = %v; want ErrNotFound", name, err)
+				}
+				want(t, name+" later", a.report(), 200)
+
+				late := begin(t, r, mac1, addr1)
+				if _, err := r.now().Segment(t.Context(), late, addr1); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(61 * time.Second)
+				if _, err := r.now().Segment(t.Context(), late, addr1); !errors.Is(err, lpmos.ErrNotFound) {
+					t.Errorf("%s: fetch after a minute = %v; want ErrNotFound", name, err)
+				}
+			})
+		}
+	})
+	t.Run("expires unfetched", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCenter()
+			r := newRegion(t, c)
+			c.order(mac1, lpmos.Pending)
+			nonce := begin(t, r, mac1, addr1)
+			time.Sleep(11 * time.Minute)
+			if _, err := r.now().Segment(t.Context(), nonce, addr1); !errors.Is(err, lpmos.ErrNotFound) {
+				t.Errorf("Segment after 11 minutes = %v; want ErrNotFound", err)
+			}
+		})
+	})
+	t.Run("never gives an older boot the floor back", func(t *testing.T) {
+		c := newCenter()
+		r := newRegion(t, c)
+		c.order(mac1, lpmos.Pending)
+		old := begin(t, r, mac1, addr1)
+		a := r.boot(mac1, addr1)
+		if _, err := r.now().Segment(t.Context(), old, addr1); !errors.Is(err, lpmos.ErrNotFound) {
+			t.Errorf("Segment of the older boot = %v; want ErrNotFound", err)
+		}
+		want(t, "newest boot", a.report(), 200)
+	})
+	t.Run("has a hundred takers and one winner", func(t *testing.T) { // T04
+		c := newCenter()
+		r := newRegion(t, c)
+		c.order(mac1, lpmos.Pending)
+		nonce := begin(t, r, mac1, addr1)
+		var won atomic.Int32
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				if _, err := r.now().Segment(t.Context(), nonce, netip.AddrFrom4([4]byte{10, 77, 0, byte(i)})); err == nil {
+					won.Add(1)
+				} else if !errors.Is(err, lpmos.ErrNotFound) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if won.Load() != 1 {
+			t.Errorf("%d of 100 addresses got the segment; want 1", won.Load())
+		}
+	})
+	t.Run("is not given out unless its record is stored", func(t *testing.T) {
+		c := newCenter()
+		r := newRegion(t, c)
+		o := c.order(mac1, lpmos.Pending)
+		nonce := begin(t, r, mac1, addr1)
+		c.break_(lpmos.ErrUnavailable)
+		if seg, err := r.now().Segment(t.Context(), nonce, addr1); !errors.Is(err, lpmos.ErrUnavailable) || seg != nil {
+			t.Errorf("Segment without a store = %d bytes, %v; want ErrUnavailable", len(seg), err)
+		}
+		c.break_(nil)
+		if _, err := r.now().Segment(t.Context(), nonce, addr1); err != nil {
+			t.Errorf("Segment when the store is back = %v", err)
+		}
+		if c.agents[agentKey(o.TaskID, 1)].Credential == "" {
+			t.Error("the credential's record is not stored")
+		}
+	})
+	t.Run("is not given out before the view is synced", func(t *testing.T) {
+		c := newCenter()
+		r := newRegion(t, c)
+		c.order(mac1, lpmos.Pending)
+		c.SetSynced(false)
+		if _, _, err := r.now().Begin(t.Context(), BootRequest{MAC: mac1, Remote: addr1}); !errors.Is(err, lpmos.ErrUnavailable) {
+			t.Errorf("Begin = %v; want ErrUnavailable", err)
+		}
+	})
+	t.Run("is not given to a machine without a task unless such are wanted", func(t *testing.T) {
+		r := newRegion(t, newCenter())
+		r.cfg.Discover = false
+		r.restart()
+		if _, _, err := r.now().Begin(t.Context(), BootRequest{MAC: mac1, Remote: addr1}); !errors.Is(err, lpmos.ErrNotFound) {
+			t.Errorf("Begin = %v; want ErrNotFound", err)
+		}
+	})
+}
+
+func TestCredential(t *testing.T) {
+	setup := func(t *testing.T) (*center, *region, lpmos.Order) {
+		c := newCenter()
+		r := newRegion(t, c)
+		o := c.order(mac1, lpmos.AwaitingApproval)
+		c.approve(o.TaskID)
+		return c, r, o
+	}
+	t.Run("must be the right one", func(t *testing.T) { // T01
+		_, r, _ := setup(t)
+		a := r.boot(mac1, addr1)
+		for _, secret := range []string{"", "x", strings.Repeat("0", 64), strings.ToUpper(a.cfg.Credential) + "0", a.cfg.Credential[:62]} {
+			want(t, "credential "+secret, a.call(t.Context(), "GET", agentapi.PathApproval+mac1.String(), secret, nil, nil), 401)
+		}
+		want(t, "right credential", a.report(), 200)
+	})
+	t.Run("says nothing of another machine or task", func(t *testing.T) { // R12
+		c, r, _ := setup(t)
+		c.order(mac2, lpmos.Pending)
+		a, b := r.boot(mac1, addr1), r.boot(mac2, addr2)
+		b.report()
+		want(t, "approval of another's MAC", a.call(t.Context(), "GET", agentapi.PathApproval+mac2.String(), a.cfg.Credential, nil, nil), 403)
+		stolen := *a
+		stolen.cfg.TaskID = b.cfg.TaskID
+		want(t, "progress of another's task", stolen.progress(1, lpmos.Downloading, 30), 403)
+		b.addr = addr1
+		want(t, "another's credential", b.report(), 403)
+	})
+	t.Run("belongs to the address, or to the lease", func(t *testing.T) {
+		_, r, o := setup(t)
+		leases := leaseMap{}
+		r.leases = leases
+		r.restart()
+		a := r.boot(mac1, addr1)
+		want(t, "first address", a.report(), 200)
+		a.addr = addr2
+		want(t, "address without a lease", a.report(), 403)
+		leases[addr2] = mac2
+		want(t, "address of another's lease", a.report(), 403)
+		leases[addr2] = mac1
+		want(t, "address of the moved lease", a.report(), 200)
+		if rec := r.center.agents[agentKey(o.TaskID, 1)]; rec.Address != addr2.String() {
+			t.Errorf("stored address = %s; want %s", rec.Address, addr2)
+		}
+	})
+	t.Run("of an older boot is refused before the permit", func(t *testing.T) {
+		c, r, _ := setup(t)
+		a := r.boot(mac1, addr1)
+		want(t, "first boot", a.report(), 200)
+		b := r.boot(mac1, addr1)
+		want(t, "older boot", a.report(), 401)
+		want(t, "newest boot", b.report(), 200)
+		want(t, "older boot again", a.report(), 401)
+		if len(c.results) != 0 {
+			t.Error("the task was quarantined before a permit was granted")
+		}
+	})
+	t.Run("keeps the floor after the permit until a newer boot speaks", func(t *testing.T) {
+		c, r, o := setup(t)
+		a := r.boot(mac1, addr1)
+		want(t, "report", a.report(), 200)
+		c.grant(o.TaskID, nonceN(1))
+		r.boot(mac1, addr2) // somebody fetches a segment and does not use it
+		want(t, "installing agent", a.progress(1, lpmos.Downloading, 30), 200)
+		if len(c.results) != 0 {
+			t.Error("a fetched segment alone quarantined the task")
+		}
+	})
+	for name, oldFirst := range map[string]bool{"the older speaks first": true, "the newer speaks first": false} {
+		t.Run("in two hands after the permit quarantines the task, "+name, func(t *testing.T) {
+			c, r, o := setup(t)
+			a := r.boot(mac1, addr1)
+			want(t, "report", a.report(), 200)
+			_, pa := grantTo(c, o, a)
+			b := r.boot(mac1, addr2)
+			first, second := a, b
+			if !oldFirst {
+				first, second = b, a
+			}
+			want(t, "one agent", first.progress(1, lpmos.Downloading, 30), 200)
+			want(t, "the other agent", second.progress(1, lpmos.Downloading, 31), 403)
+			for range 2 {
+				want(t, "older boot", a.report(), 403)
+				want(t, "newer boot", b.report(), 403)
+				want(t, "call home", a.booted(pa.CallhomeToken, 1), 403)
+				if _, _, err := r.now().Begin(t.Context(), BootRequest{MAC: mac1, Remote: addr1}); !errors.Is(err, lpmos.ErrConflict) {
+					t.Errorf("Begin in quarantine = %v; want ErrConflict", err)
+				}
+				if !oldFirst {
+					break
+				}
+				a = b // after a restart the older credential is not known any more
+				r.restart()
+			}
+			if len(c.results) != 1 || c.results[0].OK || c.results[0].Failure.Code != "credential_reused" || c.results[0].Failure.NextStep == "" {
+				t.Errorf("results = %+v", c.results)
+			}
+			if c.agents[agentKey(o.TaskID, 1)].Quarantined == "" {
+				t.Error("the quarantine is not stored")
+			}
+			// A person looks, and retries.
+			c.update(o.TaskID, func(o *lpmos.Order) { o.Attempt, o.Status, o.Permit = 2, lpmos.Pending, nil })
+			n := r.boot(mac1, addr1)
+			want(t, "boot of the retried task", n.report(), 200)
+		})
+	}
+	t.Run("in quarantine stays there while the store is away", func(t *testing.T) {
+		c, r, o := setup(t)
+		a := r.boot(mac1, addr1)
+		a.report()
+		grantTo(c, o, a)
+		b := r.boot(mac1, addr2)
+		want(t, "newer", b.report(), 200)
+		c.break_(lpmos.ErrUnavailable)
+		want(t, "older", a.report(), 403)
+		want(t, "newer", b.report(), 403)
+		c.break_(nil)
+		if len(c.results) != 0 {
+			t.Fatal("stored without a store")
+		}
+		want(t, "newer", b.report(), 403)
+		if len(c.results) != 1 {
+			t.Error("the quarantine was not stored once the store was back")
+		}
+	})
+	t.Run("ends with a person's retry", func(t *testing.T) { // T02
+		c, r, o := setup(t)
+		a := r.boot(mac1, addr1)
+		want(t, "attempt 1", a.report(), 200)
+		c.update(o.TaskID, func(o *lpmos.Order) { o.Attempt, o.Status = 2, lpmos.Pending })
+		want(t, "credential of attempt 1 in attempt 2", a.report(), 401)
+		b := r.boot(mac1, addr1)
+		if b.cfg.BootSeq <= a.cfg.BootSeq || b.cfg.Attempt != 2 {
+			t.Errorf("boot of attempt %d has seq %d after %d", b.cfg.Attempt, b.cfg.BootSeq, a.cfg.BootSeq)
+		}
+		want(t, "attempt 2", b.report(), 200)
+	})
+	t.Run("ends some time after its task", func(t *testing.T) { // T02
+		synctest.Test(t, func(t *testing.T) {
+			c, r, o := setup(t)
+			defer r.run()()
+			a := r.boot(mac1, addr1)
+			want(t, "report", a.report(), 200)
+			_, pa := grantTo(c, o, a)
+			c.end(o.TaskID)
+			time.Sleep(time.Minute)
+			if status, ap := a.approval("30s"); status != 200 || ap.Approved || ap.Status != "" {
+				t.Errorf("approval after the end = %d %+v", status, ap)
+			}
+			if status, pa := a.permit(nonceN(2), "30s"); status != 200 || pa.Permit != nil || pa.Refused == "" {
+				t.Errorf("permit after the end = %d %+v", status, pa)
+			}
+			if status, res := a.result(1, "30s"); status != 200 || res.Status != "" {
+				t.Errorf("result after the end = %d %+v", status, res)
+			}
+			want(t, "report after the end", a.report(), 200)
+			want(t, "progress after the end", a.progress(1, lpmos.Downloading, 30), 404)
+			want(t, "logs after the end", a.logs(1, 0, "x"), 404)
+			want(t, "call home after the end", a.booted(pa.CallhomeToken, 1), 404)
+			time.Sleep(15 * time.Minute)
+			want(t, "report long after the end", a.report(), 401)
+			want(t, "call home long after the end", a.booted(pa.CallhomeToken, 1), 401)
+			if n := r.now().Stats().Machines; n != 0 {
+				t.Errorf("%d machines are still remembered", n)
+			}
+		})
+	})
+	t.Run("of a call home is good for nothing else", func(t *testing.T) {
+		c, r, o := setup(t)
+		a := r.boot(mac1, addr1)
+		a.report()
+		_, pa := grantTo(c, o, a)
+		thief := *a
+		thief.cfg.Credential = pa.CallhomeToken
+		want(t, "report with the token", thief.report(), 401)
+		want(t, "progress with the token", thief.progress(1, lpmos.Downloading, 30), 401)
+		want(t, "booted with the credential", a.booted(a.cfg.Credential, 1), 401)
+		want(t, "booted for another attempt", a.booted(pa.CallhomeToken, 2), 403)
+		thief.mac = macX
+		want(t, "booted for another machine", thief.booted(pa.CallhomeToken, 1), 403)
+		want(t, "booted", a.booted(pa.CallhomeToken, 1), 200)
+	})
+	t.Run("does not move to another machine's UUID", func(t *testing.T) {
+		c, r, _ := setup(t)
+		_, nonce, err := r.now().Begin(t.Context(), BootRequest{MAC: mac1, UUID: "99999999-4455-6677-8899-aabbccddee00", Remote: addr1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		seg, err := r.now().Segment(t.Context(), nonce, addr1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "report of another machine", r.agent(mac1, addr1, seg).report(), 403)
+		if len(c.hardware) != 0 {
+			t.Error("its hardware was stored")
+		}
+	})
+}
+
+type leaseMap map[netip.Addr]lpmos.MAC
+
+func (l leaseMap) ByAddress(a netip.Addr) (lpmos.MAC, bool) { m, ok := l[a]; return m, ok }
+
+// grantTo gives an agent the permit of attempt 1.
+func grantTo(c *center, o lpmos.Order, a *agent) (int, agentapi.PermitAnswer) {
+	c.grant(o.TaskID, nonceN(1))
+	return a.permit(nonceN(1), "0s")
+}
+
+func TestManyAgentsOneTask(t *testing.T) {
+	c := newCenter()
+	r := newRegion(t, c)
+	o := c.order(mac1, lpmos.AwaitingApproval)
+	c.approve(o.TaskID)
+	var wg sync.WaitGroup
+	agents := make([]*agent, 20)
+	for i := range agents {
+		agents[i] = r.boot(mac1, addr1)
+	}
+	var ok atomic.Int32
+	for _, a := range agents {
+		wg.Go(func() {
+			if a.report() == http.StatusOK {
+				ok.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if ok.Load() != 1 {
+		t.Errorf("%d of 20 boots may speak; want the newest only", ok.Load())
+	}
+}
+
+func TestSameUUID(t *testing.T) {
+	tests := []struct {
+		a, b string
+		want bool
+	}{
+		{"00112233-4455-6677-8899-aabbccddeeff", "00112233-4455-6677-8899-AABBCCDDEEFF", true},
+		{"00112233-4455-6677-8899-aabbccddeeff", "33221100-5544-7766-8899-aabbccddeeff", true},
+		{"00112233-4455-6677-8899-aabbccddeeff", "33221100-5544-7766-8899-aabbccddeefe", false},
+		{"00112233-4455-6677-8899-aabbccddeeff", "", true},
+		{"00000000-0000-0000-0000-000000000000", "00112233-4455-6677-8899-aabbccddeeff", true},
+		{"not a uuid", "00112233-4455-6677-8899-aabbccddeeff", true},
+	}
+	for _, tt := range tests {
+		if got := sameUUID(tt.a, tt.b); got != tt.want || sameUUID(tt.b, tt.a) != tt.want {
+			t.Errorf("sameUUID(%q, %q) = %v; want %v", tt.a, tt.b, got, tt.want)
+		}
+	}
+}

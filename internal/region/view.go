@@ -1,0 +1,263 @@
+package region
+
+import (
+	"context"
+	"crypto/ed25519"
+	"iter"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/store"
+)
+
+// view is the region's copy of what concerns it: boot index, orders, boot
+// image, keys. Boot decisions and the agent API are answered from it, so that
+// they come at once and through an outage of the store.
+type view struct {
+	region string
+	log    *slog.Logger
+
+	mu      sync.Mutex // guards what follows
+	site    bool       // the region's own keys were listed
+	config  bool       // configuration was listed
+	standby bool       // another instance serves this region
+	boots   map[lpmos.MAC]lpmos.BootEntry
+	orders  map[string]lpmos.Order
+	agents  map[string]map[int]lpmos.AgentRecord // by task and attempt
+	reports map[string]struct{}                  // tasks of which reports exist
+	global  store.Global
+	changed map[string]chan struct{} // by task; "" for any
+	synced  chan struct{}
+}
+
+func newView(region string, log *slog.Logger) *view {
+	v := &view{region: region, log: log, standby: true, changed: map[string]chan struct{}{}, synced: make(chan struct{})}
+	v.clear()
+	return v
+}
+
+func (v *view) clear() {
+	v.boots, v.orders = map[lpmos.MAC]lpmos.BootEntry{}, map[string]lpmos.Order{}
+	v.agents, v.reports = map[string]map[int]lpmos.AgentRecord{}, map[string]struct{}{}
+}
+
+type follower interface {
+	Changes(ctx context.Context, scope store.Scope) iter.Seq2[store.Batch, error]
+}
+
+// runSite follows the region's own keys until ctx ends.
+func (v *view) runSite(ctx context.Context, src follower) error {
+	for b, err := range src.Changes(ctx, store.RegionScope(v.region)) {
+		if err != nil {
+			return err
+		}
+		v.apply(b)
+	}
+	return nil
+}
+
+// runConfig follows configuration until ctx ends.
+func (v *view) runConfig(ctx context.Context, src follower) error {
+	for b, err := range src.Changes(ctx, store.ConfigScope) {
+		if err != nil {
+			return err
+		}
+		v.mu.Lock()
+		if b.Reset {
+			v.global = store.Global{}
+		}
+		for _, c := range b.Changes {
+			if c.Key.Kind == store.KindGlobal {
+				v.global = decode[store.Global](v, c)
+			}
+		}
+		v.config = true
+		v.announce()
+		v.mu.Unlock()
+	}
+	return nil
+}
+
+func (v *view) apply(b store.Batch) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	touched := map[string]struct{}{}
+	if b.Reset {
+		for id := range v.orders {
+			touched[id] = struct{}{}
+		}
+		v.clear()
+	}
+	for _, c := range b.Changes {
+		k := c.Key
+		switch k.Kind {
+		case store.KindBoot:
+			if c.Value == nil {
+				delete(v.boots, k.MAC)
+			} else {
+				v.boots[k.MAC] = decode[lpmos.BootEntry](v, c)
+			}
+		case store.KindOrder:
+			touched[k.TaskID] = struct{}{}
+			if c.Value == nil {
+				delete(v.orders, k.TaskID)
+			} else {
+				v.orders[k.TaskID] = decode[lpmos.Order](v, c)
+			}
+		case store.KindReportAgent:
+			if c.Value == nil {
+				delete(v.agents[k.TaskID], k.Attempt)
+				continue
+			}
+			if v.agents[k.TaskID] == nil {
+				v.agents[k.TaskID] = map[int]lpmos.AgentRecord{}
+			}
+			v.agents[k.TaskID][k.Attempt] = decode[lpmos.AgentRecord](v, c)
+			v.reports[k.TaskID] = struct{}{}
+		case store.KindReportHardware, store.KindReportLog, store.KindReportPermit, store.KindReportProgress, store.KindReportResult, store.KindReportBooted:
+			if c.Value != nil {
+				v.reports[k.TaskID] = struct{}{}
+			}
+		}
+	}
+	v.site = true
+	for id := range touched {
+		v.signal(id)
+	}
+	if len(touched) > 0 {
+		v.signal("")
+	}
+	v.announce()
+}
+
+func decode[T any](v *view, c store.Change) T {
+	x, err := store.Decode[T](c)
+	if err != nil && c.Value != nil {
+		v.log.Error("value in the store cannot be read", "key", c.Key.String(), "err", err)
+	}
+	return x
+}
+
+func (v *view) announce() {
+	if v.site && v.config {
+		select {
+		case <-v.synced:
+		default:
+			close(v.synced)
+		}
+	}
+}
+
+func (v *view) signal(id string) {
+	if ch, ok := v.changed[id]; ok {
+		close(ch)
+		delete(v.changed, id)
+	}
+}
+
+// setStandby says whether another instance serves this region.
+func (v *view) setStandby(standby bool) {
+	v.mu.Lock()
+	v.standby = standby
+	v.mu.Unlock()
+}
+
+// Synced reports whether the view is whole and this instance is the one that
+// serves. A region that is not gives no boot file at all.
+func (v *view) Synced() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.site && v.config && !v.standby
+}
+
+// Lookup finds a machine in the boot index.
+func (v *view) Lookup(mac lpmos.MAC) (lpmos.BootEntry, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e, ok := v.boots[mac]
+	return e, ok
+}
+
+// Order finds an order by its task.
+func (v *view) Order(id string) (lpmos.Order, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	o, ok := v.orders[id]
+	return o, ok
+}
+
+// ByMAC finds the order for a machine by any of its addresses.
+func (v *view) ByMAC(mac lpmos.MAC) (lpmos.Order, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e, ok := v.boots[mac]
+	if !ok || e.Action != lpmos.BootAgent {
+		return lpmos.Order{}, false
+	}
+	o, ok := v.orders[e.TaskID]
+	return o, ok
+}
+
+// Changed returns a channel that is closed when the task's order next changes;
+// for "", when any does.
+func (v *view) Changed(id string) <-chan struct{} {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	ch, ok := v.changed[id]
+	if !ok {
+		ch = make(chan struct{})
+		v.changed[id] = ch
+	}
+	return ch
+}
+
+// Keys are the control plane's public keys.
+func (v *view) Keys() [][]byte {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(v.global.Keys), func(k []byte) bool { return len(k) != ed25519.PublicKeySize })
+}
+
+// BootImage is what the control plane published.
+func (v *view) BootImage() (lpmos.BootImage, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.global.BootImage == nil {
+		return lpmos.BootImage{}, false
+	}
+	return *v.global.BootImage, true
+}
+
+// agentRecords are all that an earlier run of this region left.
+func (v *view) agentRecords() []lpmos.AgentRecord {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var out []lpmos.AgentRecord
+	for _, byAttempt := range v.agents {
+		out = slices.AppendSeq(out, maps.Values(byAttempt))
+	}
+	return out
+}
+
+// orphans are tasks whose reports outlived their order.
+func (v *view) orphans() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var out []string
+	for id := range v.reports {
+		if _, ok := v.orders[id]; !ok {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+func (v *view) forget(id string) {
+	v.mu.Lock()
+	delete(v.reports, id)
+	delete(v.agents, id)
+	v.mu.Unlock()
+}

@@ -1,0 +1,109 @@
+// Package site is a whole site in one process: embedded store, control plane
+// and one region. `lpmos up`, the lab and the tests run it; each part is the
+// same as in a process of its own.
+package site
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/lpmos/lpmos/internal/controlplane"
+	"github.com/lpmos/lpmos/internal/controlplane/blobs"
+	"github.com/lpmos/lpmos/internal/embedetcd"
+	"github.com/lpmos/lpmos/internal/region"
+	"github.com/lpmos/lpmos/internal/service"
+	"github.com/lpmos/lpmos/internal/store"
+)
+
+// Config of a site. DataDir is required.
+type Config struct {
+	DataDir      string
+	ControlPlane controlplane.Config // DataDir is filled in
+	Region       region.Config       // DataDir is filled in
+	NoFsync      bool                // tests only
+}
+
+// Site is a site that is ready to run.
+type Site struct {
+	ControlPlane *controlplane.ControlPlane
+	Region       *region.Region
+
+	etcd   *embedetcd.Server
+	stores []*store.Store
+	blobs  *blobs.Dir
+}
+
+// New starts the store and opens all listeners; Run serves.
+func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Site, err error) {
+	s := &Site{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.release())
+		}
+	}()
+	if s.etcd, err = embedetcd.Start(ctx, embedetcd.Config{Dir: filepath.Join(cfg.DataDir, "etcd"), NoFsync: cfg.NoFsync}, log); err != nil {
+		return nil, err
+	}
+	// Each part has a connection of its own, as it would in its own process.
+	for range 2 {
+		st, err := store.Open(ctx, store.Config{Endpoints: []string{s.etcd.Endpoint()}}, log)
+		if err != nil {
+			return nil, err
+		}
+		s.stores = append(s.stores, st)
+	}
+	cfg.ControlPlane.DataDir = cfg.DataDir
+	if s.ControlPlane, err = controlplane.New(cfg.ControlPlane, s.stores[0], log); err != nil {
+		return nil, err
+	}
+	if s.blobs, err = blobs.Open(s.ControlPlane.Blobs().Path()); err != nil {
+		return nil, err
+	}
+	cfg.Region.DataDir = filepath.Join(cfg.DataDir, "region")
+	if s.Region, err = region.New(cfg.Region, s.stores[1], localBlobs{s.blobs}, log); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Run serves until ctx ends, or until the store dies.
+func (s *Site) Run(ctx context.Context) error {
+	err := service.Run(ctx, s.ControlPlane.Run, s.Region.Run, func(ctx context.Context) error {
+		select {
+		case err := <-s.etcd.Err():
+			return fmt.Errorf("store: %w", err)
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	return errors.Join(err, s.release())
+}
+
+func (s *Site) release() error {
+	var err error
+	for _, st := range s.stores {
+		err = errors.Join(err, st.Close())
+	}
+	if s.blobs != nil {
+		err = errors.Join(err, s.blobs.Close())
+	}
+	if s.etcd != nil {
+		err = errors.Join(err, s.etcd.Close())
+	}
+	return err
+}
+
+// localBlobs lets the region read the control plane's files where they are.
+type localBlobs struct{ *blobs.Dir }
+
+func (b localBlobs) Open(ctx context.Context, digest string) (io.ReadSeekCloser, int64, error) {
+	f, n, err := b.Dir.Open(ctx, digest)
+	if err != nil {
+		return nil, 0, err
+	}
+	return f, n, nil
+}

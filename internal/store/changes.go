@@ -1,0 +1,164 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Change is one key that was written, or deleted when Value is nil.
+type Change struct {
+	Key   Key
+	Value []byte
+	Rev   int64 // of the store, when it was written
+}
+
+// Batch is what one revision of the store changed: the outcome of one
+// transaction, whole. After a Reset batch, what was known before is void and
+// Changes is everything that exists.
+type Batch struct {
+	Rev     int64
+	Reset   bool
+	Changes []Change
+}
+
+// Scope is a part of the key space that can be followed.
+type Scope string
+
+// All is everything the control plane follows.
+const All Scope = prefix
+
+// RegionScope is what one region follows beside ConfigScope.
+func RegionScope(region string) Scope { return Scope(regionPrefix(region)) }
+
+// ConfigScope is configuration: boot image, catalogue.
+const ConfigScope Scope = prefix + "config/"
+
+// listPage is how many keys one range of a listing asks for.
+const listPage = 2000
+
+// Changes lists the scope and then follows it. The first batch is a Reset, and
+// so is the one after history was compacted past a consumer that was cut off.
+// It survives loss of the connection; the sequence ends when ctx does, or with
+// an error that waiting cannot mend (no right to read).
+func (s *Store) Changes(ctx context.Context, scope Scope) iter.Seq2[Batch, error] {
+	return func(yield func(Batch, error) bool) {
+		for ctx.Err() == nil {
+			b, err := s.list(ctx, scope)
+			if err != nil {
+				if ctx.Err() != nil {
+					return
+				}
+				if errors.Is(err, rpctypes.ErrPermissionDenied) {
+					yield(Batch{}, err)
+					return
+				}
+				s.log.Warn("list store, trying again", "scope", string(scope), "err", err)
+				select {
+				case <-time.After(time.Second):
+				case <-ctx.Done():
+				}
+				continue
+			}
+			if !yield(b, nil) {
+				return
+			}
+			done, err := s.follow(ctx, scope, b.Rev+1, yield)
+			if done {
+				return
+			}
+			if err != nil && ctx.Err() == nil {
+				s.log.Warn("watch store, listing again", "scope", string(scope), "err", err)
+			}
+		}
+	}
+}
+
+func (s *Store) list(ctx context.Context, scope Scope) (Batch, error) {
+	out := Batch{Reset: true}
+	end := clientv3.GetPrefixRangeEnd(string(scope))
+	from := string(scope)
+	for {
+		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(listPage)}
+		if out.Rev != 0 {
+			opts = append(opts, clientv3.WithRev(out.Rev))
+		}
+		cctx, cancel := context.WithTimeout(ctx, 2*s.timeout)
+		r, err := s.c.Get(cctx, from, opts...)
+		cancel()
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			return Batch{}, fmt.Errorf("list %s: history was compacted meanwhile: %w", scope, err)
+		}
+		if err != nil {
+			return Batch{}, s.wrap("list "+string(scope), err)
+		}
+		if out.Rev == 0 {
+			out.Rev = r.Header.Revision
+		}
+		for _, kv := range r.Kvs {
+			if k, ok := ParseKey(string(kv.Key)); ok {
+				out.Changes = append(out.Changes, Change{Key: k, Value: kv.Value, Rev: kv.ModRevision})
+			}
+		}
+		if !r.More {
+			return out, nil
+		}
+		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
+	}
+}
+
+// follow yields one batch for each revision from rev on. It reports done when
+// the consumer had enough; otherwise the listing must be made anew.
+func (s *Store) follow(ctx context.Context, scope Scope, rev int64, yield func(Batch, error) bool) (done bool, err error) {
+	wctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	watch := s.c.Watch(wctx, string(scope), clientv3.WithPrefix(), clientv3.WithRev(rev), clientv3.WithProgressNotify())
+	for r := range watch {
+		if err := r.Err(); err != nil {
+			if errors.Is(err, rpctypes.ErrPermissionDenied) {
+				yield(Batch{}, err)
+				return true, err
+			}
+			return false, err
+		}
+		var b Batch
+		for _, e := range r.Events {
+			k, ok := ParseKey(string(e.Kv.Key))
+			if !ok {
+				continue
+			}
+			if b.Rev != e.Kv.ModRevision {
+				if b.Rev != 0 && !yield(b, nil) {
+					return true, nil
+				}
+				b = Batch{Rev: e.Kv.ModRevision}
+			}
+			c := Change{Key: k, Rev: e.Kv.ModRevision}
+			if e.Type == mvccpb.PUT {
+				c.Value = e.Kv.Value
+			}
+			b.Changes = append(b.Changes, c)
+		}
+		if b.Rev != 0 && !yield(b, nil) {
+			return true, nil
+		}
+	}
+	return ctx.Err() != nil, ctx.Err()
+}
+
+// Compact forgets history before rev: watchers further behind list anew.
+func (s *Store) Compact(ctx context.Context, rev int64) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	_, err := s.c.Compact(ctx, rev)
+	if errors.Is(err, rpctypes.ErrCompacted) {
+		return nil // another replica did
+	}
+	return s.wrap("compact history", err)
+}

@@ -1,0 +1,329 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lpmos/lpmos"
+)
+
+// metadata is what is kept beside the status: what was asked for, and the
+// bookkeeping of the life cycle. It is written with every transition.
+type metadata struct {
+	TaskID string `json:"task_id"`
+	lpmos.Spec
+	Attempt   int         `json:"attempt"`
+	CreatedAt time.Time   `json:"created_at"`
+	CreatedBy string      `json:"created_by,omitempty"`
+	UpdatedAt time.Time   `json:"updated_at"`
+	Claims    []lpmos.MAC `json:"claims,omitempty"`
+	ClaimUUID string      `json:"claim_uuid,omitempty"`
+	EventSeq  int64       `json:"event_seq"`
+	EventHash string      `json:"event_hash"`
+}
+
+// Record is a task as the store has it, taken apart the way it is kept.
+type Record struct {
+	Task   lpmos.Task
+	Permit *lpmos.Permit // of the attempt that runs
+
+	eventSeq  int64
+	eventHash string
+	statusRev int64
+	boots     map[lpmos.MAC]lpmos.BootEntry // of the machine, as they stand
+}
+
+// Move says how a task is to move on.
+type Move struct {
+	Cause   lpmos.Cause
+	By      string // who: a person's name, "agent", "orchestrator"
+	Message string // a sentence for the event; Edit may still set it
+}
+
+// maxRaces is how often a transition is tried again when another writer was
+// quicker. Each try re-reads and re-decides.
+const maxRaces = 20
+
+// CreateTask stores a new task and its order, in one transaction with the claim
+// of its MAC: a machine has one live task. With an idempotency key, a
+// repetition of the same request returns the first one's task.
+func (s *Store) CreateTask(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error) {
+	now := time.Now().UTC()
+	rec := Record{Task: lpmos.Task{
+		ID: lpmos.NewTaskID(), Spec: spec, Attempt: 1, CreatedAt: now, CreatedBy: by, Claims: []lpmos.MAC{spec.TargetMAC},
+	}}
+	var idem string
+	request := lpmos.DigestOf(spec)
+	if idempotencyKey != "" {
+		idem = Key{Kind: KindIdempotency, Name: strings.TrimPrefix(lpmos.DigestBytes([]byte(by+"\x00"+idempotencyKey)), "sha256:")}.String()
+	}
+	type idempotent struct {
+		TaskID  string `json:"task_id"`
+		Request string `json:"request"`
+	}
+	for range maxRaces {
+		if err := s.loadBoots(ctx, &rec, rec.Task.Claims); err != nil {
+			return lpmos.Task{}, err
+		}
+		next := rec
+		t := &next.Task
+		ops, err := next.apply(Move{Cause: lpmos.CauseCreated, By: by, Message: "Task created."}, now, nil)
+		if err != nil {
+			return lpmos.Task{}, err
+		}
+		claim := Key{Kind: KindAgentTask, MAC: spec.TargetMAC}.String()
+		conds := []clientv3.Cmp{
+			clientv3.Compare(clientv3.CreateRevision(Key{Kind: KindStatus, TaskID: t.ID}.String()), "=", 0),
+			clientv3.Compare(clientv3.CreateRevision(claim), "=", 0),
+		}
+		orElse := []clientv3.Op{clientv3.OpGet(claim)}
+		if idem != "" {
+			conds = append(conds, clientv3.Compare(clientv3.CreateRevision(idem), "=", 0))
+			orElse = append(orElse, clientv3.OpGet(idem))
+			lease, err := s.grant(ctx, 24*time.Hour)
+			if err != nil {
+				return lpmos.Task{}, err
+			}
+			ops = append(ops, clientv3.OpPut(idem, string(encode(idempotent{t.ID, request})), clientv3.WithLease(lease)))
+		}
+		ops = append(ops, clientv3.OpPut(claim, t.ID))
+		r, err := s.txn(ctx, conds, ops, orElse)
+		if err != nil {
+			return lpmos.Task{}, fmt.Errorf("create task: %w", err)
+		}
+		if r.Succeeded {
+			t.Rev = r.Header.Revision
+			return *t, nil
+		}
+		if idem != "" {
+			if kvs := r.Responses[1].GetResponseRange().Kvs; len(kvs) > 0 {
+				first, err := decode[idempotent](kvs[0].Value)
+				if err != nil {
+					return lpmos.Task{}, fmt.Errorf("decode %s: %w", idem, err)
+				}
+				if first.Request != request {
+					return lpmos.Task{}, &lpmos.ConflictError{Problem: "this Idempotency-Key was used for another request"}
+				}
+				rec, err := s.Task(ctx, first.TaskID)
+				return rec.Task, err
+			}
+		}
+		if kvs := r.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+			return lpmos.Task{}, &lpmos.ConflictError{Problem: fmt.Sprintf("machine %s already has live task %s: cancel it, or wait until it ends", spec.TargetMAC, kvs[0].Value)}
+		}
+	}
+	return lpmos.Task{}, fmt.Errorf("create task: %w: too many writers at once", lpmos.ErrUnavailable)
+}
+
+// Task reads a task from etcd, linearizably.
+func (s *Store) Task(ctx context.Context, id string) (Record, error) {
+	if !lpmos.ValidTaskID(id) {
+		return Record{}, &lpmos.InvalidError{Field: "task_id", Problem: "is not a task id", Value: id}
+	}
+	cctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	// Events are not needed here and may be many; they sort before "hardware".
+	p := taskPrefix(id)
+	r, err := s.c.Txn(cctx).Then(
+		clientv3.OpGet(p, clientv3.WithRange(p+"events/")),
+		clientv3.OpGet(p+"events0", clientv3.WithRange(clientv3.GetPrefixRangeEnd(p))),
+	).Commit()
+	if err != nil {
+		return Record{}, s.wrap("read task "+id, err)
+	}
+	var rec Record
+	var meta metadata
+	for _, part := range r.Responses {
+		for _, kv := range part.GetResponseRange().Kvs {
+			k, ok := ParseKey(string(kv.Key))
+			if !ok {
+				continue
+			}
+			if k.Kind == KindStatus {
+				rec.statusRev = kv.ModRevision
+			}
+			rec.Task.Rev = max(rec.Task.Rev, kv.ModRevision)
+			if err := setPart(&rec.Task, k.Kind, kv.Value, &meta); err != nil {
+				return Record{}, fmt.Errorf("decode %s: %w", kv.Key, err)
+			}
+		}
+	}
+	if rec.statusRev == 0 {
+		return Record{}, fmt.Errorf("task %s: %w", id, lpmos.ErrNotFound)
+	}
+	rec.eventSeq, rec.eventHash = meta.EventSeq, meta.EventHash
+	if err := s.loadBoots(ctx, &rec, rec.Task.Claims); err != nil {
+		return Record{}, err
+	}
+	order, err := s.get(ctx, Key{Kind: KindOrder, Region: rec.Task.RegionID, TaskID: id}.String())
+	if err == nil {
+		o, err := decode[lpmos.Order](order)
+		if err != nil {
+			return Record{}, fmt.Errorf("decode order of task %s: %w", id, err)
+		}
+		rec.Permit = o.Permit
+	} else if !errors.Is(err, lpmos.ErrNotFound) {
+		return Record{}, err
+	}
+	return rec, nil
+}
+
+func (s *Store) loadBoots(ctx context.Context, rec *Record, macs []lpmos.MAC) error {
+	rec.boots = map[lpmos.MAC]lpmos.BootEntry{}
+	for _, m := range macs {
+		b, err := s.get(ctx, Key{Kind: KindBoot, Region: rec.Task.RegionID, MAC: m}.String())
+		if errors.Is(err, lpmos.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		e, err := decode[lpmos.BootEntry](b)
+		if err != nil {
+			return fmt.Errorf("decode boot entry of %s: %w", m, err)
+		}
+		rec.boots[m] = e
+	}
+	return nil
+}
+
+// Transition moves a task in one transaction that compares its status key, so
+// that of two movers exactly one wins and the other decides anew. edit sees
+// the task as it is, may change what the cause brings (hardware, plan,
+// approval, error, permit, claims), and refuses by returning an error. It may
+// be called several times. The event, the order, the boot index and the claims
+// follow from the task and are written with it.
+func (s *Store) Transition(ctx context.Context, id string, m Move, edit func(*Record, *Move) error) (lpmos.Task, error) {
+	for range maxRaces {
+		rec, err := s.Task(ctx, id)
+		if err != nil {
+			return lpmos.Task{}, err
+		}
+		next := rec
+		ops, err := next.apply(m, time.Now().UTC(), edit)
+		if err != nil {
+			return rec.Task, err
+		}
+		conds := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(Key{Kind: KindStatus, TaskID: id}.String()), "=", rec.statusRev)}
+		claimConds, claimOps, orElse := claims(&rec.Task, &next.Task)
+		conds, ops = append(conds, claimConds...), append(ops, claimOps...)
+		r, err := s.txn(ctx, conds, ops, orElse)
+		if err != nil {
+			return rec.Task, fmt.Errorf("move task %s (%s): %w", id, m.Cause, err)
+		}
+		if r.Succeeded {
+			next.Task.Rev = r.Header.Revision
+			return next.Task, nil
+		}
+		for i, resp := range r.Responses {
+			for _, kv := range resp.GetResponseRange().GetKvs() {
+				if holder := string(kv.Value); holder != id {
+					return rec.Task, &ClaimError{Key: orElseKeys(orElse)[i], Holder: holder}
+				}
+			}
+		}
+	}
+	return lpmos.Task{}, fmt.Errorf("move task %s: %w: too many writers at once", id, lpmos.ErrUnavailable)
+}
+
+// ClaimError says that a NIC or a UUID of a machine belongs to another live task.
+type ClaimError struct{ Key, Holder string }
+
+func (e *ClaimError) Error() string {
+	return fmt.Sprintf("%s belongs to live task %s", e.Key, e.Holder)
+}
+
+// Is makes a ClaimError an lpmos.ErrConflict.
+func (e *ClaimError) Is(target error) bool { return target == lpmos.ErrConflict }
+
+// apply moves r's task and returns what is to be written for it.
+func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) ([]clientv3.Op, error) {
+	t := &r.Task
+	before := *t
+	to, err := t.Status.Next(m.Cause)
+	if err != nil {
+		return nil, err
+	}
+	if edit != nil {
+		if err := edit(r, &m); err != nil {
+			return nil, err
+		}
+	}
+	from := t.Status
+	t.Status, t.UpdatedAt = to, now
+	if to.Live() && len(t.Claims) == 0 {
+		t.Claims = []lpmos.MAC{t.TargetMAC}
+	}
+	e := lpmos.Event{
+		TaskID: t.ID, Seq: r.eventSeq + 1, At: now, Cause: m.Cause, From: from, To: to,
+		By: m.By, Message: m.Message, Attempt: t.Attempt,
+	}
+	e.Seal(r.eventHash)
+
+	put := func(k Key, v any) clientv3.Op { return clientv3.OpPut(k.String(), string(encode(v))) }
+	key := func(k Kind) Key { return Key{Kind: k, TaskID: t.ID} }
+	ops := []clientv3.Op{
+		clientv3.OpPut(key(KindStatus).String(), string(to)),
+		put(key(KindMetadata), metadata{
+			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash,
+		}),
+		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
+	}
+	for _, part := range []struct {
+		kind    Kind
+		was, is any
+		gone    bool
+	}{
+		{kind: KindHardware, was: before.Hardware, is: t.Hardware, gone: t.Hardware == nil},
+		{kind: KindPlan, was: before.Plan, is: t.Plan, gone: t.Plan == nil},
+		{kind: KindApproval, was: before.Approval, is: t.Approval, gone: t.Approval == nil},
+		{kind: KindProgress, was: before.Progress, is: t.Progress, gone: t.Progress == nil},
+		{kind: KindError, was: before.Error, is: t.Error, gone: t.Error == nil},
+		{kind: KindReceipt, was: before.Receipt, is: t.Receipt, gone: t.Receipt == nil},
+	} {
+		if was, is := encode(part.was), encode(part.is); !bytes.Equal(was, is) {
+			if part.gone {
+				ops = append(ops, clientv3.OpDelete(key(part.kind).String()))
+			} else {
+				ops = append(ops, clientv3.OpPut(key(part.kind).String(), string(is)))
+			}
+		}
+	}
+	if !slices.Equal(before.LogTail, t.LogTail) {
+		ops = append(ops, clientv3.OpPut(key(KindLogs).String(), strings.Join(t.LogTail, "\n")))
+	}
+	orderKey := Key{Kind: KindOrder, Region: t.RegionID, TaskID: t.ID}
+	if hasOrder(t) {
+		ops = append(ops, put(orderKey, lpmos.Order{
+			Spec: t.Spec, TaskID: t.ID, Status: t.Status, Attempt: t.Attempt, Macs: t.Claims,
+			Plan: t.Plan, Approval: t.Approval, Permit: r.Permit,
+		}))
+	} else {
+		ops = append(ops, clientv3.OpDelete(orderKey.String()))
+	}
+	for _, mac := range unionMACs(before.Claims, t.Claims) {
+		entry := r.bootEntry(mac)
+		if old, ok := r.boots[mac]; ok && bytes.Equal(encode(old), encode(entry)) {
+			continue
+		}
+		ops = append(ops, put(Key{Kind: KindBoot, Region: t.RegionID, MAC: mac}, entry))
+	}
+	if t.Hardware != nil && before.Hardware != t.Hardware {
+		macs := t.Hardware.MACs()
+		first := t.TargetMAC
+		if len(macs) > 0 {
+			first = macs[0]
+		}
+		ops = append(ops, put(Key{Kind: KindAgentInfo, MAC: t.TargetMAC}, lpmos.Machine{
+			MAC: first, MACs: macs, UUID: t.Hardware.System.UUID, RegionID: t.RegionID, TaskID: t.ID, Hardware: t.Hardware, LastSeen: now,
+		}), clientv3.OpPut(Key{Kind: KindAgentSeen, MAC: t.TargetMAC}.String(), now.Format(time.RFC3339Nano)))
+	}
+	return ops, nil
+}

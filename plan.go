@@ -1,0 +1,308 @@
+package lpmos
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Plan is exactly what an attempt will do to a machine and what it was based
+// on. Digest covers Effect and Observed; an approval is bound to it.
+type Plan struct {
+	Effect         Effect         `json:"effect"`
+	Observed       []ObservedDisk `json:"observed"`
+	HardwareDigest string         `json:"hardware_digest"`
+	Digest         string         `json:"plan_digest"`
+	// Hazards are sentences for the person who decides: what will be lost.
+	Hazards []string `json:"hazards,omitempty"`
+	// Problem says why this plan cannot be carried out, "" if it can. Such a
+	// plan can be looked at but not approved.
+	Problem string `json:"problem,omitempty"`
+}
+
+// Effect is the half of a plan that is carried out.
+type Effect struct {
+	Target     DiskRef            `json:"target"`
+	BootMode   string             `json:"boot_mode"`
+	Partitions []PlannedPartition `json:"partitions"`
+	Image      PlannedImage       `json:"image"`
+	Hostname   string             `json:"hostname"`
+	SSHKeys    []string           `json:"ssh_keys"`
+	Network    PlannedNetwork     `json:"network"`
+	KernelArgs string             `json:"kernel_args"`
+	Files      []PlannedFile      `json:"files"`
+}
+
+// PlannedPartition is one partition of the new table, in order.
+type PlannedPartition struct {
+	Number    int    `json:"number"`
+	Role      string `json:"role"` // "bios-boot", "esp", "root"
+	SizeBytes int64  `json:"size_bytes"`
+	FS        string `json:"fs,omitempty"`    // "vfat", "ext4"
+	UUID      string `json:"uuid,omitempty"`  // of the filesystem: XXXX-XXXX for vfat
+	PartUUID  string `json:"part_uuid"`       // of the table entry
+	Mount     string `json:"mount,omitempty"` // "/", "/boot/efi"
+}
+
+// PlannedImage is the image by its content.
+type PlannedImage struct {
+	OS        string `json:"os"`
+	Version   string `json:"version"`
+	Arch      string `json:"arch"`
+	Digest    string `json:"digest"` // "sha256:…" of the manifest
+	SizeBytes int64  `json:"size_bytes"`
+	UsedBytes int64  `json:"used_bytes"`
+}
+
+// PlannedNetwork is how the installed system gets its address.
+type PlannedNetwork struct {
+	Mode string `json:"mode"` // "dhcp"
+	MACs []MAC  `json:"macs"` // on these interfaces
+}
+
+// PlannedFile is a file written after the image, for people to see; secrets are
+// not in it.
+type PlannedFile struct {
+	Path string `json:"path"`
+	Mode string `json:"mode"` // octal, "0644"
+	What string `json:"what"`
+}
+
+// ObservedDisk is the half of a plan that was looked at: one disk of the
+// machine and what is on it, without the name it is seen under now.
+type ObservedDisk struct {
+	Disk    DiskRef `json:"disk"`
+	Model   string  `json:"model,omitempty"`
+	Content Content `json:"content"`
+	Unknown string  `json:"unknown,omitempty"` // reading it went wrong, for this reason
+}
+
+const (
+	mib = 1 << 20
+	// GPTReserveBytes is left free at both ends of a disk: the tables and the
+	// alignment to 1 MiB.
+	GPTReserveBytes = 1 * mib
+	biosBootBytes   = 2 * mib
+	espBytes        = 64 * mib
+)
+
+// Observe reduces hardware to the observed half of a plan, in a fixed order.
+func Observe(h *Hardware) []ObservedDisk {
+	out := make([]ObservedDisk, 0, len(h.Disks))
+	for _, d := range h.Disks {
+		if d.Removable {
+			continue // a stick or a virtual CD comes and goes and is never written
+		}
+		out = append(out, ObservedDisk{Disk: d.Ref(), Model: d.Model, Content: d.Content, Unknown: d.ContentUnknownBecause})
+	}
+	slices.SortStableFunc(out, func(a, b ObservedDisk) int {
+		return cmp.Or(strings.Compare(a.Disk.Serial, b.Disk.Serial), strings.Compare(a.Disk.WWN, b.Disk.WWN),
+			cmp.Compare(a.Disk.SizeBytes, b.Disk.SizeBytes), strings.Compare(a.Disk.Path, b.Disk.Path))
+	})
+	return out
+}
+
+// NewPlan makes the plan for installing img on h. It is a pure function: the
+// same task, hardware and image give the same plan and digest, however often
+// the machine reports. A plan that cannot be carried out has a Problem and no
+// target.
+func NewPlan(t *Task, h *Hardware, img Image) Plan {
+	p := Plan{Observed: Observe(h), HardwareDigest: h.Digest()}
+	p.Effect = Effect{
+		BootMode: h.BootMode,
+		Image:    PlannedImage{img.OS, img.Version, img.Arch, img.Digest, img.SizeBytes, img.UsedBytes},
+		Hostname: t.Hostname,
+		SSHKeys:  append([]string{}, t.SSHKeys...),
+		Network:  PlannedNetwork{Mode: "dhcp", MACs: h.MACs()},
+		Files: []PlannedFile{
+			{"/etc/fstab", "0644", "filesystems by UUID"},
+			{"/etc/hostname", "0644", "the host name"},
+			{"/boot/grub/grub.cfg", "0644", "the boot menu"},
+			{"/root/.ssh/authorized_keys", "0600", "the SSH keys of this plan"},
+			{"/var/lib/cloud/seed/nocloud", "0755", "host name, keys and network for cloud-init, where the image has it"},
+			{"/usr/lib/lpmos/agent", "0755", "reports the first boot, then removes itself"},
+			{"/etc/lpmos/callhome.json", "0600", "where to report; holds a token that is good for this only"},
+		},
+	}
+	disk, problem := chooseDisk(t, h, img)
+	if problem == "" && img.Arch != h.CPU.Architecture {
+		problem = "The image is for " + img.Arch + ", the machine is " + h.CPU.Architecture + "."
+	}
+	if problem == "" && !slices.Contains(img.BootModes, h.BootMode) {
+		problem = "The image " + img.Name() + " cannot boot a " + h.BootMode + " machine."
+	}
+	if problem != "" {
+		p.Problem = problem
+	} else {
+		p.Effect.Target = disk.Ref()
+		p.Effect.Partitions = layout(t.ID, disk)
+		p.Hazards = hazards(disk)
+	}
+	p.Digest = p.ComputeDigest()
+	return p
+}
+
+// ComputeDigest is the digest of effect and observed together.
+func (p *Plan) ComputeDigest() string {
+	return DigestOf(struct {
+		Effect   Effect         `json:"effect"`
+		Observed []ObservedDisk `json:"observed"`
+	}{p.Effect, p.Observed})
+}
+
+// ErasesData reports whether anything that was found on the target would be
+// lost.
+func (p *Plan) ErasesData() bool {
+	d, ok := p.target()
+	return ok && (!d.Content.Empty() || d.Unknown != "")
+}
+
+func (p *Plan) target() (ObservedDisk, bool) {
+	for _, d := range p.Observed {
+		if p.Problem == "" && d.Disk == p.Effect.Target {
+			return d, true
+		}
+	}
+	return ObservedDisk{}, false
+}
+
+// SameOthers reports whether all disks but the plan's target are in now as they
+// were when the plan was made. An attempt after the first asks this, because
+// the target itself was half written.
+func (p *Plan) SameOthers(now []ObservedDisk) bool {
+	others := func(ds []ObservedDisk) []ObservedDisk {
+		return slices.DeleteFunc(slices.Clone(ds), func(d ObservedDisk) bool { return d.Disk == p.Effect.Target })
+	}
+	return DigestOf(others(p.Observed)) == DigestOf(others(now))
+}
+
+// Partition finds a partition of the effect by role.
+func (e *Effect) Partition(role string) (PlannedPartition, bool) {
+	for _, q := range e.Partitions {
+		if q.Role == role {
+			return q, true
+		}
+	}
+	return PlannedPartition{}, false
+}
+
+func chooseDisk(t *Task, h *Hardware, img Image) (Disk, string) {
+	need := img.SizeBytes + biosBootBytes + espBytes + 2*GPTReserveBytes
+	if t.TargetDisk != nil {
+		d, err := h.Disk(*t.TargetDisk)
+		switch {
+		case err != nil:
+			return Disk{}, "The disk asked for (" + t.TargetDisk.String() + ") is not in this machine."
+		case !d.Installable():
+			return Disk{}, "The disk asked for (" + t.TargetDisk.String() + ") is removable, read-only or not local."
+		case d.SizeBytes < need:
+			return Disk{}, "The disk asked for is too small: " + FormatBytes(d.SizeBytes) + ", and " + FormatBytes(need) + " are needed."
+		}
+		return d, ""
+	}
+	var fit []Disk
+	var seen int
+	var largest int64
+	for _, d := range h.Disks {
+		if !d.Installable() {
+			continue
+		}
+		if d.Serial == "" && d.WWN == "" {
+			continue // cannot be a target unless a person names it by path and size
+		}
+		seen++
+		largest = max(largest, d.SizeBytes)
+		if d.SizeBytes >= need {
+			fit = append(fit, d)
+		}
+	}
+	switch {
+	case len(h.Disks) == 0:
+		return Disk{}, "The machine has no disk."
+	case seen == 0:
+		return Disk{}, "No disk can be a target by itself: all are removable, read-only, not local, or have neither serial number nor WWN. Name one by path and size to use it."
+	case len(fit) == 0:
+		return Disk{}, "Every disk is too small: the largest has " + FormatBytes(largest) + ", and " + FormatBytes(need) + " are needed."
+	}
+	// Blank disks first, then the smallest, then by name that survives a
+	// reboot: an unasked choice should destroy as little as possible.
+	slices.SortStableFunc(fit, func(a, b Disk) int {
+		blank := func(d Disk) int {
+			if d.Content.Empty() && d.ContentUnknownBecause == "" {
+				return 0
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(blank(a), blank(b)), cmp.Compare(a.SizeBytes, b.SizeBytes),
+			strings.Compare(a.Serial, b.Serial), strings.Compare(a.WWN, b.WWN))
+	})
+	return fit[0], ""
+}
+
+// layout is GPT: BIOS boot, ESP, root. Both boot parts are always there, so that
+// a machine can be switched between BIOS and UEFI later. Identifiers are
+// derived from the task and the disk: a plan made twice is the same plan, and
+// an older installation never has them.
+func layout(taskID string, d Disk) []PlannedPartition {
+	id := func(what string) [16]byte {
+		sum := sha256.Sum256([]byte("lpmos layout\x00" + taskID + "\x00" + d.Ref().String() + "\x00" + what))
+		return [16]byte(sum[:16])
+	}
+	fat := id("esp filesystem")
+	const hexDigits = "0123456789ABCDEF"
+	vfat := make([]byte, 0, 9)
+	for i, b := range fat[:4] {
+		if i == 2 {
+			vfat = append(vfat, '-')
+		}
+		vfat = append(vfat, hexDigits[b>>4], hexDigits[b&15])
+	}
+	root := (d.SizeBytes - 2*GPTReserveBytes - biosBootBytes - espBytes) / mib * mib
+	return []PlannedPartition{
+		{Number: 1, Role: "bios-boot", SizeBytes: biosBootBytes, PartUUID: formatUUID(id("bios-boot"), 8)},
+		{Number: 2, Role: "esp", SizeBytes: espBytes, FS: "vfat", UUID: string(vfat), PartUUID: formatUUID(id("esp"), 8), Mount: "/boot/efi"},
+		{Number: 3, Role: "root", SizeBytes: root, FS: "ext4", UUID: formatUUID(id("root filesystem"), 8), PartUUID: formatUUID(id("root"), 8), Mount: "/"},
+	}
+}
+
+func hazards(d Disk) []string {
+	var out []string
+	describe := func(where string, f *Filesystem) {
+		s := where + ": " + f.Type
+		if f.Label != "" {
+			s += " “" + f.Label + "”"
+		}
+		if f.OS != "" {
+			s += ", " + f.OS
+		}
+		if f.Hostname != "" {
+			s += " of host " + f.Hostname
+		}
+		if f.UsedBytes > 0 {
+			s += ", " + FormatBytes(f.UsedBytes) + " in use"
+		}
+		if !f.WrittenAt.IsZero() {
+			s += ", last written " + f.WrittenAt.UTC().Format("2006-01-02 15:04 UTC")
+		}
+		out = append(out, s)
+	}
+	if d.ContentUnknownBecause != "" {
+		out = append(out, "what is on it could not be read: "+d.ContentUnknownBecause)
+	}
+	if f := d.Content.Filesystem; f != nil {
+		describe("whole disk", f)
+	}
+	for _, q := range d.Content.Partitions {
+		where := "partition " + strconv.Itoa(q.Number) + ", " + FormatBytes(q.SizeBytes)
+		if q.Filesystem != nil {
+			describe(where, q.Filesystem)
+		} else if q.Name != "" {
+			out = append(out, where+": “"+q.Name+"”, no filesystem found")
+		} else {
+			out = append(out, where+": no filesystem found")
+		}
+	}
+	return out
+}

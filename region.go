@@ -1,0 +1,120 @@
+package lpmos
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Region is one data centre.
+type Region struct {
+	ID           string        `json:"region_id"`
+	Status       string        `json:"status"` // "online" while its heartbeat lease lives, else "offline"
+	Since        time.Time     `json:"since,omitzero"`
+	Capabilities *Capabilities `json:"capabilities,omitempty"`
+	Rev          int64         `json:"rev"`
+}
+
+// Capabilities is what a region says of itself when it starts.
+type Capabilities struct {
+	Version   string    `json:"version"`
+	Hostname  string    `json:"hostname"`
+	DHCP      string    `json:"dhcp"` // off, proxy, server
+	BootURL   string    `json:"boot_url"`
+	AgentURL  string    `json:"agent_url"`
+	Unknown   string    `json:"unknown_machines"` // ignore, discover
+	StartedAt time.Time `json:"started_at"`
+}
+
+// Order is what the control plane wants of a region for one task. It is durable
+// and is removed when the task ends.
+type Order struct {
+	Spec
+	TaskID   string    `json:"task_id"`
+	Status   Status    `json:"status"`
+	Attempt  int       `json:"attempt"`
+	Macs     []MAC     `json:"macs"` // every address of the machine that is known
+	Plan     *Plan     `json:"plan,omitempty"`
+	Approval *Approval `json:"approval,omitempty"`
+	Permit   *Permit   `json:"permit,omitempty"`
+}
+
+// BootEntry says how a machine is to boot when it asks. It is the only source
+// of boot decisions and survives its task.
+type BootEntry struct {
+	MAC     MAC        `json:"mac"`
+	Action  string     `json:"action"` // BootAgent or BootLocal
+	TaskID  string     `json:"task_id,omitempty"`
+	Address netip.Addr `json:"address,omitzero"` // fixed address for the DHCP server, if any
+	Disk    *BootDisk  `json:"disk,omitempty"`   // the disk to boot; nil lets the firmware's first disk decide
+}
+
+// The actions of a BootEntry.
+const (
+	BootAgent = "agent"
+	BootLocal = "local"
+)
+
+// BootDisk names an installed system by identifiers that no other has.
+type BootDisk struct {
+	RootUUID string `json:"root_uuid"` // of the root filesystem
+	ESPUUID  string `json:"esp_uuid"`  // XXXX-XXXX, of the EFI system partition
+	BootMode string `json:"boot_mode"` // "bios" or "uefi"
+}
+
+// AgentRecord is what a region remembers of the agent that runs for a task's
+// attempt: which boot may speak, and what it may still do. Secrets are kept as
+// SHA-256 only.
+type AgentRecord struct {
+	TaskID        string    `json:"task_id"`
+	Attempt       int       `json:"attempt"`
+	BootSeq       int64     `json:"boot_seq"`
+	BootMAC       MAC       `json:"boot_mac"`
+	UUID          string    `json:"uuid,omitempty"` // SMBIOS, as iPXE sent it
+	Address       string    `json:"address"`        // the machine's, the credential is bound to it
+	Credential    string    `json:"credential"`     // "sha256:…"
+	Callhome      string    `json:"callhome,omitempty"`
+	Used          bool      `json:"used"` // the agent of this boot has spoken
+	BootedAt      time.Time `json:"booted_at"`
+	Quarantined   string    `json:"quarantined,omitempty"` // why, when two agents claimed the same permit
+	HardwareKnown bool      `json:"hardware_known,omitempty"`
+}
+
+// PermitRequest travels up when an agent is about to write.
+type PermitRequest struct {
+	TaskID         string    `json:"task_id"`
+	Attempt        int       `json:"attempt"` // the attempt the agent wants to begin
+	Nonce          string    `json:"nonce"`
+	PlanDigest     string    `json:"plan_digest"`
+	HardwareDigest string    `json:"hardware_digest"`
+	BootSeq        int64     `json:"boot_seq"`
+	At             time.Time `json:"at"`
+}
+
+// Result is how an attempt ended, as the agent tells it.
+type Result struct {
+	TaskID  string   `json:"task_id"`
+	Attempt int      `json:"attempt"`
+	OK      bool     `json:"ok"`
+	Failure *Failure `json:"failure,omitempty"` // when not OK
+	// Written reports whether anything was written to a disk.
+	Written bool `json:"written"`
+}
+
+// Discovered is a machine without a task that booted the agent.
+type Discovered struct {
+	MAC      MAC       `json:"mac"`
+	Hardware *Hardware `json:"hardware,omitempty"`
+	Address  string    `json:"address"`
+	SeenAt   time.Time `json:"seen_at"`
+}
+
+// Machine is everything known about one server, with or without a task.
+type Machine struct {
+	MAC      MAC       `json:"mac"` // the lowest of its addresses
+	MACs     []MAC     `json:"macs,omitempty"`
+	UUID     string    `json:"uuid,omitempty"`
+	RegionID string    `json:"region_id"`
+	TaskID   string    `json:"task_id,omitempty"` // live, or the last
+	Hardware *Hardware `json:"hardware,omitempty"`
+	LastSeen time.Time `json:"last_seen,omitzero"`
+}
