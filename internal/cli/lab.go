@@ -135,6 +135,8 @@ func (a *app) lab(ctx context.Context, cfg labConfig) error {
 		defer os.RemoveAll(dir)
 	} else if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make lab directory: %w", err)
+	} else if old, err := os.ReadDir(dir); err != nil || len(old) > 0 {
+		return errors.Join(err, usageError{fmt.Errorf("--keep %s is not empty: the lab begins with blank disks", dir)})
 	}
 	network, err := lab.NewNetwork(ctx, lab.Config{Dir: filepath.Join(dir, "machines")}, log)
 	if err != nil {

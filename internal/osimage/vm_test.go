@@ -366,6 +366,10 @@ func TestDebianBoots(t *testing.T) {
 			"/var/lib/cloud/seed/nocloud/user-data":      "#cloud-config\nruncmd:\n - echo seed was read > /dev/ttyS0\n",
 			"/var/lib/cloud/seed/nocloud/network-config": "version: 2\nethernets:\n  all:\n    match: {name: \"en*\"}\n    dhcp4: true\n",
 		}, []string{"rack1-u9 login:", "seed was read", "status: done", "ssh_host_ed25519_key"}},
+		{"with cloud-init switched off", map[string]string{
+			"/etc/hostname":                  "rack1-u9\n",
+			"/etc/cloud/cloud-init.disabled": "",
+		}, []string{"rack1-u9 login:", "routable configured", "ssh_host_ed25519_key"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			files := map[string]string{"/etc/fstab": fstab}
@@ -374,6 +378,7 @@ func TestDebianBoots(t *testing.T) {
 			write(t, disk, files)
 			v := boot(t, m, disk)
 			v.await(t, "login:", 10*time.Minute)
+			v.await(t, "\nrunning", 10*time.Minute) // nothing failed
 			v.await(t, "probe: end", 10*time.Minute)
 			for _, want := range c.want {
 				v.await(t, want, 10*time.Minute)

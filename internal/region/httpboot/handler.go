@@ -125,7 +125,10 @@ func New(d Deps, log *slog.Logger) *Handler {
 	return h
 }
 
-// maxURL bounds what is looked at; the longest URL of ours has about 200 bytes.
+// maxNonce bounds a nonce, which carries a sealed promise of about 270 bytes.
+const maxNonce = 512
+
+// maxURL bounds what is looked at.
 const maxURL = 1024
 
 // ServeHTTP refuses what no client of ours sends before anything interprets it:
@@ -257,7 +260,7 @@ func writeScript(w http.ResponseWriter, text string) {
 // segment delivers a boot's segment.
 func (h *Handler) segment(w http.ResponseWriter, r *http.Request) {
 	nonce := r.PathValue("nonce")
-	if nonce == "" || !word(nonce, 128) {
+	if nonce == "" || !word(nonce, maxNonce) {
 		h.refused.Add(1)
 		http.Error(w, "not a segment", http.StatusBadRequest)
 		return
