@@ -9,30 +9,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/conf"
-	"github.com/lpmos/lpmos/internal/region"
 	"github.com/lpmos/lpmos/internal/service"
 	"github.com/lpmos/lpmos/internal/site"
 )
-
-// RegionFlags registers the flags of a region.
-func RegionFlags(f *pflag.FlagSet, c *region.Config) {
-	f.StringVar(&c.RegionID, "region-id", "", "name of the data centre: lower-case letters, digits, hyphens")
-	f.StringVar(&c.AdvertiseHost, "advertise-host", "", "IPv4 address machines reach this region at (default: of --interface)")
-	f.StringVar(&c.Interface, "interface", "", "network interface of the machines, for DHCP")
-	f.StringVar(&c.BootAddr, "boot-addr", ":8081", "plain HTTP for firmware")
-	f.StringVar(&c.AgentAddr, "agent-addr", ":8443", "agent API over TLS")
-	f.StringVar(&c.TFTPAddr, "tftp-addr", ":69", "TFTP, or off")
-	f.StringVar(&c.DHCP, "dhcp", "off", "off; proxy: boot files beside the site's own DHCP server; server: addresses too")
-	f.StringVar(&c.DHCPRange, "dhcp-range", "", "addresses for --dhcp=server, such as 10.77.0.100-10.77.0.199")
-	f.StringVar(&c.Router, "dhcp-router", "", "gateway that --dhcp=server hands out")
-	f.StringSliceVar(&c.DNS, "dhcp-dns", nil, "name servers that --dhcp=server hands out")
-	f.StringVar(&c.Unknown, "unknown-machines", "ignore", "ignore: they boot their own disk; discover: they boot the agent and report")
-	f.StringVar(&c.CallhomeURL, "callhome-url", "", "where installed systems reach the agent API, if elsewhere")
-}
 
 func (a *app) upCommand() *cobra.Command {
 	var cfg site.Config
@@ -75,7 +57,7 @@ To serve machines it needs root, --interface and --dhcp.`,
 	}
 	f := cmd.Flags()
 	logs.Flags(f)
-	RegionFlags(f, &cfg.Region)
+	cfg.Region.Flags(f)
 	f.Lookup("region-id").DefValue = "dc1"
 	cfg.Region.RegionID = "dc1"
 	f.StringVar(&cfg.DataDir, "data-dir", "lpmos-data", "store, keys, images, leases")
