@@ -1,0 +1,62 @@
+# make lab    provisions a blank virtual server before your eyes
+# make test   everything CI runs
+#
+# Both install what they need from Debian's packages (they say so first).
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+export GOFLAGS := $(strip $(GOFLAGS) -tags=nomsgpack)
+LDFLAGS := -s -w -X github.com/lpmos/lpmos/internal/version.Value=$(VERSION)
+CACHE ?= $(CURDIR)/.cache
+SUDO := $(shell [ $$(id -u) = 0 ] || echo sudo -E)
+
+# Parameters of make lab.
+FIRMWARE ?= bios
+MACHINES ?= 1
+OS ?= debian-12
+AUTO ?=
+
+.PHONY: build lab test check unit e2e browser vm vm-all bench lint tidy generated deps-lab deps-test clean help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+build: ## the four commands, in bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+lab: deps-lab build ## one blank virtual machine, provisioned for real (AUTO=1 FIRMWARE=uefi OS=tiny MACHINES=2)
+	@$(SUDO) bin/lpmos lab up --firmware $(FIRMWARE) --machines $(MACHINES) --os $(OS) --cache-dir $(CACHE) $(if $(AUTO),--auto)
+
+test: deps-test check unit browser vm ## everything CI runs
+
+check: lint tidy ## gofmt, vet, golangci-lint, tidy module
+lint:
+	@scripts/lint
+tidy:
+	@go mod tidy -diff
+
+unit: ## unit, contract and system tests, with the race detector
+	LPMOS_REQUIRE=root,mkfs,e2e go test -race -timeout 15m $$(go list ./... | grep -v -e /test/vm -e /test/browser -e /internal/controlplane/web$$ -e /internal/bootimage$$ -e /internal/osimage$$ -e /internal/lab$$ -e /internal/region/firmware)
+
+browser: ## the web interface in real Chromium
+	LPMOS_REQUIRE=browser go test -timeout 15m ./internal/controlplane/web ./test/browser
+
+vm: ## machines provisioned for real, BIOS and UEFI
+	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -timeout 30m -v ./test/vm
+
+vm-all: deps-test ## every virtual machine test there is (about 40 min)
+	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM=all LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -p 1 -timeout 90m -v ./test/vm ./internal/lab ./internal/bootimage ./internal/osimage
+
+bench: deps-test build ## numbers, side by side (BENCH=-vm for machines as well)
+	@$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_CACHE_DIR=$(CACHE) go run ./test/bench $(BENCH)
+
+deps-lab:
+	@$(SUDO) scripts/deps lab
+deps-test:
+	@$(SUDO) scripts/deps lab test
+
+clean: ## what was built; downloads and images too
+	rm -rf bin $(CACHE)
