@@ -22,8 +22,8 @@ type Approval struct {
 	PlanDigest     string    `json:"plan_digest"`
 	HardwareDigest string    `json:"hardware_digest"`
 	ExpiresAt      time.Time `json:"expires_at"`
-	FirstAttempt   int       `json:"first_attempt"` // the attempt that was decided on
-	LastAttempt    int       `json:"last_attempt"`  // the last that may go on without a person
+	FirstAttempt   int       `json:"first_attempt"`       // the attempt that was decided on
+	LastAttempt    int       `json:"last_attempt"`        // the last that may go on without a person
 	AgentKey       string    `json:"agent_key,omitempty"` // fingerprint of the key the agent made, when it made one
 	Signature      Signature `json:"signature,omitzero"`
 }

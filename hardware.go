@@ -80,7 +80,7 @@ type Disk struct {
 	Model                 string  `json:"model,omitempty"`
 	Serial                string  `json:"serial,omitempty"`
 	WWN                   string  `json:"wwn,omitempty"`
-	Transport             string  `json:"transport,omitempty"` // nvme, sata, sas, scsi, virtio, usb, mmc, iscsi, fc
+	Transport             string  `json:"transport,omitempty"` // nvme, sata, sas, scsi, virtio, usb, mmc, iscsi, fc, nvme-tcp, nvme-rdma
 	Rotational            bool    `json:"rotational"`
 	Removable             bool    `json:"removable,omitempty"`
 	ReadOnly              bool    `json:"read_only,omitempty"` // the device itself refuses writes
@@ -207,7 +207,7 @@ func (r DiskRef) String() string {
 // writable, local disk.
 func (d Disk) Installable() bool {
 	switch d.Transport {
-	case "usb", "iscsi", "fc":
+	case "usb", "iscsi", "fc", "nvme-tcp", "nvme-rdma":
 		return false
 	}
 	return !d.Removable && !d.ReadOnly && d.SizeBytes > 0

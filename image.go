@@ -78,7 +78,7 @@ func (m *ImageManifest) Validate() error {
 		if c.Bytes <= 0 || c.Bytes > MaxChunkBytes || c.StoredBytes <= 0 || c.StoredBytes > MaxChunkBytes {
 			return bad(fmt.Sprintf("chunks[%d]", i), "has a size outside 1 byte to 8 MiB")
 		}
-		if c.Offset < end || c.Offset%4096 != 0 || c.Offset+c.Bytes > m.SizeBytes {
+		if c.Offset < end || c.Offset%4096 != 0 || c.Offset > m.SizeBytes-c.Bytes {
 			return bad(fmt.Sprintf("chunks[%d].offset", i), "overlaps, is not aligned to 4096, or is outside the filesystem")
 		}
 		if c.StoredOffset != stored {

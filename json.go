@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -226,7 +227,8 @@ func TrimDigest(s string) (string, error) {
 }
 
 // FormatBytes spells a size as people read it on a disk's label: decimal
-// units, "960 GB".
+// units, "960 GB". From a terabyte on three digits are kept, because "7.68 TB"
+// and "7.7 TB" are two products.
 func FormatBytes(n int64) string {
 	switch {
 	case n < 0:
@@ -241,8 +243,17 @@ func FormatBytes(n int64) string {
 			break
 		}
 	}
-	if f < 9.95 {
-		return strings.TrimSuffix(fmt.Sprintf("%.1f", f), ".0") + " " + unit
+	digits := 0
+	large := unit == "TB" || unit == "PB"
+	switch {
+	case large && f < 9.995:
+		digits = 2
+	case large && f < 99.95, f < 9.95:
+		digits = 1
 	}
-	return fmt.Sprintf("%.0f %s", f, unit)
+	text := strconv.FormatFloat(f, 'f', digits, 64)
+	if digits > 0 {
+		text = strings.TrimSuffix(strings.TrimRight(text, "0"), ".")
+	}
+	return text + " " + unit
 }

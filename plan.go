@@ -116,15 +116,7 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 		Hostname: t.Hostname,
 		SSHKeys:  append([]string{}, t.SSHKeys...),
 		Network:  PlannedNetwork{Mode: "dhcp", MACs: h.MACs()},
-		Files: []PlannedFile{
-			{"/etc/fstab", "0644", "filesystems by UUID"},
-			{"/etc/hostname", "0644", "the host name"},
-			{"/boot/grub/grub.cfg", "0644", "the boot menu"},
-			{"/root/.ssh/authorized_keys", "0600", "the SSH keys of this plan"},
-			{"/var/lib/cloud/seed/nocloud", "0755", "host name, keys and network for cloud-init, where the image has it"},
-			{"/usr/lib/lpmos/agent", "0755", "reports the first boot, then removes itself"},
-			{"/etc/lpmos/callhome.json", "0600", "where to report; holds a token that is good for this only"},
-		},
+		Files:    plannedFiles,
 	}
 	disk, problem := chooseDisk(t, h, img)
 	if problem == "" && img.Arch != h.CPU.Architecture {
@@ -142,6 +134,21 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 	}
 	p.Digest = p.ComputeDigest()
 	return p
+}
+
+// plannedFiles is what is written after the image, for people to see.
+var plannedFiles = []PlannedFile{
+	{"/etc/fstab", "0644", "filesystems by UUID"},
+	{"/etc/hostname, /etc/hosts", "0644", "the host name"},
+	{"/etc/machine-id", "0444", "emptied; the first boot makes a new one"},
+	{"/root/.ssh/authorized_keys", "0600", "the SSH keys of this plan"},
+	{"/var/lib/cloud/seed/nocloud, /etc/cloud/cloud.cfg.d/99-lpmos.cfg", "0600", "host name, keys and network for cloud-init, where the image has it"},
+	{"/etc/systemd/network/10-lpmos.network", "0644", "DHCP by MAC, where the image has systemd and no cloud-init"},
+	{"/boot/grub/grub.cfg", "0644", "the boot menu"},
+	{"/boot/efi/EFI/BOOT/BOOTX64.EFI, grub.cfg", "0755", "the boot loader for UEFI; the one for BIOS goes to its own partition and the boot sector"},
+	{"/usr/lib/lpmos/agent", "0755", "reports the first boot, then removes itself"},
+	{"/etc/systemd/system/lpmos-callhome.service", "0644", "starts it, where the image has systemd; removed with it"},
+	{"/etc/lpmos/callhome.json", "0600", "where to report; holds a token that is good for this only; removed with it"},
 }
 
 // ComputeDigest is the digest of effect and observed together.

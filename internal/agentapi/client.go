@@ -107,7 +107,7 @@ func NewClient(cfg ClientConfig, log *slog.Logger) (*Client, error) {
 		CheckRedirect: noRedirect,
 		Transport: &http.Transport{
 			DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-			TLSClientConfig:     &tls.Config{RootCAs: roots, ServerName: cfg.ServerName, MinVersion: tls.VersionTLS13},
+			TLSClientConfig:     &tls.Config{RootCAs: roots, ServerName: cfg.ServerName, MinVersion: tls.VersionTLS13, Time: sane(cfg.CA, time.Now)},
 			TLSHandshakeTimeout: 10 * time.Second,
 			IdleConnTimeout:     60 * time.Second,
 			MaxIdleConnsPerHost: 4,

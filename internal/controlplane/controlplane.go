@@ -95,7 +95,7 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 	c.state.Listen(c.orch.Notice)
 	c.state.Listen(c.hub.Publish)
 
-	pages, err := web.New(c.state, history{st, c.state}, webActions{c.orch}, web.Config{Version: version.String(), SiteName: cfg.SiteName}, log)
+	pages, err := web.New(c.state, history{st, c.state}, c.orch, web.Config{Version: version.String(), SiteName: cfg.SiteName}, log)
 	if err != nil {
 		return nil, err
 	}
@@ -313,12 +313,4 @@ func (h history) Logs(_ context.Context, id string) ([]string, error) {
 		return nil, fmt.Errorf("task %s: %w", id, lpmos.ErrNotFound)
 	}
 	return lines, nil
-}
-
-// webActions is the orchestrator as the pages see it: a form has no idempotency
-// key, the claim of the machine is its guard against being sent twice.
-type webActions struct{ *orchestrator.Orchestrator }
-
-func (a webActions) Create(ctx context.Context, spec lpmos.Spec, by string) (lpmos.Task, error) {
-	return a.Orchestrator.Create(ctx, spec, by, "")
 }

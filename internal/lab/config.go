@@ -123,7 +123,7 @@ type MachineConfig struct {
 	Name     string // required; letters, digits, '-', '_' and '.'
 	Firmware Firmware
 	MemoryMB int    // default 1024 with BIOS, 1280 with UEFI
-	CPUs     int    // default 2 if the host has as many, else 1
+	CPUs     int    // default 1: with two, a kernel under emulation once waited for ever for its timer after UEFI
 	CPUModel string // QEMU's -cpu; default everything the emulation can do but five-level paging
 	NICs     []NIC
 	Disks    []Disk
@@ -161,7 +161,7 @@ func (c MachineConfig) withDefaults(hostCPUs int) (MachineConfig, error) {
 		c.MemoryMB = fw.memoryMB
 	}
 	if c.CPUs == 0 {
-		c.CPUs = min(2, hostCPUs)
+		c.CPUs = 1
 	}
 	if c.CPUModel == "" {
 		// Five-level paging makes every emulated TLB miss dearer and serves

@@ -269,7 +269,7 @@ func (v *machine) await(t *testing.T, want string, within time.Duration) string 
 			t.Logf("%5.1f s: %s", time.Since(v.started).Seconds(), line)
 			return line
 		}
-		for _, bad := range []string{"Kernel panic", "no root filesystem", "Gave up waiting for root", "You are in emergency mode"} {
+		for _, bad := range []string{"Kernel panic", "no root filesystem", "Gave up waiting for root", "You are in emergency mode", "state: degraded"} {
 			if strings.Contains(text, bad) {
 				t.Fatalf("console shows %q before %q", bad, want)
 			}
@@ -334,14 +334,15 @@ var probe = map[string]string{
 	"/etc/systemd/system/multi-user.target.d/probe.conf": "[Unit]\nWants=probe.service\n",
 	"/usr/local/sbin/probe": `#!/bin/sh
 exec >/run/probe 2>&1
-systemctl is-system-running --wait
+echo "state: $(timeout 300 systemctl is-system-running --wait)"
+systemctl list-jobs --no-legend --no-pager
 systemctl --no-legend --plain --failed
-cloud-init status --long
+timeout 60 cloud-init status --long
 networkctl --no-legend --no-pager
 find /etc/ssh -name 'ssh_host_*_key'
 findmnt -no OPTIONS,SIZE /
 cat /etc/machine-id
-cloud-init schema --system 2>&1 | tail -3
+timeout 60 cloud-init schema --system 2>&1 | tail -3
 systemd-analyze --no-pager blame | head -30
 systemd-analyze --no-pager critical-chain
 systemd-analyze time
@@ -378,7 +379,7 @@ func TestDebianBoots(t *testing.T) {
 			write(t, disk, files)
 			v := boot(t, m, disk)
 			v.await(t, "login:", 10*time.Minute)
-			v.await(t, "\nrunning", 10*time.Minute) // nothing failed
+			v.await(t, "state: running", 10*time.Minute) // nothing failed
 			v.await(t, "probe: end", 10*time.Minute)
 			for _, want := range c.want {
 				v.await(t, want, 10*time.Minute)

@@ -28,6 +28,9 @@ type Config struct {
 	Duration  time.Duration // an installation takes at least this long, so that a person can watch
 	Pauses    agent.Pauses  // zero values are short ones
 	Version   string        // of the agent
+	// Hardware is what the machine reports; nil means a small virtual server.
+	// One of its NICs must have MAC.
+	Hardware *lpmos.Hardware
 }
 
 // Machine is a played server.
@@ -52,7 +55,12 @@ func New(cfg Config, out io.Writer, level slog.Leveler) *Machine {
 			*d.to = d.v
 		}
 	}
-	return &Machine{cfg: cfg, out: out, level: level, hardware: hardware(cfg.MAC, cfg.Version)}
+	m := &Machine{cfg: cfg, out: out, level: level, hardware: hardware(cfg.MAC, cfg.Version)}
+	if cfg.Hardware != nil {
+		m.hardware = *cfg.Hardware
+		m.hardware.BootMAC = cfg.MAC
+	}
+	return m
 }
 
 // Run boots the machine until its own system has called home, or until it has

@@ -70,12 +70,11 @@ func (a *API) putImage(c *gin.Context) {
 		a.fail(c, &lpmos.InvalidError{Field: "digest", Problem: "names a blob too large for a manifest", Value: i.Digest})
 		return
 	}
-	if err := lpmos.DecodeJSON(f, lpmos.MaxManifestBytes, &m); err == nil {
-		err = m.Validate()
-	} else {
-		err = fmt.Errorf("the blob is not a manifest: %w", err)
+	if err := lpmos.DecodeJSON(f, lpmos.MaxManifestBytes, &m); err != nil {
+		a.fail(c, fmt.Errorf("the blob is not a manifest: %w", err))
+		return
 	}
-	if err != nil {
+	if err := m.Validate(); err != nil {
 		a.fail(c, err)
 		return
 	}

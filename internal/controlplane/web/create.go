@@ -55,7 +55,8 @@ func (w *Web) create(rw http.ResponseWriter, r *http.Request) {
 	if len(problems) == 0 {
 		ctx, cancel := actionContext(r)
 		defer cancel()
-		t, err := w.created.do(ctx, p.Get("form_id"), func() (lpmos.Task, error) { return w.actions.Create(ctx, spec, w.cfg.Person(r)) })
+		// The form's id makes one task of a form that is sent twice.
+		t, err := w.actions.Create(ctx, spec, w.cfg.Person(r), p.Get("form_id"))
 		if err == nil {
 			http.Redirect(rw, r, "/tasks/"+t.ID, http.StatusSeeOther)
 			return

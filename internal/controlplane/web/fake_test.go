@@ -32,6 +32,7 @@ type fakeSite struct {
 	logs    map[string][]string
 	fail    error // what the next action answers
 	created int
+	byKey   map[string]string // idempotency key → task
 	now     time.Time
 }
 
@@ -64,6 +65,7 @@ func (s *fakeSite) Tasks(q api.Query) api.Page {
 		}
 		p.Total++
 		if q.Limit == 0 || len(p.Tasks) < q.Limit {
+			t.Hardware, t.Plan, t.LogTail = nil, nil, nil // as the real reader: they are large
 			p.Tasks = append(p.Tasks, t)
 		}
 	}
@@ -86,16 +88,23 @@ func (s *fakeSite) Events(_ context.Context, id string) ([]lpmos.Event, error) {
 }
 func (s *fakeSite) Logs(_ context.Context, id string) ([]string, error) { return s.logs[id], nil }
 
-func (s *fakeSite) Create(_ context.Context, spec lpmos.Spec, by string) (lpmos.Task, error) {
+func (s *fakeSite) Create(_ context.Context, spec lpmos.Spec, by, key string) (lpmos.Task, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fail != nil {
 		return lpmos.Task{}, s.fail
 	}
+	if id, ok := s.byKey[key]; ok && key != "" {
+		return s.tasks[id], nil
+	}
 	s.created++
 	s.rev++
 	t := lpmos.Task{ID: fmt.Sprintf("%08x-0000-4000-8000-000000000000", s.created), Spec: spec, Status: lpmos.Pending, Attempt: 1, CreatedAt: s.now, UpdatedAt: s.now, CreatedBy: by, Rev: s.rev}
 	s.tasks[t.ID] = t
+	if s.byKey == nil {
+		s.byKey = map[string]string{}
+	}
+	s.byKey[key] = t.ID
 	return t, nil
 }
 

@@ -43,6 +43,7 @@ type row struct {
 }
 
 func (w *Web) newRow(t lpmos.Task, images []lpmos.Image) row {
+	t = w.whole(t)
 	r := row{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Link: "/tasks/" + t.ID, Age: age(w.cfg.Now().Sub(t.UpdatedAt))}
 	if t.Hardware != nil {
 		r.Serial = t.Hardware.System.Serial
@@ -52,6 +53,15 @@ func (w *Web) newRow(t lpmos.Task, images []lpmos.Image) row {
 		r.Link += "/approve"
 	}
 	return r
+}
+
+// whole is a task of a list with its plan and hardware, which lists leave out:
+// what would be erased is what a person looks for.
+func (w *Web) whole(t lpmos.Task) lpmos.Task {
+	if full, ok := w.reader.Task(t.ID); ok {
+		return full
+	}
+	return t
 }
 
 // now says what a task does, in a line or as a bar.
@@ -215,7 +225,7 @@ func (w *Web) dashboard(rw http.ResponseWriter, r *http.Request) {
 		v.Needs = append(v.Needs, n)
 	}
 	for _, t := range awaiting.Tasks {
-		v.Needs = append(v.Needs, w.approvalNeed(t, images))
+		v.Needs = append(v.Needs, w.approvalNeed(w.whole(t), images))
 	}
 	slow := 0
 	for _, t := range pending.Tasks {

@@ -252,7 +252,9 @@ func (w *Web) steps(t lpmos.Task, events []lpmos.Event) []step {
 				st.Note = map[lpmos.Status]string{lpmos.Pending: "booted in ", lpmos.AwaitingApproval: "waited "}[s] + age(d)
 			}
 			if s == lpmos.Approved && t.Approval != nil && t.Approval.By != "" {
-				st.Note = "by " + t.Approval.By
+				// Where from is in the facts; here is room for a name.
+				name, _, _ := strings.Cut(t.Approval.By, "@")
+				st.Note = "by " + name
 			}
 			if s == lpmos.Completed {
 				st.Note = "called home"
@@ -425,14 +427,15 @@ func newEvent(e lpmos.Event, t lpmos.Task) eventView {
 }
 
 // splitLog parts a line from its time where it begins with one, in RFC 3339 or
-// as a time of day. Everything else of a line is the machine's own words.
+// as a time of day. Everything else of a line is the machine's own words, but
+// for how the agent's logger marks its level and message.
 func (w *Web) splitLog(line string) logLine {
 	head, rest, ok := strings.Cut(line, " ")
 	if !ok {
 		return logLine{Text: line}
 	}
 	if at, err := time.Parse(time.RFC3339Nano, strings.TrimPrefix(head, "time=")); err == nil {
-		return logLine{At: w.second(at), Text: rest}
+		return logLine{At: w.second(at), Text: plainLog(rest)}
 	}
 	if len(head) >= 8 {
 		if _, err := time.Parse("15:04:05", head[:8]); err == nil {
@@ -440,6 +443,25 @@ func (w *Web) splitLog(line string) logLine {
 		}
 	}
 	return logLine{Text: line}
+}
+
+// plainLog turns what log/slog writes as level=INFO msg="a b" c=d into a b c=d;
+// a level that should be looked at stays. task-log.js does the same.
+func plainLog(text string) string {
+	level, rest, ok := strings.Cut(text, " msg=")
+	level, levelOK := strings.CutPrefix(level, "level=")
+	if !ok || !levelOK || strings.Contains(level, " ") {
+		return text
+	}
+	if quoted, err := strconv.QuotedPrefix(rest); err == nil && quoted[0] == '"' {
+		if msg, err := strconv.Unquote(quoted); err == nil {
+			rest = msg + rest[len(quoted):]
+		}
+	}
+	if level != "INFO" {
+		rest = level + " " + rest
+	}
+	return rest
 }
 
 // taskLog is the whole log as text, for download and for eyes.

@@ -44,7 +44,7 @@ type History interface {
 // those of package lpmos: ErrNotFound, ErrConflict, ErrUnavailable,
 // *InvalidError. by is the person, as Config.Person names them.
 type Actions interface {
-	Create(ctx context.Context, spec lpmos.Spec, by string) (lpmos.Task, error)
+	Create(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error)
 	Decide(ctx context.Context, taskID string, d api.Decision, by string) (lpmos.Task, error)
 	Cancel(ctx context.Context, taskID, reason, by string) (lpmos.Task, error)
 	Retry(ctx context.Context, taskID, by string) (lpmos.Task, error)
@@ -69,7 +69,6 @@ type Web struct {
 	pages   map[string]*template.Template
 	static  assets
 	mux     *http.ServeMux
-	created *submissions
 }
 
 // New parses the templates and prepares the static files; it fails only when
@@ -81,7 +80,7 @@ func New(reader Reader, history History, actions Actions, cfg Config, log *slog.
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	w := &Web{reader: reader, history: history, actions: actions, cfg: cfg, log: log, mux: http.NewServeMux(), created: newSubmissions(512)}
+	w := &Web{reader: reader, history: history, actions: actions, cfg: cfg, log: log, mux: http.NewServeMux()}
 	var err error
 	if w.static, err = newAssets(); err != nil {
 		return nil, fmt.Errorf("read static files: %w", err)

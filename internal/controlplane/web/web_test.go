@@ -579,3 +579,18 @@ func TestNumbers(t *testing.T) {
 		}
 	}
 }
+
+func TestPlainLog(t *testing.T) {
+	for text, want := range map[string]string{
+		`level=INFO msg="stage begins" stage=downloading percent=20`: `stage begins stage=downloading percent=20`,
+		`level=WARN msg="say \"a\"" err="b c"`:                       `WARN say "a" err="b c"`,
+		`level=INFO msg=step stage=partitioning`:                     `step stage=partitioning`,
+		`an ordinary line with level=INFO msg=x`:                     `an ordinary line with level=INFO msg=x`,
+		`level=INFO msg="not closed`:                                 `"not closed`,
+		``:                                                           ``,
+	} {
+		if got := plainLog(text); got != want {
+			t.Errorf("plainLog(%q) = %q; want %q", text, got, want)
+		}
+	}
+}

@@ -23,7 +23,10 @@ export function size(n) {
     n /= 1000
     if (n < 999.5) break
   }
-  return (n < 9.95 ? n.toFixed(1).replace(/\.0$/, '') : n.toFixed(0)) + NBSP + unit
+  // From a terabyte on three digits are kept: 7.68 TB and 7.7 TB are two products.
+  const large = unit === 'TB' || unit === 'PB'
+  const digits = large && n < 9.995 ? 2 : (large && n < 99.95) || n < 9.95 ? 1 : 0
+  return Number(n.toFixed(digits)) + NBSP + unit
 }
 
 /** Bytes per second as MB/s. */

@@ -4,6 +4,7 @@ import { live } from './live.js'
 
 const MOST_LINES = 400
 const DATED = /^(?:time=)?(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)) (.*)$/s
+const MARKED = /^level=(\S+) msg=("(?:[^"\\]|\\.)*"|\S+)(.*)$/s
 const TIMED = /^(\d\d:\d\d:\d\d)\S* (.*)$/s
 
 /** The last lines of a machine's log. It follows while its end is in view. */
@@ -63,8 +64,22 @@ function row(line) {
   const timed = dated ? null : TIMED.exec(line)
   if (dated) from.append(timeElement(new Date(dated[1]), 'seconds'))
   if (timed) from.textContent = timed[1]
-  text.textContent = (dated ?? timed)?.[2] ?? line
+  text.textContent = dated ? plain(dated[2]) : timed?.[2] ?? line
   li.append(from, text)
   return li
+}
+
+// What log/slog writes as level=INFO msg="a b" c=d is shown as a b c=d; a level
+// that should be looked at stays. The server does the same (plainLog).
+function plain(text) {
+  const marked = MARKED.exec(text)
+  if (!marked) return text
+  let [, level, message, rest] = marked
+  try {
+    if (message.startsWith('"')) message = JSON.parse(message)
+  } catch {
+    // Go escapes a few bytes in ways JSON does not know: shown as they came.
+  }
+  return (level === 'INFO' ? '' : level + ' ') + message + rest
 }
 customElements.define('task-log', TaskLog)
