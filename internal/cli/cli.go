@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v4"
+	"golang.org/x/term"
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
@@ -45,7 +46,13 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return ExitOK
 	}
 	if !errors.Is(err, errQuiet) {
-		fmt.Fprintln(stderr, "lpmos:", err)
+		// What a server or a machine said may be part of it.
+		for i, line := range strings.Split(err.Error(), "\n") {
+			if i == 0 {
+				line = "lpmos: " + line
+			}
+			fmt.Fprintln(stderr, plain(line))
+		}
 	}
 	return exitCode(err)
 }
@@ -100,7 +107,30 @@ Run it: "lpmos up" is a whole site in one process.`,
 	f.StringVar(&a.server, "server", "http://localhost:8080", "control plane (LPMOS_SERVER)")
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json or yaml")
 	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(), a.versionCommand(), exitCodesTopic())
+	refuseUnknown(root)
 	return root
+}
+
+// refuseUnknown makes groups of commands say so when they are given a name that
+// is none of theirs, which cobra would answer with help and success.
+func refuseUnknown(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		refuseUnknown(sub)
+	}
+	if cmd.Runnable() || !cmd.HasSubCommands() {
+		return
+	}
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		hint := "see " + cmd.CommandPath() + " --help"
+		if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+			hint = "did you mean " + strings.Join(s, " or ") + "?"
+		}
+		return usageError{fmt.Errorf("%s has no command %q (%s)", cmd.CommandPath(), args[0], hint)}
+	}
 }
 
 func (a *app) versionCommand() *cobra.Command {
@@ -199,6 +229,5 @@ func age(t time.Time) string {
 }
 
 func stdinIsTerminal() bool {
-	st, err := os.Stdin.Stat()
-	return err == nil && st.Mode()&os.ModeCharDevice != 0
+	return term.IsTerminal(int(os.Stdin.Fd())) // not /dev/null, which is a character device too
 }

@@ -152,7 +152,7 @@ func (s *Screen) Status(t lpmos.Task) {
 	case lpmos.Completed:
 		what := "the installed system called home"
 		if r := t.Receipt; r != nil {
-			what = fmt.Sprintf("%s runs from its own disk (%s, kernel %s, host %s)", plain(r.OS), r.BootMode, plain(r.Kernel), plain(r.Hostname))
+			what = fmt.Sprintf("%s runs from its own disk (%s, kernel %s, host %s)", plain(r.OS), plain(r.BootMode), plain(r.Kernel), plain(r.Hostname))
 		}
 		s.line(t, "%-18s %s", t.Status, what)
 	case lpmos.Verifying:

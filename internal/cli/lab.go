@@ -162,9 +162,9 @@ func (a *app) lab(ctx context.Context, cfg labConfig) error {
 		}
 		return run.provision(ctx)
 	})
-	if err == nil && ctx.Err() != nil && !run.done {
-		err = context.Cause(ctx)
-		if errors.Is(err, context.Canceled) {
+	if ctx.Err() != nil && !run.done {
+		// What broke off because of it is not the reason.
+		if err = context.Cause(ctx); errors.Is(err, context.Canceled) {
 			err = errors.New("stopped; everything the lab started is gone")
 		}
 	}

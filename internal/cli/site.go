@@ -60,7 +60,7 @@ func writeRegions(w *tabwriter.Writer, regions []lpmos.Region, wide bool) {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s", r.ID, r.Status, age(r.Since), plain(caps.Hostname), plain(caps.Version))
 		if wide {
-			fmt.Fprintf(w, "\t%s\t%s\t%s\t%s", caps.DHCP, caps.BootURL, caps.AgentURL, caps.Unknown)
+			fmt.Fprintf(w, "\t%s\t%s\t%s\t%s", plain(caps.DHCP), plain(caps.BootURL), plain(caps.AgentURL), plain(caps.Unknown))
 		}
 		fmt.Fprintln(w)
 	}

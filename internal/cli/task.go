@@ -202,7 +202,7 @@ func (a *app) taskShow() *cobra.Command {
 			row("created", t.CreatedAt.Local().Format(time.DateTime)+" by "+plain(t.CreatedBy))
 			row("progress", strings.TrimPrefix(percent(t), "–"))
 			if h := t.Hardware; h != nil {
-				row("hardware", plain(strings.TrimSpace(h.System.Manufacturer+" "+h.System.Product))+", serial "+plain(h.System.Serial)+", "+h.BootMode)
+				row("hardware", plain(strings.TrimSpace(h.System.Manufacturer+" "+h.System.Product))+", serial "+plain(h.System.Serial)+", "+plain(h.BootMode))
 				row("cpu", fmt.Sprintf("%d × %s, %d cores", h.CPU.Sockets, plain(h.CPU.Model), h.CPU.Cores))
 				row("memory", fmt.Sprintf("%.1f GiB", float64(h.Memory.TotalBytes)/(1<<30)))
 				for _, d := range h.Disks {
@@ -225,7 +225,7 @@ func (a *app) taskShow() *cobra.Command {
 				row("evidence", plain(e.Evidence))
 			}
 			if r := t.Receipt; r != nil {
-				row("called home", fmt.Sprintf("%s, kernel %s, host %s, %s, root on %s", plain(r.OS), plain(r.Kernel), plain(r.Hostname), r.BootMode, r.RootDisk))
+				row("called home", fmt.Sprintf("%s, kernel %s, host %s, %s, root on %s", plain(r.OS), plain(r.Kernel), plain(r.Hostname), plain(r.BootMode), plain(r.RootDisk.String())))
 			}
 		})
 	})
@@ -279,7 +279,7 @@ func writePlan(w *tabwriter.Writer, t lpmos.Task) {
 		fmt.Fprintf(w, "writes\t%d %s, %s %s %s\n", q.Number, q.Role, lpmos.FormatBytes(q.SizeBytes), q.FS, q.Mount)
 	}
 	fmt.Fprintf(w, "image\t%s %s %s, %s\n", p.Effect.Image.OS, p.Effect.Image.Version, p.Effect.Image.Arch, p.Effect.Image.Digest)
-	fmt.Fprintf(w, "host\t%s, %s boot, %d SSH key(s)\n", plain(p.Effect.Hostname), p.Effect.BootMode, len(p.Effect.SSHKeys))
+	fmt.Fprintf(w, "host\t%s, %s boot, %d SSH key(s)\n", plain(p.Effect.Hostname), plain(p.Effect.BootMode), len(p.Effect.SSHKeys))
 	fmt.Fprintf(w, "digest\t%s\n", p.Digest)
 }
 

@@ -120,7 +120,7 @@ func TestTwoNICs(t *testing.T) {
 	w.console(console, bootLimit, `waiting for a person to approve`)
 	w.reset(m)
 	w.console(console, bootLimit, `agent started.*mac=`+first.String())
-	w.console(console, bootLimit, `waiting for a person to approve`)
+	w.console(console, bootLimit, `hardware reported.*status=awaiting_approval`)
 	if now := w.task(id); now.Plan.Digest != task.Plan.Digest || now.Status != lpmos.AwaitingApproval {
 		t.Errorf("booted from the other interface the task is %s with plan %s; want the same question with %s", now.Status, now.Plan.Digest, task.Plan.Digest)
 	}

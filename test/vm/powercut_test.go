@@ -26,7 +26,7 @@ func TestPowerCut(t *testing.T) {
 	}
 	w.console(console, bootLimit, `\[lab\] power off`)
 	w.powerOn(m)
-	w.console(console, bootLimit, `waiting for a person to approve`)
+	w.console(console, bootLimit, `hardware reported.*status=awaiting_approval`)
 	if now := w.task(id); now.Status != lpmos.AwaitingApproval || now.Plan.Digest != plan.Digest {
 		t.Errorf("after a power cut the task is %s with plan %s; want %s with %s", now.Status, now.Plan.Digest, lpmos.AwaitingApproval, plan.Digest)
 	}

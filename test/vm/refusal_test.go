@@ -2,6 +2,7 @@ package vm_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -149,8 +150,10 @@ func TestCancelAgainstPermit(t *testing.T) {
 	rest(t)
 	w := onSite(t, "tiny", nil)
 	outcomes := map[bool]int{}
-	for i, delay := range []time.Duration{0, 20 * time.Millisecond, 60 * time.Millisecond, 150 * time.Millisecond, 500 * time.Millisecond} {
-		m := w.newMachine(lab.MachineConfig{Name: "cancel" + string(rune('a'+i)), Disks: []lab.Disk{{SizeBytes: 4 * gb}}})
+	// Later each time, until the permit wins once.
+	for i := 0; i < 8 && outcomes[false] == 0; i++ {
+		delay := time.Duration(i*i) * 40 * time.Millisecond
+		m := w.newMachine(lab.MachineConfig{Name: fmt.Sprintf("cancel%d", i), Disks: []lab.Disk{{SizeBytes: 4 * gb}}})
 		before := w.hash(m.disk(0))
 		console := m.Console().NewReader()
 		id := w.create(m, nil)

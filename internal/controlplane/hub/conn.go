@@ -86,9 +86,11 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // receive takes requests until the client leaves.
 func (h *Hub) receive(c *conn) {
 	c.ws.SetReadLimit(maxRead)
-	alive := func(string) error { return c.ws.SetReadDeadline(time.Now().Add(2*pingEvery + writeTimeout)) }
-	alive("")
-	c.ws.SetPongHandler(alive)
+	// A deadline that cannot be set is of a connection that is closed: the next
+	// read says so.
+	alive := func() { _ = c.ws.SetReadDeadline(time.Now().Add(2*pingEvery + writeTimeout)) }
+	alive()
+	c.ws.SetPongHandler(func(string) error { alive(); return nil })
 	limit := rate.NewLimiter(10, 100)
 	for {
 		_, text, err := c.ws.ReadMessage()
@@ -96,7 +98,7 @@ func (h *Hub) receive(c *conn) {
 			c.end(websocket.CloseNormalClosure, "")
 			return
 		}
-		alive("")
+		alive()
 		if !limit.Allow() {
 			c.end(websocket.ClosePolicyViolation, "too many messages")
 			return
@@ -259,6 +261,7 @@ func (c *conn) write(done <-chan struct{}) {
 	for {
 		select {
 		case <-done:
+			c.bye() // the reader may have a reason to give
 			return
 		case <-ping.C:
 			if c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(writeTimeout)) != nil {
@@ -267,24 +270,34 @@ func (c *conn) write(done <-chan struct{}) {
 		case <-c.wake:
 		}
 		c.mu.Lock()
-		queue, code, reason := c.queue, c.code, c.reason
+		queue, ending := c.queue, c.code != 0
 		c.queue, c.unsent = nil, 0
 		clear(c.progress)
 		c.mu.Unlock()
-		if code != 0 {
-			c.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, reason), time.Now().Add(time.Second))
+		if ending {
+			c.bye()
 			return
 		}
 		for _, m := range queue {
 			if m == nil {
 				continue
 			}
-			c.ws.SetWriteDeadline(time.Now().Add(writeTimeout))
-			if c.ws.WritePreparedMessage(m.frame) != nil {
+			if c.ws.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil || c.ws.WritePreparedMessage(m.frame) != nil {
 				return
 			}
 		}
 	}
+}
+
+// bye tells the client why it is left, if it still listens.
+func (c *conn) bye() {
+	c.mu.Lock()
+	code, reason := c.code, c.reason
+	c.mu.Unlock()
+	if code == 0 {
+		return
+	}
+	_ = c.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, reason), time.Now().Add(time.Second))
 }
 
 var _ http.Handler = (*Hub)(nil)

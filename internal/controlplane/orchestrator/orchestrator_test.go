@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -313,31 +314,90 @@ func TestApprovalIsBoundToThePlan(t *testing.T) {
 // come.
 func TestCancelAgainstPermit(t *testing.T) {
 	s := newSite(t, orchestrator.Config{})
-	rounds := 100
-	if testing.Short() {
-		rounds = 20
+	const workers, rounds = 20, 50
+	var canceled atomic.Int64
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := range rounds {
+				if t.Failed() {
+					return
+				}
+				ok, err := s.cancelAgainstPermit(fmt.Sprintf("52:54:00:00:%02x:%02x", w, i), time.Duration(i)*time.Millisecond)
+				if err != nil {
+					t.Errorf("round %d/%d: %v", w, i, err)
+				}
+				if ok {
+					canceled.Add(1)
+				}
+			}
+		})
 	}
-	var canceled int
-	for i := range rounds {
-		task := s.approvedTask(fmt.Sprintf("52:54:00:00:%02x:%02x", i>>8, i&255))
-		req := s.request(task, 1, strings.Repeat("1", 64))
-		var cancelErr error
-		var wg sync.WaitGroup
-		wg.Go(func() { s.sess.PutPermitRequest(t.Context(), req) }) // refused when the order is gone
-		wg.Go(func() { _, cancelErr = s.Cancel(t.Context(), task.ID, "", "bob") })
-		wg.Wait()
-		want := lpmos.Installing
-		if cancelErr == nil {
-			want = lpmos.Canceled
-			canceled++
-		}
-		s.is(task.ID, want)
-		events := s.history(task.ID)
-		if got := events[len(events)-1].To; got != want || len(events) != 4 {
-			t.Fatalf("round %d: cancel = %v, but history is %s", i, cancelErr, causes(events))
-		}
+	wg.Wait()
+	t.Logf("cancel won %d of %d", canceled.Load(), workers*rounds)
+	if n := canceled.Load(); n == 0 || n == workers*rounds {
+		t.Errorf("cancel won %d of %d: there was no race", n, workers*rounds)
 	}
-	t.Logf("cancel won %d of %d", canceled, rounds)
+}
+
+// cancelAgainstPermit lets a machine ask for its permit and a person cancel a
+// little later, and reports whether the person won.
+func (s *site) cancelAgainstPermit(mac string, later time.Duration) (canceled bool, err error) {
+	ctx := s.t.Context()
+	reached := func(id string, want lpmos.Status) (t lpmos.Task, err error) {
+		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+			if t, _ = s.state.Task(id); t.Status == want {
+				return t, nil
+			}
+		}
+		return t, fmt.Errorf("task is %s; want %s", t.Status, want)
+	}
+	task, err := s.Create(ctx, spec(mac), "tester", "")
+	if err != nil {
+		return false, err
+	}
+	if err := s.sess.PutHardware(ctx, task.ID, 1, hardware(mac)); err != nil {
+		return false, err
+	}
+	if task, err = reached(task.ID, lpmos.AwaitingApproval); err != nil {
+		return false, err
+	}
+	if _, err := s.Decide(ctx, task.ID, api.Decision{Approved: true, PlanDigest: task.Plan.Digest}, "alice"); err != nil {
+		return false, err
+	}
+	req := s.request(task, 1, strings.Repeat("1", 64))
+	var cancelErr error
+	var wg sync.WaitGroup
+	wg.Go(func() { s.sess.PutPermitRequest(ctx, req) }) // refused when the order is gone
+	wg.Go(func() {
+		time.Sleep(later)
+		_, cancelErr = s.Cancel(ctx, task.ID, "", "bob")
+	})
+	wg.Wait()
+	want := lpmos.Installing
+	if cancelErr == nil {
+		want = lpmos.Canceled
+	} else if !errors.Is(cancelErr, lpmos.ErrConflict) {
+		return false, cancelErr
+	}
+	if _, err := reached(task.ID, want); err != nil {
+		return false, err
+	}
+	events, err := s.store.Events(ctx, task.ID)
+	if err != nil {
+		return false, err
+	}
+	if err := lpmos.VerifyEvents(events); err != nil {
+		return false, err
+	}
+	rec, err := s.store.Task(ctx, task.ID)
+	if err != nil {
+		return false, err
+	}
+	if got := events[len(events)-1].To; got != want || len(events) != 4 || (rec.Permit != nil) != (want == lpmos.Installing) {
+		return false, fmt.Errorf("cancel = %v, permit given: %v, but history is %s", cancelErr, rec.Permit != nil, causes(events))
+	}
+	return cancelErr == nil, nil
 }
 
 func TestPowerCutMidInstall(t *testing.T) {

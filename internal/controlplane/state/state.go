@@ -280,8 +280,11 @@ func (s *State) applyReport(c store.Change) (api.Event, bool) {
 		r.Booted, err = pointer[lpmos.Receipt](c)
 	case store.KindReportProgress:
 		was := t.progress()
-		r.Progress, err = pointer[lpmos.Progress](c)
-		if p := r.Progress; p != nil && c.Key.Attempt == t.Attempt && p.After(was) {
+		var p *lpmos.Progress
+		if p, err = pointer[lpmos.Progress](c); p == nil || p.After(r.Progress) {
+			r.Progress = p // an older value that comes late is not shown
+		}
+		if p != nil && c.Key.Attempt == t.Attempt && p.After(was) {
 			e.Type, e.Progress = api.EventProgress, p
 		}
 	case store.KindReportLog:

@@ -1,0 +1,555 @@
+package hub
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"go.uber.org/goleak"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	task1 = "550e8400-e29b-41d4-a716-446655440001"
+	task2 = "550e8400-e29b-41d4-a716-446655440002"
+)
+
+type model struct {
+	mu     sync.Mutex
+	counts map[lpmos.Status]int
+}
+
+func (m *model) StoreID() string { return "store-1" }
+func (m *model) Counts() map[lpmos.Status]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.counts
+}
+
+// server is a hub behind a real listener that stands at revision 10.
+type server struct {
+	*Hub
+	t    *testing.T
+	url  string
+	stop func()
+}
+
+func serve(t *testing.T) *server {
+	t.Helper()
+	h := New(&model{counts: map[lpmos.Status]int{lpmos.Pending: 2}}, slog.New(slog.DiscardHandler))
+	h.Publish(api.Update{Rev: 10, Reset: true})
+	srv := httptest.NewServer(h)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := h.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	s := &server{Hub: h, t: t, url: "ws" + strings.TrimPrefix(srv.URL, "http"), stop: func() { cancel(); wg.Wait() }}
+	t.Cleanup(func() { s.stop(); srv.Close() })
+	return s
+}
+
+// client is one WebSocket.
+type client struct {
+	*websocket.Conn
+	t *testing.T
+}
+
+func (s *server) dial(query string, requests ...string) *client {
+	s.t.Helper()
+	ws, resp, err := websocket.DefaultDialer.DialContext(s.t.Context(), s.url+"/ws"+query, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	resp.Body.Close()
+	s.t.Cleanup(func() { ws.Close() })
+	c := &client{ws, s.t}
+	for _, r := range requests {
+		c.send(r)
+	}
+	return c
+}
+
+func (c *client) send(text string) {
+	c.t.Helper()
+	if err := c.WriteMessage(websocket.TextMessage, []byte(text)); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// read gives the next message that is not a count.
+func (c *client) read() (body, error) {
+	for {
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+		_, b, err := c.ReadMessage()
+		if err != nil {
+			return body{}, err
+		}
+		var m body
+		if err := json.Unmarshal(b, &m); err != nil {
+			return body{}, err
+		}
+		if m.Rev == 0 {
+			c.t.Errorf("message %s has no rev", b)
+		}
+		if m.Type != "counts" {
+			return m, nil
+		}
+	}
+}
+
+func (c *client) next() body {
+	c.t.Helper()
+	m, err := c.read()
+	if err != nil {
+		c.t.Fatalf("no message: %v", err)
+	}
+	return m
+}
+
+// ready waits until everything sent before was served: the answer to a request
+// that is refused comes after it.
+func (c *client) ready() {
+	c.t.Helper()
+	c.send(`{"type":"ready?"}`)
+	for {
+		if m := c.next(); m.Type == "error" {
+			return
+		}
+	}
+}
+
+func (c *client) closed(want int) {
+	c.t.Helper()
+	for {
+		_, err := c.read()
+		var ce *websocket.CloseError
+		if errors.As(err, &ce) {
+			if ce.Code != want {
+				c.t.Errorf("closed with %d %s; want %d", ce.Code, ce.Text, want)
+			}
+			return
+		}
+		if err != nil {
+			c.t.Errorf("connection ended with %v; want close code %d", err, want)
+			return
+		}
+	}
+}
+
+func status(rev int64, id, region string, s lpmos.Status) api.Update {
+	return api.Update{Rev: rev, Events: []api.Event{{Type: api.EventStatus, TaskID: id, RegionID: region, Status: string(s)}}}
+}
+
+func progress(rev int64, id, region string, percent int) api.Update {
+	return api.Update{Rev: rev, Events: []api.Event{{
+		Type: api.EventProgress, TaskID: id, RegionID: region, Progress: &lpmos.Progress{TaskID: id, Attempt: 1, Stage: lpmos.Downloading, Percentage: percent, Message: "m"},
+	}}}
+}
+
+func TestSubscriptions(t *testing.T) {
+	s := serve(t)
+	one := s.dial("", `{"type":"subscribe","task_id":"`+task1+`"}`)
+	all := s.dial("", `{"type":"subscribe"}`)
+	region := s.dial("", `{"type":"subscribe","region_id":"dc2"}`)
+	former := s.dial("", `{"type":"subscribe"}`, `{"type":"unsubscribe"}`)
+	for _, c := range []*client{one, all, region, former} {
+		c.ready()
+	}
+	updates := []api.Update{
+		status(11, task1, "dc1", lpmos.Approved),
+		status(12, task2, "dc2", lpmos.Approved),
+		progress(13, task1, "dc1", 40),
+		{Rev: 14, Events: []api.Event{{Type: api.EventLog, TaskID: task1, RegionID: "dc1", Lines: []string{"a"}}}},
+		{Rev: 15, Events: []api.Event{{Type: api.EventLog, TaskID: task2, RegionID: "dc2", Lines: []string{"b"}}}},
+		{Rev: 16, Events: []api.Event{{Type: api.EventRegion, RegionID: "dc2", Status: "offline"}}},
+		{Rev: 17, Events: []api.Event{
+			{Type: api.EventHardware, TaskID: task1, RegionID: "dc1", Hardware: &lpmos.Hardware{BootMode: "uefi"}},
+			{Type: api.EventStatus, TaskID: task1, RegionID: "dc1", Status: "failed", Failure: &lpmos.Failure{Code: "x"}},
+		}},
+		status(18, task2, "dc2", lpmos.Canceled),
+		{Rev: 19, Events: []api.Event{{Type: api.EventRegion, RegionID: "dc1", Status: "online"}, {Type: api.EventStatus, TaskID: task1, RegionID: "dc2", Status: "end"}}},
+	}
+	for _, u := range updates {
+		s.Publish(u)
+	}
+	for name, tt := range map[string]struct {
+		c    *client
+		want string
+	}{
+		"one task":   {one, "status/11 progress/13 log/14 hardware/16 status/17 status/19"},
+		"all":        {all, "status/11 status/12 progress/13 region/16 hardware/16 status/17 status/18 region/18 status/19"},
+		"one region": {region, "status/12 region/16 status/18 status/19"},
+	} {
+		var got []string
+		for {
+			m := tt.c.next()
+			got = append(got, fmt.Sprintf("%s/%d", m.Type, m.Rev))
+			if m.Status == "end" {
+				break
+			}
+			if m.Type == "progress" && (*m.Percentage != 40 || m.Stage != lpmos.Downloading || m.Message != "m" || m.TaskID != task1) {
+				t.Errorf("progress = %+v", m)
+			}
+			if m.Status == "failed" && m.Error.Code != "x" || m.Type == "hardware" && m.Hardware.BootMode != "uefi" {
+				t.Errorf("message = %+v", m)
+			}
+		}
+		if got := strings.Join(got, " "); got != tt.want {
+			t.Errorf("%s: got %s; want %s", name, got, tt.want)
+		}
+	}
+	former.send(`{"type":"nothing"}`)
+	if m := former.next(); m.Type != "error" {
+		t.Errorf("a client that unsubscribed got %+v", m)
+	}
+	if n := s.Connections(); n != 4 {
+		t.Errorf("%d connections; want 4", n)
+	}
+}
+
+// A transaction's messages arrive together or are asked for again: only the last
+// carries its revision.
+func TestReplay(t *testing.T) {
+	s := serve(t)
+	for rev := int64(11); rev <= 20; rev++ {
+		s.Publish(status(rev, task1, "dc1", lpmos.Approved))
+	}
+	c := s.dial("?after=17&store_id=store-1", `{"type":"subscribe","task_id":"`+task1+`"}`)
+	for _, want := range []int64{18, 19, 20} {
+		if m := c.next(); m.Rev != want || m.Type != "status" {
+			t.Errorf("replayed %+v; want revision %d", m, want)
+		}
+	}
+	c.ready()
+	s.Publish(status(21, task1, "dc1", lpmos.Approved))
+	if m := c.next(); m.Rev != 21 {
+		t.Errorf("then %+v; want revision 21", m)
+	}
+	// Two subscriptions that cover one message bring it once.
+	both := s.dial("?after=20", `{"type":"subscribe","task_id":"`+task1+`"}`, `{"type":"subscribe"}`)
+	if m := both.next(); m.Rev != 21 {
+		t.Errorf("replayed %+v; want revision 21", m)
+	}
+	both.send(`{"type":"x"}`)
+	if m := both.next(); m.Type != "error" {
+		t.Errorf("a message came twice: %+v", m)
+	}
+	from10 := s.dial("?after=10", `{"type":"subscribe"}`)
+	if m := from10.next(); m.Type != "status" || m.Rev != 11 {
+		t.Errorf("after=10 brings %+v; want the first message, not a resync", m)
+	}
+}
+
+func TestResync(t *testing.T) {
+	s := serve(t)
+	for name, query := range map[string]string{"too old": "?after=9", "another store": "?after=10&store_id=store-0", "zero": "?after=0", "no number": "?after=x"} {
+		c := s.dial(query, `{"type":"subscribe"}`)
+		if m := c.next(); m.Type != "resync" || m.Rev != 10 || m.StoreID != "store-1" {
+			t.Errorf("%s: %+v; want a resync to revision 10 of store-1", name, m)
+		}
+		c.ready()
+		s.Publish(status(s.rev+1, task1, "dc1", lpmos.Approved))
+		if m := c.next(); m.Type != "status" {
+			t.Errorf("%s: after the resync %+v; want what happens then", name, m)
+		}
+		s.mu.Lock()
+		s.rev, s.floor, s.ring = 10, 10, nil
+		s.mu.Unlock()
+	}
+	ahead := s.dial("?after=100", `{"type":"subscribe"}`)
+	ahead.ready()
+	s.tick(time.Now())
+	ahead.ready() // nothing yet: this replica may only be a little behind
+	s.tick(time.Now().Add(2 * aheadPatience))
+	if m := ahead.next(); m.Type != "resync" {
+		t.Errorf("a client that is ahead for long gets %+v; want a resync", m)
+	}
+	s.Publish(api.Update{Rev: 50, Reset: true})
+	if m := ahead.next(); m.Type != "resync" || m.Rev != 50 {
+		t.Errorf("after the read model began anew: %+v; want a resync to 50", m)
+	}
+}
+
+// Whoever is cut off for longer than the ring remembers is told so, and within
+// it misses nothing.
+func TestRingForgets(t *testing.T) {
+	s := serve(t)
+	const last = 10 + 2*ringSize
+	for rev := int64(11); rev <= last; rev++ {
+		s.Publish(status(rev, task1, "dc1", lpmos.Approved))
+	}
+	s.mu.Lock()
+	floor, kept := s.floor, len(s.ring)
+	s.mu.Unlock()
+	if kept < ringSize || kept > ringSize*5/4 || floor != last-int64(kept) {
+		t.Errorf("the ring holds %d after revision %d; want all after it", kept, floor)
+	}
+	if m := s.dial(fmt.Sprintf("?after=%d", floor-1), `{"type":"subscribe"}`).next(); m.Type != "resync" {
+		t.Errorf("too old: %+v; want a resync", m)
+	}
+	c := s.dial(fmt.Sprintf("?after=%d", last-100), `{"type":"subscribe"}`)
+	for want := int64(last - 99); want <= last; want++ {
+		if m := c.next(); m.Rev != want {
+			t.Fatalf("replayed revision %d; want %d", m.Rev, want)
+		}
+	}
+}
+
+// A client that does not read is closed with 1013 and holds nobody up.
+func TestSlowClient(t *testing.T) {
+	s := serve(t)
+	slow := s.dial("", `{"type":"subscribe"}`)
+	slow.ready()
+	healthy := s.dial("", `{"type":"subscribe"}`)
+	healthy.ready()
+	const n = 3000
+	evidence := strings.Repeat("e", 32<<10)
+	got := make(chan int, 1)
+	beat := make(chan struct{}, 64)
+	go func() {
+		seen := 0
+		defer func() { got <- seen }()
+		for seen < n {
+			if m, err := healthy.read(); err != nil || m.Type != "status" {
+				return
+			}
+			seen++
+			beat <- struct{}{}
+		}
+	}()
+	start := time.Now()
+	for i := range n {
+		u := status(int64(11+i), task1, "dc1", lpmos.Failed)
+		u.Events[0].Failure = &lpmos.Failure{Evidence: evidence}
+		s.Publish(u)
+		select {
+		case <-beat: // the healthy client keeps up
+		case <-time.After(20 * time.Second):
+			t.Fatal("the healthy client is held up")
+		}
+	}
+	if seen := <-got; seen != n {
+		t.Errorf("the healthy client saw %d of %d statuses", seen, n)
+	}
+	if d := time.Since(start); d > 15*time.Second {
+		t.Errorf("publishing took %s beside a client that does not read", d)
+	}
+	slow.closed(websocket.CloseTryAgainLater)
+}
+
+func queued(c *conn) (kinds []string) {
+	for _, m := range c.queue {
+		if m != nil {
+			kinds = append(kinds, fmt.Sprintf("%s/%d", m.kind, m.rev))
+		}
+	}
+	return kinds
+}
+
+// What is not sent yet keeps every status and the newest progress of each task,
+// in the order of revisions.
+func TestQueueCoalescesProgress(t *testing.T) {
+	c := &conn{progress: map[string]int{}, wake: make(chan struct{}, 1)}
+	push := func(kind, id string, rev int64) { c.push(&message{kind: kind, taskID: id, rev: rev}) }
+	push("progress", task1, 11)
+	push("status", task1, 12)
+	push("progress", task2, 13)
+	push("progress", task1, 14)
+	push("status", task2, 15)
+	push("progress", task1, 16)
+	if got, want := fmt.Sprint(queued(c)), "[status/12 progress/13 status/15 progress/16]"; got != want {
+		t.Errorf("queue = %s; want %s", got, want)
+	}
+	for rev := int64(17); rev < 100_000; rev++ {
+		push("progress", task1, rev)
+	}
+	if got, want := fmt.Sprint(queued(c)), "[status/12 progress/13 status/15 progress/99999]"; got != want || c.unsent != 4 || len(c.queue) > 2*maxQueue+2 {
+		t.Errorf("queue = %s, %d unsent in %d places; want %s", got, c.unsent, len(c.queue), want)
+	}
+	if c.code != 0 {
+		t.Error("progress alone closes a slow client")
+	}
+	for rev := int64(100_000); c.code == 0 && rev < 101_000; rev++ {
+		push("status", task1, rev)
+	}
+	if c.code != websocket.CloseTryAgainLater || c.unsent != maxQueue {
+		t.Errorf("code %d with %d unsent; want 1013 at %d", c.code, c.unsent, maxQueue)
+	}
+}
+
+// However quickly progress comes, a client ends on the newest and sees every
+// status, never an older value after a newer one.
+func TestStatusIsNeverLost(t *testing.T) {
+	s := serve(t)
+	c := s.dial("", `{"type":"subscribe"}`)
+	c.ready()
+	const rounds = 300
+	go func() {
+		rev := int64(10)
+		for i := range rounds {
+			for p := range 30 {
+				rev++
+				s.Publish(progress(rev, task1, "dc1", p))
+			}
+			rev++
+			s.Publish(api.Update{Rev: rev, Events: []api.Event{{Type: api.EventStatus, TaskID: task1, RegionID: "dc1", Status: fmt.Sprint(i)}}})
+			time.Sleep(100 * time.Microsecond)
+		}
+		s.Publish(progress(rev+1, task1, "dc1", 100))
+	}()
+	var statuses int
+	var rev int64
+	for {
+		m := c.next()
+		if m.Rev <= rev {
+			t.Fatalf("revision %d comes after %d", m.Rev, rev)
+		}
+		rev = m.Rev
+		if m.Type == "status" {
+			if m.Status != fmt.Sprint(statuses) {
+				t.Fatalf("status %s; want %d", m.Status, statuses)
+			}
+			statuses++
+		} else if *m.Percentage == 100 {
+			break
+		}
+	}
+	if statuses != rounds {
+		t.Errorf("%d of %d statuses came", statuses, rounds)
+	}
+}
+
+func TestOrigin(t *testing.T) {
+	s := serve(t)
+	host := strings.TrimPrefix(s.url, "ws://")
+	for origin, want := range map[string]int{
+		"": 101, "http://" + host: 101, "https://evil.example": 403, "http://" + host + ".evil.example": 403, "null": 403, "http://localhost": 403, "file://": 403,
+	} {
+		h := http.Header{}
+		if origin != "" {
+			h.Set("Origin", origin)
+		}
+		ws, resp, err := websocket.DefaultDialer.DialContext(t.Context(), s.url, h)
+		if err == nil {
+			ws.Close()
+		}
+		if resp == nil || resp.StatusCode != want {
+			t.Errorf("Origin %q: %v, %v; want %d", origin, resp, err, want)
+		}
+		if resp != nil {
+			resp.Body.Close()
+		}
+	}
+	resp, err := http.Get("http" + strings.TrimPrefix(s.url, "ws"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("an ordinary GET = %d; want 400", resp.StatusCode)
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+func TestBadMessages(t *testing.T) {
+	s := serve(t)
+	c := s.dial("")
+	for _, text := range []string{
+		``, `{`, `[]`, `"subscribe"`, `{}`, `{"type":"approve"}`, `{"type":"subscribe","task":"x"}`, `{"type":"subscribe","TASK_ID":"` + task1 + `"}`,
+		`{"type":"subscribe","task_id":"t1/approval"}`, `{"type":"subscribe","task_id":"` + task1 + `/approval"}`, `{"type":"subscribe","task_id":".."}`,
+		`{"type":"subscribe","region_id":"dc1/../dc2"}`, `{"type":"subscribe","task_id":"` + task1 + `","region_id":"dc1"}`,
+		`{"type":"subscribe","type":"unsubscribe"}`, `{"type":"subscribe"}{}`, `{"type":1}`, "{\"type\":\"a\\u202e\"}",
+	} {
+		c.send(text)
+		if m := c.next(); m.Type != "error" || m.Message == "" {
+			t.Errorf("%s is answered with %+v; want an error", text, m)
+		}
+	}
+	if err := c.WriteMessage(websocket.BinaryMessage, []byte{0xff, 0x00}); err != nil {
+		t.Fatal(err)
+	}
+	if m := c.next(); m.Type != "error" {
+		t.Errorf("a binary message is answered with %+v", m)
+	}
+	c.send(`{"type":"subscribe","task_id":"` + task1 + `"}`)
+	c.ready()
+	s.Publish(status(11, task1, "dc1", lpmos.Approved))
+	if m := c.next(); m.Type != "status" {
+		t.Errorf("after bad messages: %+v; want the connection to work", m)
+	}
+
+	large := s.dial("")
+	large.send(`{"type":"` + strings.Repeat("x", maxRead) + `"}`)
+	large.closed(websocket.CloseMessageTooBig)
+
+	for range 5 { // who closes first is a race that must not matter
+		flood := s.dial("")
+		go func() {
+			for range 500 {
+				if flood.WriteMessage(websocket.TextMessage, []byte(`{}`)) != nil {
+					return
+				}
+			}
+		}()
+		flood.closed(websocket.ClosePolicyViolation)
+	}
+}
+
+func TestCounts(t *testing.T) {
+	s := serve(t)
+	s.tick(time.Now())
+	c := s.dial("", `{"type":"subscribe"}`)
+	var m body
+	if err := c.ReadJSON(&m); err != nil || m.Type != "counts" || m.Counts[lpmos.Pending] != 2 {
+		t.Errorf("first message %+v, %v; want the counts", m, err)
+	}
+	r := s.read.(*model)
+	r.mu.Lock()
+	r.counts = map[lpmos.Status]int{lpmos.Pending: 1, lpmos.Approved: 1}
+	r.mu.Unlock()
+	s.tick(time.Now())
+	if err := c.ReadJSON(&m); err != nil || m.Type != "counts" || m.Counts[lpmos.Approved] != 1 || m.Rev == 0 {
+		t.Errorf("next message %+v, %v; want the new counts", m, err)
+	}
+}
+
+func TestShutdown(t *testing.T) {
+	s := serve(t)
+	var clients []*client
+	for range 5 {
+		c := s.dial("", `{"type":"subscribe"}`)
+		c.ready()
+		clients = append(clients, c)
+	}
+	go s.stop()
+	for _, c := range clients {
+		c.closed(websocket.CloseGoingAway)
+	}
+	s.stop()
+	if n := s.Connections(); n != 0 {
+		t.Errorf("%d connections are left", n)
+	}
+	if ws, resp, err := websocket.DefaultDialer.DialContext(t.Context(), s.url, nil); err == nil {
+		resp.Body.Close()
+		if _, _, err := ws.ReadMessage(); err == nil {
+			t.Error("a hub that was shut down serves a new client")
+		}
+		ws.Close()
+	}
+}

@@ -1,0 +1,134 @@
+// Command guest is /init of a machine that measures two ways to bring an image
+// to its disk: the agent's, and what a shell script would do. `go run
+// ./test/bench -vm` builds it, boots it and reads its console.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/agent"
+	"github.com/lpmos/lpmos/internal/agent/install"
+	"github.com/lpmos/lpmos/internal/agent/pid1"
+	"github.com/lpmos/lpmos/internal/agentapi"
+)
+
+// manifest is the digest of the image's manifest; the linker sets it.
+var manifest string
+
+const (
+	target = "/dev/vda"
+	zstd   = "/usr/bin/zstd"
+	rounds = 2
+)
+
+func main() {
+	var cfg agentapi.BootConfig
+	read := func() (lpmos.MAC, error) {
+		var err error
+		cfg, err = agent.ReadBootConfig(agentapi.BootConfigPath)
+		return cfg.BootMAC, err
+	}
+	pid1.Main(pid1.Options{BootMAC: read}, func(ctx context.Context, sys *pid1.System) error {
+		err := measure(ctx, cfg.BootURL, sys)
+		if err != nil {
+			sys.Log.Error("bench-failed", "err", err)
+		}
+		time.Sleep(time.Second) // the serial line is slow
+		return syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
+	})
+}
+
+func measure(ctx context.Context, url string, sys *pid1.System) error {
+	blobs, err := agentapi.NewBlobs(url, 0)
+	if err != nil {
+		return err
+	}
+	m, err := install.FetchManifest(ctx, blobs, manifest, time.Minute)
+	if err != nil {
+		return err
+	}
+	ways := []struct {
+		name string
+		copy func(f *os.File) error
+	}{
+		{"agent", func(f *os.File) error {
+			c := install.Copier{Blobs: blobs, Decode: install.Zstd{Path: zstd}, Stall: time.Minute, Log: sys.Log}
+			return c.Copy(ctx, m, func(_ int, chunk lpmos.Chunk, raw []byte) error {
+				_, err := f.WriteAt(raw, chunk.Offset)
+				return err
+			})
+		}},
+		{"pipeline", func(f *os.File) error { return pipeline(ctx, url+agentapi.PathBlobs+m.Pack.SHA256, f) }},
+	}
+	for range rounds {
+		for _, w := range ways {
+			began := time.Now()
+			if err := land(w.copy); err != nil {
+				return fmt.Errorf("%s: %w", w.name, err)
+			}
+			sys.Log.Info("bench", "way", w.name, "bytes", m.UsedBytes, "ms", time.Since(began).Milliseconds())
+		}
+	}
+	sys.Log.Info("bench-over")
+	return nil
+}
+
+func land(write func(*os.File) error) error {
+	f, err := os.OpenFile(target, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := write(f); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// pipeline is curl | zstd -d | dd bs=4M: one request, one decoder, one loop.
+func pipeline(ctx context.Context, url string, f *os.File) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("fetch %s: %s", url, resp.Status)
+	}
+	cmd := exec.CommandContext(ctx, zstd, "-d", "-c", "-q")
+	cmd.Stdin = resp.Body
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	buf := make([]byte, 4<<20)
+	for {
+		n, err := io.ReadFull(out, buf)
+		if n > 0 {
+			if _, werr := f.Write(buf[:n]); werr != nil {
+				return werr
+			}
+		}
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return cmd.Wait()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}

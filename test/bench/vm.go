@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/apiclient"
+	"github.com/lpmos/lpmos/internal/bootimage"
+	"github.com/lpmos/lpmos/internal/lab"
+	"github.com/lpmos/lpmos/internal/region"
+	"github.com/lpmos/lpmos/internal/service"
+	wholesite "github.com/lpmos/lpmos/internal/site"
+	"github.com/lpmos/lpmos/test/fixture"
+)
+
+// phaseTable finds what `lpmos lab up --auto` prints of each machine.
+var phaseTable = regexp.MustCompile(`(?m)^lab-\d+ .*\n(?:\s.*\n)+`)
+
+func (b *bench) phases() error {
+	cmd := exec.CommandContext(b.ctx, b.path("lpmos"), "lab", "up", "--os", "tiny", "--auto", "--firmware", "bios,uefi", "--machines", "2",
+		"--agent", b.path("agent"), "--cache-dir", b.cache, "--keep", filepath.Join(b.dir, "lab"))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("lab up: %w\n%s", err, out)
+	}
+	table("Virtual machines from power-on to their own system",
+		"lpmos lab up --os tiny --auto --firmware bios,uefi --machines 2: two at once; emulated processors (TCG) unless the host has KVM.")
+	for _, t := range phaseTable.FindAll(out, -1) {
+		fmt.Printf("%s\n", t)
+	}
+	return nil
+}
+
+var (
+	guestLine = regexp.MustCompile(`msg=bench way=(\w+) bytes=(\d+) ms=(\d+)`)
+	guestEnd  = regexp.MustCompile(`msg=bench-(over|failed.*)`)
+)
+
+// guest boots a machine whose /init is test/bench/guest, over the network as
+// any machine, and reads what it measured.
+func (b *bench) guest() error {
+	ctx, cancel := context.WithTimeout(b.ctx, 15*time.Minute)
+	defer cancel()
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	images := b.path("guest-image")
+	img, err := fixture.Image(ctx, images, "bench", "1", "Bench 1", 96<<20)
+	if err != nil {
+		return err
+	}
+	if err := b.build("guest", "./test/bench/guest", "-X main.manifest="+img.Digest); err != nil {
+		return err
+	}
+	bootDir := b.path("guest-boot")
+	boot, _, err := bootimage.Build(ctx, bootimage.Config{OutDir: bootDir, AgentPath: b.path("guest"), CacheDir: b.cache, Version: "bench"}, log, nil)
+	if err != nil {
+		return err
+	}
+	network, err := lab.NewNetwork(ctx, lab.Config{Dir: b.path("machines")}, log)
+	if err != nil {
+		return err
+	}
+	defer network.Close()
+	cfg := wholesite.Config{DataDir: b.path("guest-site"), Region: region.Config{
+		RegionID: "lab", Interface: lab.DefaultSegment.Bridge, DHCP: "server", DHCPRange: "10.77.0.100-10.77.0.199", Do: network.Do,
+	}}
+	cfg.ControlPlane.ListenAddr = "127.0.0.1:0"
+	s, err := wholesite.New(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	return service.Run(ctx, s.Run, func(ctx context.Context) error {
+		api, err := apiclient.New(s.ControlPlane.URL(), nil)
+		if err != nil {
+			return err
+		}
+		if err := (&site{api: api}).online(ctx); err != nil {
+			return err
+		}
+		if err := fixture.PutBootImage(ctx, api, bootDir, boot); err != nil {
+			return err
+		}
+		if err := fixture.PutImage(ctx, api, images, img); err != nil {
+			return err
+		}
+		mac := lpmos.MustMAC("52:54:00:77:02:01")
+		if _, err := api.CreateTask(ctx, lpmos.Spec{RegionID: "lab", TargetMAC: mac, OSType: img.OS, OSVersion: img.Version}, ""); err != nil {
+			return err
+		}
+		vm, err := network.Start(ctx, lab.MachineConfig{Name: "bench", NICs: []lab.NIC{{MAC: mac}},
+			Disks: []lab.Disk{{Path: b.path("bench.disk"), SizeBytes: 2 << 30}}})
+		if err != nil {
+			return err
+		}
+		return readGuest(ctx, vm, img)
+	})
+}
+
+func readGuest(ctx context.Context, vm *lab.Machine, img lpmos.Image) error {
+	end, err := vm.Console().WaitFor(ctx, guestEnd)
+	if err != nil {
+		return err
+	}
+	rates, took := map[string][]float64{}, map[string]string{}
+	for _, line := range vm.Console().Tail(100) {
+		m := guestLine.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		ms, err := strconv.ParseFloat(m[3], 64)
+		if err != nil {
+			return err
+		}
+		rates[m[1]] = append(rates[m[1]], float64(img.UsedBytes)/1e3/ms)
+		took[m[1]] += m[3] + " "
+	}
+	if len(rates) != 2 {
+		return fmt.Errorf("the guest ended with %s and measured %v", end.Text, rates)
+	}
+	rows := [][]string{{"way", "lands (better of 2)", "milliseconds"}}
+	for _, w := range []struct{ key, name string }{{"agent", "the agent's Copier (every chunk verified)"}, {"pipeline", "GET | zstd -d | write 4 MiB at a time"}} {
+		rows = append(rows, []string{w.name, fmt.Sprintf("%.1f MB/s", slices.Max(rates[w.key])), took[w.key]})
+	}
+	table("Image to disk in a virtual machine", fmt.Sprintf("%s, half of which compresses, to a virtio disk, with fsync; the same guest by turns, over the region's own boot listener.", lpmos.FormatBytes(img.UsedBytes)), rows...)
+	return nil
+}
