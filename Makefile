@@ -39,10 +39,11 @@ tidy:
 	@go mod tidy -diff
 
 unit: ## unit, contract and system tests, with the race detector
-	LPMOS_REQUIRE=root,mkfs,e2e go test -race -timeout 15m $$(go list ./... | grep -v -e /test/vm -e /test/browser -e /internal/controlplane/web$$ -e /internal/bootimage$$ -e /internal/osimage$$ -e /internal/lab$$ -e /internal/region/firmware)
+	$(SUDO) env LPMOS_REQUIRE=root,mkfs,e2e GOFLAGS='$(GOFLAGS)' go test -race -timeout 20m -skip 'Browser|Screenshots' $$(go list ./... | grep -v -e /test/vm -e /test/browser)
 
 browser: ## the web interface in real Chromium
-	LPMOS_REQUIRE=browser go test -timeout 15m ./internal/controlplane/web ./test/browser
+	LPMOS_REQUIRE=browser go test -p 1 -timeout 15m -run Browser ./internal/controlplane/web ./test/e2e
+	LPMOS_REQUIRE=browser go test -timeout 15m ./test/browser
 
 vm: ## machines provisioned for real, BIOS and UEFI
 	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -timeout 30m -v ./test/vm

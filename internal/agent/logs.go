@@ -51,7 +51,7 @@ func (l *Logs) Write(p []byte) (int, error) {
 }
 
 // Line adds one line.
-func (l *Logs) Line(s string) { l.Write([]byte(strings.ReplaceAll(s, "\n", " ") + "\n")) }
+func (l *Logs) Line(s string) { _, _ = l.Write([]byte(strings.ReplaceAll(s, "\n", " ") + "\n")) }
 
 func (l *Logs) add(line string) {
 	if len(l.pending) == maxPendingLines {

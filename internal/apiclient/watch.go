@@ -86,7 +86,9 @@ func (c *Client) watchOnce(ctx context.Context, taskID string, after *int64, yie
 	alive := func() error { return ws.SetReadDeadline(time.Now().Add(75 * time.Second)) }
 	ping := ws.PingHandler()
 	ws.SetPingHandler(func(data string) error {
-		alive()
+		if err := alive(); err != nil {
+			return err
+		}
 		return ping(data)
 	})
 	if err := ws.WriteJSON(struct {

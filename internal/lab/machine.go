@@ -271,7 +271,7 @@ func (m *Machine) runQEMU(ctx context.Context, qmpConn, serialConn net.Conn, the
 	go func() {
 		defer close(r.done)
 		defer qmpLog.Close()
-		io.Copy(m.console, serialConn)
+		_, _ = io.Copy(m.console, serialConn)
 		// The stream ends with QEMU. A copy that ended because the log could not
 		// be written must not leave a machine that nobody hears.
 		cmd.Process.Kill()

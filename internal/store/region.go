@@ -101,7 +101,7 @@ func (s *Store) waitGone(ctx context.Context, key string, rev int64) error {
 func (s *Store) revoke(lease clientv3.LeaseID) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
 	defer cancel()
-	s.c.Revoke(ctx, lease) // if it fails the lease runs out by itself
+	_, _ = s.c.Revoke(ctx, lease) // if it fails the lease runs out by itself
 }
 
 func (s *Store) startSession(region string, epoch int64, lease clientv3.LeaseID) (*Session, error) {

@@ -23,7 +23,7 @@ import (
 )
 
 // phaseTable finds what `lpmos lab up --auto` prints of each machine.
-var phaseTable = regexp.MustCompile(`(?m)^lab-\d+ .*\n(?:\s.*\n)+`)
+var phaseTable = regexp.MustCompile(`(?m)^lab-\d+ .*\n(?: .*\n)+`)
 
 func (b *bench) phases() error {
 	cmd := exec.CommandContext(b.ctx, b.path("lpmos"), "lab", "up", "--os", "tiny", "--auto", "--firmware", "bios,uefi", "--machines", "2",
@@ -126,7 +126,7 @@ func readGuest(ctx context.Context, vm *lab.Machine, img lpmos.Image) error {
 	if len(rates) != 2 {
 		return fmt.Errorf("the guest ended with %s and measured %v", end.Text, rates)
 	}
-	rows := [][]string{{"way", "lands (better of 2)", "milliseconds"}}
+	rows := [][]string{{"way", "lands (best of 3)", "milliseconds"}}
 	for _, w := range []struct{ key, name string }{{"agent", "the agent's Copier (every chunk verified)"}, {"pipeline", "GET | zstd -d | write 4 MiB at a time"}} {
 		rows = append(rows, []string{w.name, fmt.Sprintf("%.1f MB/s", slices.Max(rates[w.key])), took[w.key]})
 	}

@@ -84,11 +84,11 @@ func TestInstallsSurviveKills(t *testing.T) {
 			t.Errorf("agent %d ended with %d", i, code)
 		}
 		// Whoever was told to read everything anew may have missed some.
-		if w.resyncs == 0 {
+		if w.toldAnew() == 0 {
 			w.expect(t, id, statuses)
 		}
 	}
-	t.Logf("the socket came back and was told %d times to read anew", w.resyncs)
+	t.Logf("the socket came back and was told %d times to read anew", w.toldAnew())
 	regions, err := s.api.Regions(t.Context())
 	if err != nil || len(regions) != 1 {
 		t.Errorf("regions are %+v, %v", regions, err)

@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -183,6 +185,18 @@ func TestDrain(t *testing.T) {
 	agent := s.agent(r, mac(1), 30*time.Second)
 	s.approve(id)
 	s.until(id, lpmos.Installing, 30*time.Second)
+	// A machine in the middle of its download that takes nothing any more.
+	stuck, err := net.Dial("tcp", strings.TrimPrefix(r.boot, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stuck.Close()
+	if _, err := fmt.Fprintf(stuck, "GET /blobs/%s HTTP/1.1\r\nHost: region\r\n\r\n", s.pack(t)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(stuck, make([]byte, 1<<10)); err != nil {
+		t.Fatal(err)
+	}
 	for _, p := range []*process{s.control, r.process, agent, s.etcd} {
 		took, code := p.terminate(15 * time.Second)
 		t.Logf("%s ended in %d ms", p.name, took.Milliseconds())
@@ -190,6 +204,20 @@ func TestDrain(t *testing.T) {
 			t.Errorf("%s ended with %d after %s; want 0 within 10 s", p.name, code, took)
 		}
 	}
+}
+
+// pack is the digest of what the image's manifest says is fetched.
+func (s *site) pack(t testing.TB) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(bin, "fixture", "blobs", strings.TrimPrefix(s.image.Digest, "sha256:")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m lpmos.ImageManifest
+	if err := lpmos.UnmarshalJSON(b, &m); err != nil {
+		t.Fatal(err)
+	}
+	return m.Pack.SHA256
 }
 
 // Without etcd the programs end soon and say what to do.

@@ -103,6 +103,12 @@ func start(t testing.TB, name string, env []string, args ...string) *process {
 	p.start()
 	t.Cleanup(func() {
 		p.kill()
+		// GOFLAGS=-race builds the programs with the detector, too.
+		for _, bad := range []string{"WARNING: DATA RACE", "panic: "} {
+			if strings.Contains(p.out.String(), bad) {
+				t.Errorf("%s said %q", name, bad)
+			}
+		}
 		if t.Failed() {
 			text := p.out.String()
 			if len(text) > 6000 {

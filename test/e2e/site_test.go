@@ -213,6 +213,13 @@ func (w *watched) add(m apiclient.Message) {
 	}
 }
 
+// toldAnew is how often the socket said that too much was missed.
+func (w *watched) toldAnew() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.resyncs
+}
+
 // expect waits until the socket said exactly these statuses of a task, and
 // checks that its progress only grew.
 func (w *watched) expect(t testing.TB, id string, statuses []string) {

@@ -120,8 +120,8 @@ func empty(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Disks come and go with the test; t.TempDir would be in the way of
-	// removing them while a machine still runs, so the network closes first.
+	// The directory is asked for before the network is, so that it is removed
+	// after the machines, which have their disks in it, are off.
 	w := &world{t: t, built: b, dir: t.TempDir(), logs: t.ArtifactDir()}
 	w.net = labtest.Network(t, lab.Config{Dir: filepath.Join(w.logs, "lab")})
 	return w
@@ -444,14 +444,6 @@ func (w *world) approve(id string) {
 	if _, err := w.client.Decide(w.t.Context(), id, true, t.Plan.Digest, "approved by a test"); err != nil {
 		w.t.Fatalf("approve task %s: %v", id, err)
 	}
-}
-
-// install takes a machine that is on, or about to boot, to the end.
-func (w *world) install(m *machine, id string) lpmos.Task {
-	w.t.Helper()
-	w.planned(m, id)
-	w.approve(id)
-	return w.completed(m, id)
 }
 
 // completed waits for the call home and checks what a completed task must be:

@@ -92,7 +92,7 @@ func (in *installer) download(ctx context.Context, m *lpmos.ImageManifest, step 
 			Message: "Downloading and verifying " + m.OS + " " + m.Version})
 		// Called from the copy, so that waiting slows it down evenly.
 		due := time.Duration(float64(share) * float64(stored) / float64(m.Pack.Bytes))
-		wait(ctx, due-time.Since(began))
+		_ = wait(ctx, due-time.Since(began)) // its caller looks at ctx
 	}
 	return c.Copy(ctx, m, nil)
 }

@@ -182,7 +182,7 @@ func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i 
 	// Every goroutine closed the next one's channel without an error, or there
 	// is a cause.
 	if err := context.Cause(ctx); err != nil {
-		dec.Wait()
+		_ = dec.Wait() // what it says follows from the cancellation
 		return err
 	}
 	return nil

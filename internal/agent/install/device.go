@@ -224,7 +224,7 @@ func (d *device) reread(ctx context.Context, parts []placed) error {
 			if _, e := os.Stat(sysPartition(d.Name(), parts[0].Number)); errors.Is(e, os.ErrNotExist) {
 				for _, p := range parts {
 					part := blkpgPartition{start: p.start, length: p.SizeBytes, number: int32(p.Number)}
-					ioctl(d.File, blkPG, unsafe.Pointer(&blkpgIoctlArg{op: blkPGAdd, length: int32(unsafe.Sizeof(part)), data: unsafe.Pointer(&part)}))
+					_ = ioctl(d.File, blkPG, unsafe.Pointer(&blkpgIoctlArg{op: blkPGAdd, length: int32(unsafe.Sizeof(part)), data: unsafe.Pointer(&part)}))
 				}
 			}
 			continue

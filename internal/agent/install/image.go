@@ -183,7 +183,7 @@ func (w *writeBehind) start() {
 	const syncFileRangeWrite = 2
 	if w.to > w.from {
 		// Only a hint: fsync reports what goes wrong.
-		syscall.SyncFileRange(int(w.f.Fd()), w.from, w.to-w.from, syncFileRangeWrite)
+		_ = syscall.SyncFileRange(int(w.f.Fd()), w.from, w.to-w.from, syncFileRangeWrite)
 	}
 }
 

@@ -145,7 +145,7 @@ func (in *Inspector) describe(ctx context.Context, node string, f *lpmos.Filesys
 	if err := syscall.Mount(in.node(node), dir, how.driver, flags, how.data); err != nil {
 		return
 	}
-	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	defer func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) }()
 	var st syscall.Statfs_t
 	if syscall.Statfs(dir, &st) == nil && f.UsedBytes == 0 && st.Bfree <= st.Blocks {
 		f.UsedBytes = bytesOf(st.Blocks-st.Bfree, uint64(st.Bsize))

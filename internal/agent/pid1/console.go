@@ -17,7 +17,7 @@ func takeConsole() {
 	}
 	for target := range 3 {
 		if fd != target {
-			syscall.Dup3(fd, target, 0)
+			_ = syscall.Dup3(fd, target, 0)
 		}
 	}
 	if fd > 2 {
@@ -31,7 +31,7 @@ type consoles []io.Writer
 
 func (c consoles) Write(p []byte) (int, error) {
 	for _, w := range c {
-		w.Write(p)
+		_, _ = w.Write(p)
 	}
 	return len(p), nil
 }

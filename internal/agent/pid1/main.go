@@ -57,7 +57,7 @@ func supervise() {
 		}
 		syscall.Sync()
 		<-time.After(lastWords)
-		syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
+		_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
 	}()
 	errs := mountAll(kernelMounts)
 	takeConsole()

@@ -71,7 +71,7 @@ func linkUp(name string) error {
 func configure(l Lease) error {
 	if l.MTU != 0 {
 		// A card that cannot do it still works with its own.
-		ifctl(syscall.SIOCSIFMTU, l.Interface, func(b *[24]byte) { binary.NativeEndian.PutUint32(b[:], uint32(l.MTU)) })
+		_, _ = ifctl(syscall.SIOCSIFMTU, l.Interface, func(b *[24]byte) { binary.NativeEndian.PutUint32(b[:], uint32(l.MTU)) })
 	}
 	mask := netip.AddrFrom4([4]byte(net.CIDRMask(l.Address.Bits(), 32)))
 	for _, s := range []struct {

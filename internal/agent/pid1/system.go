@@ -171,7 +171,7 @@ func (s *System) leave(how int) error {
 	for _, dir := range diskMounts(string(table)) {
 		if err := syscall.Unmount(dir, 0); err != nil {
 			s.Log.Warn("unmount", "file", dir, "err", err)
-			syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "")
+			_ = syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "")
 		}
 	}
 	syscall.Sync()

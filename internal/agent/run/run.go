@@ -133,7 +133,7 @@ func (r *Runner) Run(ctx context.Context, c Cmd) (Result, error) {
 		// The group is killed while its leader is still a zombie: until then
 		// its number cannot belong to anyone else.
 		awaitExit(cmd.Process.Pid)
-		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		err = cmd.Wait()
 	}
 	res.Took = time.Since(start)

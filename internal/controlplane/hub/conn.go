@@ -20,6 +20,8 @@ type conn struct {
 	after int64 // the client has everything up to here
 	since time.Time
 
+	patience time.Duration // of one write
+
 	all     bool
 	tasks   map[string]struct{}
 	regions map[string]struct{}
@@ -48,7 +50,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return // the upgrader has answered
 	}
 	c := &conn{
-		ws: ws, since: time.Now(), tasks: map[string]struct{}{}, regions: map[string]struct{}{},
+		ws: ws, since: time.Now(), patience: h.patience, tasks: map[string]struct{}{}, regions: map[string]struct{}{},
 		progress: map[string]int{}, wake: make(chan struct{}, 1),
 	}
 	after := r.URL.Query().Get("after")
@@ -75,8 +77,11 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.receive(c)
 	}()
 	c.write(done)
-	ws.Close()
+	// What the client still sends is read for a moment: closing a connection
+	// with unread data resets it, and the client would not learn why.
+	ws.SetReadDeadline(time.Now().Add(lingerTime))
 	<-done
+	ws.Close()
 	h.mu.Lock()
 	delete(h.conns, c)
 	h.mu.Unlock()
@@ -101,7 +106,7 @@ func (h *Hub) receive(c *conn) {
 		alive()
 		if !limit.Allow() {
 			c.end(websocket.ClosePolicyViolation, "too many messages")
-			return
+			continue
 		}
 		var req request
 		if err := lpmos.UnmarshalJSON(text, &req); err != nil {
@@ -247,6 +252,12 @@ func (c *conn) end(code int, reason string) {
 	c.mu.Unlock()
 }
 
+func (c *conn) ending() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.code != 0
+}
+
 func (c *conn) endLocked(code int, reason string) {
 	if c.code == 0 {
 		c.code, c.reason = code, reason
@@ -282,7 +293,7 @@ func (c *conn) write(done <-chan struct{}) {
 			if m == nil {
 				continue
 			}
-			if c.ws.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil || c.ws.WritePreparedMessage(m.frame) != nil {
+			if c.ws.SetWriteDeadline(time.Now().Add(c.patience)) != nil || c.ws.WritePreparedMessage(m.frame) != nil {
 				return
 			}
 		}

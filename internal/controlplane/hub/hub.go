@@ -32,6 +32,7 @@ const (
 	maxSubscriptions = 4096
 	writeTimeout     = 10 * time.Second
 	pingEvery        = 30 * time.Second
+	lingerTime       = time.Second
 	ringSize         = 8192 // messages kept for clients that come back
 	aheadPatience    = 5 * time.Second
 	countsEvery      = time.Second
@@ -44,9 +45,10 @@ type reader interface {
 
 // Hub knows all connections.
 type Hub struct {
-	read reader
-	log  *slog.Logger
-	up   websocket.Upgrader
+	read     reader
+	log      *slog.Logger
+	up       websocket.Upgrader
+	patience time.Duration // of one write to one client
 
 	mu     sync.Mutex // guards what follows
 	conns  map[*conn]struct{}
@@ -69,7 +71,7 @@ type message struct {
 
 // New makes a hub. Publish must be a listener of the read model.
 func New(read reader, log *slog.Logger) *Hub {
-	h := &Hub{read: read, log: log, conns: map[*conn]struct{}{}}
+	h := &Hub{read: read, log: log, patience: writeTimeout, conns: map[*conn]struct{}{}}
 	h.up = websocket.Upgrader{
 		ReadBufferSize: 1 << 10, WriteBufferSize: 4 << 10, CheckOrigin: sameOrigin,
 		WriteBufferPool: &sync.Pool{},

@@ -314,7 +314,7 @@ func TestApprovalIsBoundToThePlan(t *testing.T) {
 // come.
 func TestCancelAgainstPermit(t *testing.T) {
 	s := newSite(t, orchestrator.Config{})
-	const workers, rounds = 20, 50
+	const workers, rounds = 10, 100
 	var canceled atomic.Int64
 	var wg sync.WaitGroup
 	for w := range workers {
@@ -323,7 +323,7 @@ func TestCancelAgainstPermit(t *testing.T) {
 				if t.Failed() {
 					return
 				}
-				ok, err := s.cancelAgainstPermit(fmt.Sprintf("52:54:00:00:%02x:%02x", w, i), time.Duration(i)*time.Millisecond)
+				ok, err := s.cancelAgainstPermit(fmt.Sprintf("52:54:00:00:%02x:%02x", w, i), time.Duration(i%25)*time.Millisecond)
 				if err != nil {
 					t.Errorf("round %d/%d: %v", w, i, err)
 				}
@@ -368,9 +368,16 @@ func (s *site) cancelAgainstPermit(mac string, later time.Duration) (canceled bo
 	req := s.request(task, 1, strings.Repeat("1", 64))
 	var cancelErr error
 	var wg sync.WaitGroup
-	wg.Go(func() { s.sess.PutPermitRequest(ctx, req) }) // refused when the order is gone
+	asked := make(chan struct{})
 	wg.Go(func() {
-		time.Sleep(later)
+		defer close(asked)
+		s.sess.PutPermitRequest(ctx, req) // refused when the order is gone
+	})
+	wg.Go(func() {
+		if later > 0 {
+			<-asked
+			time.Sleep(later)
+		}
 		_, cancelErr = s.Cancel(ctx, task.ID, "", "bob")
 	})
 	wg.Wait()

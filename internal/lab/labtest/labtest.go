@@ -24,15 +24,23 @@ func Require(tb testing.TB, tier string, err error) {
 	if err == nil {
 		return
 	}
-	if slices.Contains(strings.Split(os.Getenv("LPMOS_REQUIRE"), ","), tier) {
+	if required(tier) {
 		tb.Fatalf("tier %s is required: %v", tier, err)
 	}
 	tb.Skipf("tier %s: %v", tier, err)
 }
 
-// Tools returns the lab's tools for tests of the tier "vm".
+func required(tier string) bool {
+	return slices.Contains(strings.Split(os.Getenv("LPMOS_REQUIRE"), ","), tier)
+}
+
+// Tools returns the lab's tools for tests of the tier "vm". Machines are slow
+// and take a processor each, so that tier runs only where it is asked for.
 func Tools(tb testing.TB) lab.Tools {
 	tb.Helper()
+	if !required("vm") {
+		tb.Skip("tier vm: not asked for (LPMOS_REQUIRE=vm)")
+	}
 	tools, err := lab.FindTools()
 	Require(tb, "vm", err)
 	return tools

@@ -254,7 +254,7 @@ func writeScript(w http.ResponseWriter, text string) {
 	head.Set("Content-Type", "text/plain; charset=us-ascii")
 	head.Set("Cache-Control", "no-store")
 	head.Set("Content-Length", strconv.Itoa(len(text)))
-	io.WriteString(w, text)
+	_, _ = io.WriteString(w, text)
 }
 
 // segment delivers a boot's segment.

@@ -172,7 +172,7 @@ func (c *Cache) open(digest string) (io.ReadSeekCloser, int64, *job, error) {
 		f, size, err := openIn(c.root, digest)
 		if err == nil && size == e.size {
 			e.used = time.Now()
-			c.root.Chtimes(digest, e.used, e.used) // so that the next process knows, too
+			_ = c.root.Chtimes(digest, e.used, e.used) // so that the next process knows, too
 			e.readers++
 			return &reader{File: f, c: c, e: e}, size, nil, nil
 		}

@@ -123,7 +123,7 @@ func (t *sender) receive(base, end int64, deadline time.Time) (int64, error) {
 			// Somebody else must not disturb the transfer (RFC 1350 §4). An ERROR
 			// is not answered, so that two servers cannot play ping-pong.
 			if op != opERROR {
-				t.conn.WriteTo(errorPacket(errUnknownTID, "unknown transfer"), from)
+				_, _ = t.conn.WriteTo(errorPacket(errUnknownTID, "unknown transfer"), from)
 			}
 			continue
 		}

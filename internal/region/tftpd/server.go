@@ -120,7 +120,7 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 		}
 		r, refusal := s.receive(buf[:n])
 		if refusal != nil {
-			conn.WriteTo(refusal, from)
+			_, _ = conn.WriteTo(refusal, from)
 		}
 		if r == nil || !s.claim(client) {
 			continue
@@ -207,12 +207,12 @@ func (s *Server) transfer(ctx context.Context, r request, client netip.AddrPort)
 	case errors.Is(err, lpmos.ErrNotFound), errors.Is(err, fs.ErrNotExist):
 		s.count(func(st *Stats) *int64 { return &st.NotFound })
 		log.Debug("tftp file not found")
-		conn.WriteTo(errorPacket(errNotFound, "file not found"), to)
+		_, _ = conn.WriteTo(errorPacket(errNotFound, "file not found"), to)
 		return
 	case err != nil:
 		s.count(func(st *Stats) *int64 { return &st.Failed })
 		log.Warn("tftp file not available", "err", err)
-		conn.WriteTo(errorPacket(errUndefined, "not available now"), to)
+		_, _ = conn.WriteTo(errorPacket(errUndefined, "not available now"), to)
 		return
 	}
 	defer file.Close()
@@ -245,7 +245,7 @@ func (s *Server) transfer(ctx context.Context, r request, client netip.AddrPort)
 	default:
 		s.count(func(st *Stats) *int64 { return &st.Failed })
 		log.Warn("tftp transfer failed", "err", err)
-		conn.WriteTo(errorPacket(errUndefined, "read error"), to)
+		_, _ = conn.WriteTo(errorPacket(errUndefined, "read error"), to)
 	}
 }
 

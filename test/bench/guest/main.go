@@ -26,7 +26,7 @@ var manifest string
 const (
 	target = "/dev/vda"
 	zstd   = "/usr/bin/zstd"
-	rounds = 2
+	rounds = 3
 )
 
 func main() {
