@@ -149,7 +149,7 @@ type MachineConfig struct {
 var machineName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,40}$`)
 
 // withDefaults checks c and fills in what it leaves open.
-func (c MachineConfig) withDefaults(hostCPUs int) (MachineConfig, error) {
+func (c MachineConfig) withDefaults() (MachineConfig, error) {
 	fw, known := firmwares[c.Firmware]
 	if !known {
 		return c, fmt.Errorf("firmware %d is unknown", c.Firmware)

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -72,7 +71,7 @@ func (n *Network) Start(ctx context.Context, cfg MachineConfig) (*Machine, error
 
 // NewMachine is Start without switching the machine on.
 func (n *Network) NewMachine(ctx context.Context, cfg MachineConfig) (*Machine, error) {
-	cfg, err := cfg.withDefaults(runtime.NumCPU())
+	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, fmt.Errorf("make machine: %w", err)
 	}

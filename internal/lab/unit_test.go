@@ -67,7 +67,7 @@ func TestQEMUArguments(t *testing.T) {
 		{Name: "http", Firmware: UEFIHTTP},
 		{Name: "secure", Firmware: UEFISecureBoot, Args: []string{"-snapshot"}},
 	} {
-		c, err := c.withDefaults(8)
+		c, err := c.withDefaults()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -100,11 +100,11 @@ func TestMachineConfigRefuses(t *testing.T) {
 		{"4Kn on AHCI", MachineConfig{Name: "m", Disks: []Disk{{Path: "/d", Bus: AHCI, SectorBytes: 4096}}}, "sectors"},
 		{"a serial the bus would cut", MachineConfig{Name: "m", Disks: []Disk{{Path: "/d", Serial: strings.Repeat("s", 21)}}}, "serial"},
 	} {
-		if _, err := tc.cfg.withDefaults(1); err == nil || !strings.Contains(err.Error(), tc.want) {
+		if _, err := tc.cfg.withDefaults(); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: withDefaults = %v; want an error about %q", tc.name, err, tc.want)
 		}
 	}
-	c, err := MachineConfig{Name: strings.Repeat("m", 40), Disks: []Disk{{Path: "/a"}, {Path: "/b"}}}.withDefaults(1)
+	c, err := MachineConfig{Name: strings.Repeat("m", 40), Disks: []Disk{{Path: "/a"}, {Path: "/b"}}}.withDefaults()
 	if err != nil || c.Disks[0].Serial == c.Disks[1].Serial || len(c.Disks[1].Serial) > 20 {
 		t.Errorf("default serials = %+v, %v; want two of at most 20 bytes", c.Disks, err)
 	}

@@ -138,7 +138,7 @@ func measure(tree string) (usage, error) {
 			return err
 		}
 		st := info.Sys().(*syscall.Stat_t)
-		id := inode{uint64(st.Dev), st.Ino}
+		id := inode{st.Dev, st.Ino}
 		if seen[id] {
 			return nil
 		}

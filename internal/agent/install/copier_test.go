@@ -34,7 +34,7 @@ const testChunk = 64 << 10
 // copyAll copies image digest from s and returns what would be on the disk.
 func copyAll(t *testing.T, s *blobServer, digest string, decode Decoder, stall time.Duration) ([]byte, error) {
 	t.Helper()
-	blobs := s.client(t, 250*time.Millisecond)
+	blobs := s.client(t, time.Second)
 	m, err := FetchManifest(t.Context(), blobs, digest, stall)
 	if err != nil {
 		return nil, err
@@ -183,7 +183,7 @@ func TestCopyFailsWithACause(t *testing.T) {
 				http.ServeContent(cutter{w, new(atomic.Int64), 10_000}, r, "", time.Time{}, bytes.NewReader(b))
 				return true
 			})
-		}, "image_unreachable", "600ms"},
+		}, "image_unreachable", "4s"},
 		{"200 with a page instead of the pack", nil, func(s *blobServer, m *lpmos.ImageManifest) {
 			s.spoil = onPack(m, func(w http.ResponseWriter, r *http.Request, b []byte) bool {
 				io.WriteString(w, "<html>"+strings.Repeat("please log in ", int(m.Pack.Bytes)))
@@ -223,7 +223,7 @@ func TestCopyFailsWithACause(t *testing.T) {
 			if c.spoil != nil {
 				c.spoil(s, m)
 			}
-			_, err := copyAll(t, s, digest, zstdProgram(t), 600*time.Millisecond)
+			_, err := copyAll(t, s, digest, zstdProgram(t), 4*time.Second)
 			if f, ok := errors.AsType[*Failure](err); !ok || f.Code != c.code || !strings.Contains(f.Error(), c.text) {
 				t.Errorf("Copy = %v; want code %s with %q", err, c.code, c.text)
 			} else if f.Cause == "" || f.NextStep == "" {

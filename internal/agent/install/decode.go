@@ -107,7 +107,7 @@ func setPipeSize(f *os.File) {
 		return
 	}
 	// Without it the copy is slower, and right.
-	_ = rc.Control(func(fd uintptr) { syscall.Syscall(syscall.SYS_FCNTL, fd, fSetPipeSize, pipeBytes) })
+	_ = rc.Control(func(fd uintptr) { _, _, _ = syscall.Syscall(syscall.SYS_FCNTL, fd, fSetPipeSize, pipeBytes) })
 }
 
 // tail keeps the last KiB of what is written to it.

@@ -320,7 +320,7 @@ func TestSlowClient(t *testing.T) {
 	healthy := s.dial("", `{"type":"subscribe"}`)
 	healthy.ready()
 	const n = 1500
-	evidence := strings.Repeat("e", 32<<10)
+	evidence := strings.Repeat("e", 16<<10)
 	got := make(chan int, 1)
 	beat := make(chan struct{}, 64)
 	go func() {

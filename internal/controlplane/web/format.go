@@ -1,7 +1,6 @@
 package web
 
 import (
-	"fmt"
 	"html/template"
 	"net/http"
 	"strconv"
@@ -206,8 +205,6 @@ func statusWord(s lpmos.Status) string {
 	}
 	return string(s)
 }
-
-func percent(n int) string { return fmt.Sprintf("%d%s%%", n, nbsp) }
 
 // theme is the preference of this browser; "" follows its system.
 func theme(r *http.Request) string {
