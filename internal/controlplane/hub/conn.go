@@ -79,7 +79,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.write(done)
 	// What the client still sends is read for a moment: closing a connection
 	// with unread data resets it, and the client would not learn why.
-	ws.SetReadDeadline(time.Now().Add(lingerTime))
+	_ = ws.SetReadDeadline(time.Now().Add(lingerTime))
 	<-done
 	ws.Close()
 	h.mu.Lock()
@@ -102,6 +102,9 @@ func (h *Hub) receive(c *conn) {
 		if err != nil {
 			c.end(websocket.CloseNormalClosure, "")
 			return
+		}
+		if c.ending() {
+			continue // read, so that the close frame arrives, but not served
 		}
 		alive()
 		if !limit.Allow() {

@@ -254,7 +254,7 @@ func TestSegment(t *testing.T) {
 	for _, tt := range []struct {
 		nonce string
 		code  int
-	}{{"mine", 200}, {"mine", 410}, {"theirs", 410}, {"none", 410}, {"a.b", 400}, {strings.Repeat("a", 200), 400}} {
+	}{{"mine", 200}, {"mine", 410}, {"theirs", 410}, {"none", 410}, {"a.b", 400}, {strings.Repeat("a", 513), 400}} {
 		w := get(h, "GET", "/boot/segment/"+tt.nonce)
 		if w.Code != tt.code {
 			t.Errorf("GET segment %q = %d; want %d", tt.nonce, w.Code, tt.code)
