@@ -169,7 +169,7 @@ TASK      STATUS             PROGRESS              HOST    MAC                SY
 550e8400  awaiting_approval  –                     web-01  52:54:00:00:00:01  debian 12  dc1     5 min
 6fa459ea  installing         2/4 downloading 48 %  db-01   52:54:00:00:00:09  debian 12  dc1     5 min
 
-2 of 3 shown (--limit)
+2 of 3 shown (--limit, --all)
 `},
 		"list of nothing": {&fake{}, []string{"task", "list"}, `
 No tasks. Create one:  lpmos task create --help
@@ -177,8 +177,9 @@ No tasks. Create one:  lpmos task create --help
 		"show": {&fake{tasks: []lpmos.Task{failed}}, []string{"task", "show", "550e"}, `
 task       550e8400-e29b-41d4-a716-446655440000
 status     failed, attempt 1
+host       web-01
 machine    52:54:00:00:00:01 in dc1
-system     debian 12 amd64 as web-01
+system     debian 12 amd64
 created    2026-01-02 03:04:05 by alice
 hardware   Acme R1, serial SRV1, uefi
 cpu        2 × Xeon, 32 cores
@@ -193,14 +194,14 @@ evidence   ENODEV
 `},
 		"plan": {&fake{tasks: []lpmos.Task{server()}}, []string{"task", "plan", id1}, `
 machine  52:54:00:00:00:01, serial SRV1
-ERASES   serial S0WXYZ, 480 GB
+ERASES   serial S0WXYZ, 480 GB, MX
          whole disk: ext4 “payroll”
-keeps    serial N0, 7.68 TB
+keeps    serial N0, 7.68 TB, P5
 writes   1 bios-boot, 2.1 MB
 writes   2 esp, 67 MB vfat /boot/efi
 writes   3 root, 480 GB ext4 /
 image    debian 12 amd64, sha256:` + strings.Repeat("ab", 32) + `
-host     web-01, uefi boot, 0 SSH key(s)
+host     web-01, uefi boot, 0 SSH keys
 digest   ` + digest + `
 `},
 		"events": {&fake{tasks: []lpmos.Task{server()}, events: events}, []string{"task", "events", id1}, `
@@ -390,7 +391,7 @@ func TestHelp(t *testing.T) {
 	}
 	walk(a.root())
 	var out, errs bytes.Buffer
-	if code := Main(t.Context(), []string{"help", "exit-codes"}, &out, &errs); code != 0 || !strings.Contains(out.String(), "4  conflict") {
+	if code := Main(t.Context(), []string{"help", "exit-codes"}, &out, &errs); code != 0 || !strings.Contains(out.String(), "4    conflict") {
 		t.Errorf("help exit-codes = %d %q", code, out.String())
 	}
 	out.Reset()
