@@ -121,7 +121,7 @@ func (h hinted) Unwrap() error { return h.error }
 var errTimeout = errors.New("--timeout passed")
 
 // errInterrupted ends a command that a signal stopped.
-var errInterrupted = errors.New("stopped")
+var errInterrupted = errors.New("stopped; what was asked for before goes on")
 
 func exitCode(err error) int {
 	var invalid *lpmos.InvalidError

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -21,6 +22,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv("CLI_TEST_COMMAND") != "" { // a shell runs this binary as lpmos
+		os.Exit(Main(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	}
 	time.Local = time.UTC
 	for _, kv := range os.Environ() { // the caller's own settings are none of the tests'
 		if name, _, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "LPMOS_") {

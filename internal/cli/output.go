@@ -297,7 +297,7 @@ func (t *table) field(name, value string, colour ...tone) {
 }
 
 // text lays the table out. On a terminal, the widest columns give way until all
-// fit; elsewhere nothing is cut that is not longer than maxCell.
+// fit, and without a heading the last one is wrapped; elsewhere nothing is cut that is not longer than maxCell.
 func (t *table) text(on terminal) string {
 	var b strings.Builder
 	for _, l := range t.lines(on) {
@@ -326,9 +326,8 @@ func (t *table) lines(on terminal) []line {
 		rows = append([][]cell{head}, rows...)
 	}
 	widths := layout(rows)
-	// A vertical table keeps its names and wraps nothing: values are cut last.
+	width, _ := on.size()
 	if on.cursor && len(t.head) > 0 {
-		width, _ := on.size()
 		narrow(widths, width-1)
 	}
 	out := make([]line, 0, len(rows)+2)
@@ -344,9 +343,20 @@ func (t *table) lines(on terminal) []line {
 				want += widths[i] + 2
 				continue
 			}
-			b.WriteString(strings.Repeat(" ", want-used))
-			b.WriteString(on.paint(x.tone, text))
-			used = want + columns(text)
+			more := []string{text}
+			if on.cursor && len(t.head) == 0 && i == len(r)-1 { // a sentence goes on below itself
+				more = wrap(text, width-1-want)
+			}
+			for j, part := range more {
+				if j > 0 {
+					out = append(out, line{b.String(), used})
+					b.Reset()
+					used = 0
+				}
+				b.WriteString(strings.Repeat(" ", want-used))
+				b.WriteString(on.paint(x.tone, part))
+				used = want + columns(part)
+			}
 			want += widths[i] + 2
 		}
 		out = append(out, line{b.String(), used})
@@ -431,6 +441,28 @@ func clip(s string, n int) string {
 		used += runeColumns(r)
 	}
 	return s
+}
+
+// wrap breaks s between words into lines of at most n columns; a word that is
+// longer stays whole. Where there is no room for lines it does nothing.
+func wrap(s string, n int) []string {
+	if n < 20 || columns(s) <= n {
+		return []string{s}
+	}
+	var out []string
+	var l string
+	for word := range strings.SplitSeq(s, " ") {
+		if l != "" && columns(l)+1+columns(word) > n {
+			out = append(out, l)
+			l = word
+			continue
+		}
+		if l != "" {
+			l += " "
+		}
+		l += word
+	}
+	return append(out, l)
 }
 
 // area is the part of a terminal, at its end, that is drawn again and again.

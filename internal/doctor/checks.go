@@ -197,32 +197,32 @@ func JudgeEtcd(members []store.Member) []Result {
 }
 
 func judgeMember(m store.Member) Result {
-	check := "etcd " + m.Endpoint
+	const check = "etcd"
 	size := lpmos.FormatBytes(m.DBBytes)
 	if m.QuotaBytes > 0 {
 		size += " of " + lpmos.FormatBytes(m.QuotaBytes)
 	}
 	switch {
 	case m.Err != nil:
-		return Result{check, Fail, "does not answer: " + m.Err.Error(), "is it running, and are --etcd-endpoints and certificates right?"}
+		return Result{check, Fail, m.Endpoint + " does not answer: " + m.Err.Error(), "is it running, and are --etcd-endpoints and certificates right?"}
 	case !m.Supported:
-		return Result{check, Fail, "version " + m.Version + " is refused by LPMOS", "upgrade it to " + store.Floors + " or newer: older ones have authorization bypasses"}
+		return Result{check, Fail, m.Endpoint + " has version " + m.Version + ", which LPMOS refuses", "upgrade it to " + store.Floors + " or newer: older ones have authorization bypasses"}
 	case len(m.Alarms) > 0:
-		return Result{check, Fail, "raises " + strings.Join(m.Alarms, ", ") + ", and refuses writes", "NOSPACE: etcdctl compact, defrag, then alarm disarm; CORRUPT: replace the member"}
+		return Result{check, Fail, m.Endpoint + " raises " + strings.Join(m.Alarms, ", ") + ", and refuses writes", "NOSPACE: etcdctl compact, defrag, then alarm disarm; CORRUPT: replace the member"}
 	case !m.HasLeader:
-		return Result{check, Fail, "there is no quorum: it cannot read or write", "start the other members"}
+		return Result{check, Fail, m.Endpoint + " has no quorum: it cannot read or write", "start the other members"}
 	case m.QuotaBytes > 0 && m.DBBytes*10 > m.QuotaBytes*8:
 		todo := "raise --quota-backend-bytes"
 		if m.DBInUseBytes*2 < m.DBBytes {
 			todo = "etcdctl defrag: " + lpmos.FormatBytes(m.DBBytes-m.DBInUseBytes) + " of it are free"
 		}
-		return Result{check, Warn, "its database is nearly full: " + size, todo}
+		return Result{check, Warn, "the database of " + m.Endpoint + " is nearly full: " + size, todo}
 	case m.Learner:
-		return Result{check, Warn, "is a learner, which has no vote", "promote it: etcdctl member promote"}
+		return Result{check, Warn, m.Endpoint + " is a learner, which has no vote", "promote it: etcdctl member promote"}
 	case m.Took > etcdSlow:
-		return Result{check, Warn, fmt.Sprintf("answers slowly: %d ms", m.Took.Milliseconds()), "give it a fast disk of its own and a near network"}
+		return Result{check, Warn, fmt.Sprintf("%s answers slowly: %d ms", m.Endpoint, m.Took.Milliseconds()), "give it a fast disk of its own and a near network"}
 	}
-	return ok(check, "version %s, healthy, database %s", m.Version, size)
+	return ok(check, "%s is healthy: version %s, database %s", m.Endpoint, m.Version, size)
 }
 
 // JudgeTools says whether the lab can run: err is lab.FindTools's, kvm whether
