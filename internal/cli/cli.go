@@ -22,6 +22,7 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/conf"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 	"github.com/lpmos/lpmos/internal/service"
 	"github.com/lpmos/lpmos/internal/version"
 )
@@ -328,20 +329,27 @@ terminal would obey in them is shown as "·", and escaped in JSON and YAML.`}
 }
 
 func searchTopic() *cobra.Command {
-	return &cobra.Command{Use: "search", Short: "The search language of task list", Long: `A search is words, all of which must hold:
+	var b strings.Builder
+	b.WriteString(`A search is terms beside each other, which must all hold. A term is key:value, or a
+word that must occur somewhere in the task. "!" before a term turns it round, a
+comma means any of, "=" after the colon demands the whole value, and quotation
+marks keep spaces together.
 
-  web                 part of id, host name, MAC, serial number, system, notes
-  status:failed       a field is so; fields: status, region, os, host, mac, by
-  status:failed,pending
-                      any of these
-  !region:dc1         not so
-  after:2h            created in the last two hours; also 3d, 2026-01-02
-  before:7d           created longer ago
+`)
+	for _, k := range query.Keys {
+		fmt.Fprintf(&b, "  %-9s %s\n", k.Name, k.Help)
+		if k.Values != nil {
+			fmt.Fprintf(&b, "  %-9s one of %s\n", "", strings.Join(k.Values, ", "))
+		}
+	}
+	b.WriteString(`
+The same search works in the web interface, where its address can be shared.
 
-The same search works in the web interface, and its address can be shared.`,
-		Example: `  lpmos task list -q 'status:failed !region:dc1 after:2h'
-  lpmos task list -q 'os:debian host:web' --sort -updated_at --all
-  lpmos task list -q status:failed --ids | xargs lpmos task retry`}
+  lpmos task list -q 'status:failed !region:dc1 after:2h'
+  lpmos task list -q 'is:stuck' --sort updated
+  lpmos task list -q 'os:debian host:web "rack 7"' --sort -progress --all
+  lpmos task list -q status:failed --ids | xargs lpmos task retry`)
+	return &cobra.Command{Use: "search", Short: "The search language of task list", Long: b.String()}
 }
 
 func (a *app) client() (*apiclient.Client, error) {
