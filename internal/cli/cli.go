@@ -62,10 +62,13 @@ func (a *app) main(ctx context.Context, args []string) int {
 
 // complain says on standard error what went wrong and what to do about it.
 func (a *app) complain(err error) {
-	// What a server or a machine said may be part of it.
+	// What a server or a machine said may be part of it, and must not look like a
+	// line of ours.
 	for i, line := range strings.Split(err.Error(), "\n") {
 		if i == 0 {
 			line = "lpmos: " + line
+		} else {
+			line = "  " + line
 		}
 		fmt.Fprintln(a.err, clip(plain(line), 4000))
 	}
@@ -339,7 +342,9 @@ marks keep spaces together.
 	for _, k := range query.Keys {
 		fmt.Fprintf(&b, "  %-9s %s\n", k.Name, k.Help)
 		if k.Values != nil {
-			fmt.Fprintf(&b, "  %-9s one of %s\n", "", strings.Join(k.Values, ", "))
+			for _, l := range wrap("one of "+strings.Join(k.Values, ", "), 70) {
+				fmt.Fprintf(&b, "  %-9s %s\n", "", l)
+			}
 		}
 	}
 	b.WriteString(`

@@ -88,7 +88,7 @@ func (a *app) tell(out []outcome, asked int, done string) error {
 	for _, o := range out {
 		host := ""
 		if o.Task != nil && o.Task.Hostname != "" {
-			host = " " + plain(o.Task.Hostname)
+			host = " " + clip(plain(o.Task.Hostname), maxCell)
 		}
 		if o.err != nil {
 			failed = append(failed, o.err)
@@ -306,7 +306,7 @@ func (a *app) preview(tasks []lpmos.Task, refused []outcome, given int) error {
 				found = cell{clip(plain(strings.Join(t.Plan.Hazards, "; ")), maxCell), bad}
 			}
 			e := t.Plan.Effect
-			v.add(txt(t.ID[:8]), from(t.Hostname), from(serial), from(e.Target.String()), found, from(e.Image.OS+" "+e.Image.Version))
+			v.add(txt(t.ID[:8]), txt(t.Hostname), txt(serial), txt(e.Target.String()), found, txt(e.Image.OS+" "+e.Image.Version))
 		}
 		fmt.Fprint(a.out, v.text(on))
 	}
@@ -400,7 +400,7 @@ func (a *app) taskRetry() *cobra.Command {
 		}
 		return errors.Join(a.await(ctx, c, begun, wait), err)
 	})
-	cmd.Long = "Retry begins failed tasks again with the next attempt. The approval is void: a person decides anew on what is found then."
+	cmd.Long = "Retry begins failed tasks again with the next attempt. The approval is void: a\nperson decides anew on what is found then."
 	cmd.Example = `  lpmos task retry web-01
   lpmos task list -q 'status:failed region:dc1' --ids | xargs lpmos task retry`
 	wait.flags(cmd)

@@ -84,9 +84,9 @@ func doctorTable(results []doctor.Result) *table {
 	tones := map[doctor.Status]tone{doctor.OK: good, doctor.Warn: attention, doctor.Fail: bad, doctor.Skip: dim}
 	t := &table{}
 	for _, r := range results {
-		t.add(cell{string(r.Status), tones[r.Status]}, from(r.Check), txt(clip(plain(r.Summary), 400)))
+		t.add(cell{string(r.Status), tones[r.Status]}, txt(r.Check), txt(r.Summary))
 		if r.Todo != "" {
-			t.add(txt(""), txt(""), cell{"→ " + clip(plain(r.Todo), 400), strong})
+			t.add(txt(""), txt(""), cell{"→ " + r.Todo, strong})
 		}
 	}
 	switch failed, warned := doctor.Count(results, doctor.Fail), doctor.Count(results, doctor.Warn); {

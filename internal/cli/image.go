@@ -22,7 +22,7 @@ manifest. IMAGE is its name, os/version/arch; the architecture may be left out.`
 	}
 	list := &cobra.Command{
 		Use: "list", Short: "List the catalogue", Args: exactly(0),
-		Long:    "List shows what can be installed, how much is transferred and written for it, and what firmware it boots with.",
+		Long:    "List shows what can be installed, how much is transferred and written for it, and\nwhat firmware it boots with.",
 		Example: "  lpmos image list -o wide",
 		RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
 			images, err := c.Images(ctx)
@@ -147,9 +147,9 @@ func imageTable(images []lpmos.Image, wide bool) *table {
 		t.head = append(t.head, "DIGEST")
 	}
 	for _, i := range images {
-		row := []cell{from(i.Name()), from(i.Title), txt(lpmos.FormatBytes(i.StoredBytes)), txt(lpmos.FormatBytes(i.UsedBytes)), from(strings.Join(i.BootModes, ",")), {age(i.CreatedAt), dim}}
+		row := []cell{txt(i.Name()), txt(i.Title), txt(lpmos.FormatBytes(i.StoredBytes)), txt(lpmos.FormatBytes(i.UsedBytes)), txt(strings.Join(i.BootModes, ",")), {age(i.CreatedAt), dim}}
 		if wide {
-			row = append(row, from(i.Digest))
+			row = append(row, txt(i.Digest))
 		}
 		t.add(row...)
 	}
@@ -167,9 +167,6 @@ func describeImage(i lpmos.Image) *table {
 	v.field("boots", plain(strings.Join(i.BootModes, ", ")))
 	v.field("built", moment(i.CreatedAt))
 	v.field("install it", plain(fmt.Sprintf("lpmos task create --os %s --os-version %s --arch %s --region … --mac …", i.OS, i.Version, i.Arch)), dim)
-	for _, r := range v.rows {
-		r[1].text = clip(r[1].text, 1000)
-	}
 	return v
 }
 

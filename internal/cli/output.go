@@ -118,6 +118,20 @@ func plain(s string) string {
 // leaves as it is. Such characters can stand in strings only, where an escape
 // means the same.
 func inertJSON(b []byte) []byte {
+	return inert(b, func(r rune) string {
+		hi, lo := utf16.EncodeRune(r)
+		return fmt.Sprintf(`\u%04x\u%04x`, hi, lo)
+	})
+}
+
+// inertYAML is inertJSON for YAML, in which such characters stand in
+// double-quoted strings only, and pairs of surrogates mean nothing.
+func inertYAML(b []byte) []byte {
+	return inert(b, func(r rune) string { return fmt.Sprintf(`\U%08x`, r) })
+}
+
+// inert escapes characters; beyond is for those outside of the basic plane.
+func inert(b []byte, beyond func(rune) string) []byte {
 	which := func(r rune) bool { return obeyed(r) && r != '\n' }
 	if !bytes.ContainsFunc(b, which) {
 		return b
@@ -129,8 +143,7 @@ func inertJSON(b []byte) []byte {
 		case !which(r):
 			out = append(out, b[:n]...)
 		case r > 0xffff:
-			hi, lo := utf16.EncodeRune(r)
-			out = fmt.Appendf(out, `\u%04x\u%04x`, hi, lo)
+			out = append(out, beyond(r)...)
 		default:
 			out = fmt.Appendf(out, `\u%04x`, r)
 		}
@@ -148,7 +161,7 @@ func asYAML(v any) ([]byte, error) {
 	// JSON is YAML: parsed as such it keeps the order of fields and the digits
 	// of numbers.
 	var doc yaml.Node
-	if err := yaml.Unmarshal(inertJSON(b), &doc); err != nil {
+	if err := yaml.Unmarshal(inertYAML(b), &doc); err != nil {
 		return nil, fmt.Errorf("encode: %w", err)
 	}
 	blockStyle(&doc)
@@ -156,7 +169,7 @@ func asYAML(v any) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode: %w", err)
 	}
-	return escapeYAML(y), nil
+	return inertYAML(y), nil
 }
 
 // blockStyle undoes JSON's flow style and quotes, but for strings that need
@@ -174,25 +187,6 @@ func blockStyle(n *yaml.Node) {
 	for _, c := range n.Content {
 		blockStyle(c)
 	}
-}
-
-// escapeYAML escapes what the YAML library writes as it is in double-quoted
-// strings, and only there can it be.
-func escapeYAML(b []byte) []byte {
-	out := make([]byte, 0, len(b))
-	for len(b) > 0 {
-		r, n := utf8.DecodeRune(b)
-		switch {
-		case !obeyed(r) || r == '\n':
-			out = append(out, b[:n]...)
-		case r > 0xffff:
-			out = fmt.Appendf(out, `\U%08x`, r)
-		default:
-			out = fmt.Appendf(out, `\u%04x`, r)
-		}
-		b = b[n:]
-	}
-	return out
 }
 
 // tone is what a cell means, for terminals that have colours. It never says
@@ -265,19 +259,21 @@ func (t terminal) paint(c tone, s string) string {
 	return "\x1b[" + tones[c] + "m" + s + "\x1b[0m"
 }
 
-// maxCell bounds what a table shows of one value; -o json has all of it.
-const maxCell = 160
+// maxCell bounds what a table with a heading shows of one value, and maxValue one
+// without; -o json has all of it.
+const (
+	maxCell  = 160
+	maxValue = 1000
+)
 
-// cell is one field of a table. Its text must be plain already.
+// cell is one field of a table.
 type cell struct {
 	text string
 	tone tone
 }
 
+// txt is a cell of one tone.
 func txt(text string) cell { return cell{text: text} }
-
-// from is a cell of text that comes from outside.
-func from(text string) cell { return cell{text: clip(plain(text), maxCell)} }
 
 // table is rows under a heading, or, without one, names and values.
 type table struct {
@@ -287,7 +283,17 @@ type table struct {
 	foot  string // "" for none
 }
 
-func (t *table) add(cells ...cell) { t.rows = append(t.rows, cells) }
+// add makes a row. Whatever the cells hold, they are plain and bounded then.
+func (t *table) add(cells ...cell) {
+	most := maxCell
+	if len(t.head) == 0 {
+		most = maxValue
+	}
+	for i := range cells {
+		cells[i].text = clip(plain(cells[i].text), most)
+	}
+	t.rows = append(t.rows, cells)
+}
 
 // field adds a row to a table of names and values; nothing when it is empty.
 func (t *table) field(name, value string, colour ...tone) {

@@ -15,7 +15,7 @@ import (
 func (a *app) regionCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "region", Short: "Look at the data centres",
-		Long:    "A region is one data centre: a regional client that boots its machines and carries out the orders for them.",
+		Long:    "A region is one data centre: a regional client that boots its machines and carries\nout the orders for them.",
 		Example: "  lpmos region list --watch",
 	}
 	cmd.AddCommand(a.regionList(), a.regionShow())
@@ -96,9 +96,9 @@ func regionHead(wide bool) []string {
 
 func regionRow(r lpmos.Region, wide bool) []cell {
 	caps := capabilities(r)
-	row := []cell{from(r.ID), {plain(r.Status), regionTone(r.Status)}, {age(r.Since), dim}, from(caps.Hostname), from(caps.Version)}
+	row := []cell{txt(r.ID), {plain(r.Status), regionTone(r.Status)}, {age(r.Since), dim}, txt(caps.Hostname), txt(caps.Version)}
 	if wide {
-		row = append(row, from(caps.DHCP), from(caps.BootURL), from(caps.AgentURL), from(caps.Unknown))
+		row = append(row, txt(caps.DHCP), txt(caps.BootURL), txt(caps.AgentURL), txt(caps.Unknown))
 	}
 	return row
 }
@@ -128,9 +128,6 @@ func describeRegion(r lpmos.Region, tasks []string) *table {
 	v.field("unknown machines", plain(caps.Unknown))
 	if len(tasks) > 0 {
 		v.field("tasks", strings.Join(tasks, ", "))
-	}
-	for _, r := range v.rows {
-		r[1].text = clip(r[1].text, 1000)
 	}
 	return v
 }

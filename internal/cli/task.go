@@ -348,15 +348,15 @@ func taskHead(wide bool) []string {
 
 func taskRow(t lpmos.Task, wide bool) []cell {
 	row := []cell{
-		txt(t.ID[:min(8, len(t.ID))]), {plain(string(t.Status)), statusTone(t.Status)}, txt(percent(t)), from(t.Hostname), txt(t.TargetMAC.String()),
-		from(t.OSType + " " + t.OSVersion), from(t.RegionID), {age(t.CreatedAt), dim},
+		txt(t.ID[:min(8, len(t.ID))]), {plain(string(t.Status)), statusTone(t.Status)}, txt(percent(t)), txt(t.Hostname), txt(t.TargetMAC.String()),
+		txt(t.OSType + " " + t.OSVersion), txt(t.RegionID), {age(t.CreatedAt), dim},
 	}
 	if wide {
 		cause := ""
 		if t.Error != nil {
 			cause = t.Error.Cause
 		}
-		row = append(row, txt(fmt.Sprint(t.Attempt)), from(t.CreatedBy), from(cause))
+		row = append(row, txt(fmt.Sprint(t.Attempt)), txt(t.CreatedBy), txt(cause))
 	}
 	return row
 }
@@ -464,9 +464,6 @@ func describeTask(t lpmos.Task, wide bool) *table {
 	}
 	if wide {
 		v.field("next", nextCommand(t))
-	}
-	for _, r := range v.rows {
-		r[1].text = clip(r[1].text, 1000)
 	}
 	return v
 }
@@ -594,9 +591,6 @@ func planTable(t lpmos.Task) *table {
 	v.field("image", plain(fmt.Sprintf("%s %s %s, %s", p.Effect.Image.OS, p.Effect.Image.Version, p.Effect.Image.Arch, p.Effect.Image.Digest)))
 	v.field("host", fmt.Sprintf("%s, %s boot, %s", plain(p.Effect.Hostname), plain(p.Effect.BootMode), count(len(p.Effect.SSHKeys), "SSH key", "SSH keys")))
 	v.field("digest", plain(p.Digest))
-	for _, r := range v.rows {
-		r[1].text = clip(r[1].text, 1000)
-	}
 	return v
 }
 
@@ -624,7 +618,7 @@ func eventTable(events []lpmos.Event) *table {
 		}
 		last = e.At
 		v.add(txt(fmt.Sprint(e.Seq)), txt(e.At.Local().Format(time.DateTime)), cell{gap, dim}, cell{plain(string(e.To)), statusTone(e.To)},
-			from(string(e.Cause)), from(e.By), from(e.Message))
+			txt(string(e.Cause)), txt(e.By), txt(e.Message))
 	}
 	return v
 }

@@ -228,7 +228,7 @@ func newColumns(head []string) *lineColumns {
 // fit widens the columns for a row.
 func (l *lineColumns) fit(row []cell) {
 	for i, x := range row {
-		l.widths[i] = max(l.widths[i], columns(x.text))
+		l.widths[i] = max(l.widths[i], columns(clip(plain(x.text), maxCell)))
 	}
 }
 
@@ -239,12 +239,12 @@ func (l *lineColumns) row(row []cell) string {
 			row = append(row, txt(h))
 		}
 	}
-	t := &table{}
+	t := &table{head: l.head} // for its bounds: the heading is no row here
 	pad := make([]cell, len(l.widths))
 	for i, w := range l.widths {
 		pad[i] = txt(strings.Repeat(" ", w))
 	}
 	t.add(row...)
 	t.add(pad...)
-	return t.lines(terminal{})[0].text + "\n"
+	return t.lines(terminal{})[1].text + "\n"
 }
