@@ -155,7 +155,7 @@ func document(root *cobra.Command) string {
 		}
 		fmt.Fprintf(&b, "## %s\n\n%s.\n\n", c.CommandPath(), c.Short)
 		section(c.Long)
-		if c.Runnable() && c.HasParent() {
+		if c.Runnable() && !c.HasSubCommands() {
 			section(c.UseLine())
 		}
 		section(c.Example)

@@ -100,6 +100,9 @@ func indented(v any) ([]byte, error) {
 // characters (C0 and C1), formatting ones such as bidirectional overrides,
 // joiners and other invisible ones, and the line and paragraph separators.
 func obeyed(r rune) bool {
+	if r < 0x7f {
+		return r < 0x20
+	}
 	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 }
 

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
@@ -137,6 +138,7 @@ func TestVerbsOnARealSite(t *testing.T) {
 	p.boot("02:4c:50:00:00:02")
 	p.want(ExitOK, "awaiting_approval", "", "task", "watch", "web-01", web2, "--until", "awaiting_approval", "--timeout", "60s")
 
+	logs := p.start("task", "logs", "-f", "web-01")
 	p.want(ExitOK, "ERASES", "", "task", "plan", "web-01")
 	p.want(ExitFailed, "nothing was done", "3\n", "task", "approve", "web-01", "web-02")
 	out := p.want(ExitOK, "2 of 2 approved", "2\n", "task", "approve", "web-01", web2, "--wait", "--timeout", "90s")
@@ -144,7 +146,9 @@ func TestVerbsOnARealSite(t *testing.T) {
 		t.Errorf("approve --wait in a pipe says %q; want both completed, and no escape code", out)
 	}
 	p.want(ExitOK, "called_home", "", "task", "events", "web-01")
-	p.want(ExitOK, "", "", "task", "logs", "-f", "web-01")
+	if code, followed := logs.end(false), logs.String(); code != ExitOK || followed != p.want(ExitOK, "", "", "task", "logs", "web-01") {
+		t.Errorf("logs -f, begun before the install, ended with %d after\n%s\nwant the whole log, each line once", code, followed)
+	}
 	p.want(ExitOK, "called home", "", "task", "show", "02-4C-50-00-00-01", "-o", "wide")
 	p.want(ExitConflict, "0 of 2 begun anew", "", "task", "retry", web1, web2)
 
@@ -162,6 +166,89 @@ func TestVerbsOnARealSite(t *testing.T) {
 	p.want(ExitConflict, web5[:8], "", "image", "delete", "debian/12")
 	p.want(ExitOK, "deleted", "", "image", "delete", "debian/12", "--force")
 	p.want(ExitNotFound, "not found", "", "image", "show", "debian/12")
+}
+
+// running is a command line that goes on by itself.
+type running struct {
+	mu     sync.Mutex
+	out    bytes.Buffer
+	cancel context.CancelFunc
+	code   chan int
+}
+
+func (r *running) Write(b []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.out.Write(b)
+}
+
+func (r *running) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.out.String()
+}
+
+// end waits until it ends, or stops it, and returns its exit code.
+func (r *running) end(stop bool) int {
+	if stop {
+		r.cancel()
+	}
+	return <-r.code
+}
+
+func (p *plane) start(args ...string) *running {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.t.Context(), 120*time.Second)
+	p.t.Cleanup(cancel)
+	r := &running{cancel: cancel, code: make(chan int, 1)}
+	go func() {
+		a := &app{in: strings.NewReader(""), out: r, err: r}
+		r.code <- a.main(ctx, append([]string{"--server=" + p.site.ControlPlane.URL()}, args...))
+	}()
+	return r
+}
+
+// A list that is watched in a pipe has a line for each change, as it comes, and
+// ends with what stops it.
+func TestWatchLists(t *testing.T) {
+	p := newPlane(t)
+	p.want(ExitOK, "Boot", "", "task", "create", "--region", "dc1", "--os", "debian", "--os-version", "12", "--mac", "02:4c:50:00:00:01", "--hostname", "web-01")
+	rows, lines, regions := p.start("task", "list", "--watch", "--status", "pending"), p.start("task", "list", "--watch", "-o", "json"), p.start("region", "list", "-w")
+	p.until("all are shown", func() bool {
+		return strings.Contains(rows.String(), "web-01") && strings.Contains(lines.String(), "web-01") && strings.Contains(regions.String(), "dc1")
+	})
+	p.want(ExitOK, "Boot", "", "task", "create", "--region", "dc1", "--os", "debian", "--os-version", "12", "--mac", "02:4c:50:00:00:02", "--hostname", "web-02")
+	p.until("the new one is shown", func() bool {
+		return strings.Contains(rows.String(), "web-02") && strings.Contains(lines.String(), "web-02")
+	})
+	p.want(ExitOK, "canceled", "", "task", "cancel", "web-01", "02:4c:50:00:00:02")
+	p.until("the change is shown, also of what no longer belongs to the list", func() bool {
+		return strings.Count(rows.String(), "canceled") == 2 && strings.Count(lines.String(), `"canceled"`) == 2
+	})
+	for _, r := range []*running{rows, lines, regions} {
+		if code := r.end(true); code != ExitInterrupted || strings.Contains(r.String(), "\x1b") {
+			t.Errorf("stopped, it ended with %d after %q; want 130 and no escape codes", code, r.String())
+		}
+	}
+	if got := strings.Count(rows.String(), "\n"); got != 1+4+1 {
+		t.Errorf("%d lines: %q; want a heading, four changes, and how it ended", got, rows.String())
+	}
+	for line := range strings.Lines(lines.String()) {
+		if strings.HasPrefix(line, "{") && !json.Valid([]byte(line)) {
+			t.Errorf("%q is no line of JSON", line)
+		}
+	}
+}
+
+func TestSince(t *testing.T) {
+	for _, tt := range []struct{ printed, all, want string }{
+		{"a b c", "a b c d", "d"}, {"a b c", "b c d", "d"}, {"", "a b", "a b"}, {"a b", "a b", ""}, {"a b", "x y", "x y"}, {"a a", "a a a", "a"},
+	} {
+		got := since(strings.Fields(tt.printed), strings.Fields(tt.all))
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("since(%q, %q) = %q; want %q", tt.printed, tt.all, got, tt.want)
+		}
+	}
 }
 
 // What is created from a file, is created whole or not at all.
