@@ -57,6 +57,9 @@ long: deps-test ## a thousand rounds of cancel against permit, with a disk each,
 bench: deps-test build ## numbers, side by side, of machines too (BENCH=-vm=false without, BENCH=-only=copy for one)
 	@$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_CACHE_DIR=$(CACHE) go run ./test/bench $(BENCH)
 
+screenshots: deps-test build ## pictures for docs/images of a machine that is really installed, in the browser and in a terminal
+	$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_SCREENSHOTS=docs/images LPMOS_CACHE_DIR=$(CACHE) LPMOS_LAB_OS=$(OS) go test -count=1 -timeout 40m -v -run LabScreenshots ./test/browser
+
 deps-lab:
 	@$(SUDO) scripts/deps lab
 deps-test:
