@@ -1,7 +1,10 @@
 package rest
 
 import (
+	"encoding/json"
+	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/gin-gonic/gin"
 
@@ -12,8 +15,51 @@ import (
 // value of etcd.
 const maxBatchBody = 1 << 20
 
+// batchRequest holds the lines as they came, so that one that cannot be read
+// takes nothing else with it: all bad lines are named at once.
 type batchRequest struct {
-	Tasks []lpmos.Spec `json:"tasks"`
+	Tasks []json.RawMessage `json:"tasks"`
+}
+
+// specs reads the lines. Where some cannot be read, the others are checked
+// nevertheless, and the error names both.
+func (a *API) specs(lines []json.RawMessage) ([]lpmos.Spec, error) {
+	if len(lines) > lpmos.MaxBatchLines {
+		_, err := a.act.CheckBatch(make([]lpmos.Spec, len(lines)))
+		return nil, err
+	}
+	bad := &lpmos.BatchError{}
+	var good []lpmos.Spec
+	var number []int // of the good ones
+	for i, raw := range lines {
+		var s lpmos.Spec
+		if err := lpmos.UnmarshalJSON(raw, &s); err != nil {
+			line := lpmos.BatchLine{Line: i + 1, Detail: err.Error()}
+			if inv, ok := errors.AsType[*lpmos.InvalidError](err); ok {
+				line.Field = inv.Field
+				if inv.Field == "mac" { // as addresses call themselves
+					line.Field = "target_mac"
+				}
+			}
+			bad.Lines = append(bad.Lines, line)
+			continue
+		}
+		good, number = append(good, s), append(number, i+1)
+	}
+	if len(bad.Lines) == 0 {
+		return good, nil
+	}
+	if len(good) > 0 {
+		_, err := a.act.CheckBatch(good)
+		if more, ok := errors.AsType[*lpmos.BatchError](err); ok {
+			for _, l := range more.Lines {
+				l.Line = number[l.Line-1]
+				bad.Lines = append(bad.Lines, l)
+			}
+		}
+	}
+	slices.SortStableFunc(bad.Lines, func(a, b lpmos.BatchLine) int { return a.Line - b.Line })
+	return nil, bad
 }
 
 // batchBody is a batch and what became of its lines.
@@ -37,7 +83,12 @@ func (a *API) createBatch(c *gin.Context) {
 	if !a.decodeUpTo(c, maxBatchBody, &req) {
 		return
 	}
-	b, err := a.act.CreateBatch(c.Request.Context(), req.Tasks, who(c), key)
+	specs, err := a.specs(req.Tasks)
+	if err != nil {
+		a.fail(c, err)
+		return
+	}
+	b, err := a.act.CreateBatch(c.Request.Context(), specs, who(c), key)
 	if err != nil {
 		a.fail(c, err)
 		return

@@ -1,19 +1,25 @@
 package rest_test
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/api"
+	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/controlplane/rest"
+	"github.com/lpmos/lpmos/internal/controlplane/state"
 )
 
 func line(mac string) string { return createBody(mac) }
@@ -34,17 +40,11 @@ func TestBatch(t *testing.T) {
 
 	// Every bad line is named, and nothing is made of the good ones.
 	pr := p.problem("POST", batch, `{"tasks":[`+strings.Join([]string{
-		line("52:54:00:bb:00:01"), line("52:54:00:bb:00"), line("52-54-00-BB-00-01"), strings.Replace(line("52:54:00:bb:00:03"), "dc1", "dc9", 1), line(mac),
-		strings.Replace(line("52:54:00:bb:00:04"), `"tiny"`, `"plan9"`, 1),
-	}, ",")+`]}`, 400)
-	if pr.Field != "tasks[1].target_mac" && !strings.Contains(pr.Detail, "52:54:00:bb:00") {
-		t.Errorf("a line that is not even a spec: %+v; want it named", pr)
-	}
-	pr = p.problem("POST", batch, `{"tasks":[`+strings.Join([]string{
 		line("52:54:00:bb:00:01"), line("52-54-00-BB-00-01"), strings.Replace(line("52:54:00:bb:00:03"), "dc1", "dc9", 1), line(mac),
-		strings.Replace(line("52:54:00:bb:00:04"), `"tiny"`, `"plan9"`, 1),
+		strings.Replace(line("52:54:00:bb:00:04"), `"tiny"`, `"plan9"`, 1), line("52:54:00:bb:00"), `{"hostname":1}`, `{"force":true}`, `7`,
 	}, ",")+`]}`, 400)
-	bad := []lpmos.BatchLine{{Line: 2, Field: "target_mac", Detail: "line 1"}, {Line: 3, Field: "region_id", Detail: "dc1"}, {Line: 4, Field: "target_mac", Detail: busy}, {Line: 5, Field: "os_type", Detail: "tiny/1/amd64"}}
+	bad := []lpmos.BatchLine{{Line: 2, Field: "target_mac", Detail: "line 1"}, {Line: 3, Field: "region_id", Detail: "dc1"}, {Line: 4, Field: "target_mac", Detail: busy}, {Line: 5, Field: "os_type", Detail: "tiny/1/amd64"},
+		{Line: 6, Field: "target_mac", Detail: "six pairs"}, {Line: 7, Field: "hostname", Detail: "number"}, {Line: 8, Field: "force", Detail: "not a field"}, {Line: 9, Detail: "number"}}
 	if len(pr.Lines) != len(bad) {
 		t.Fatalf("lines %+v; want %d", pr.Lines, len(bad))
 	}
@@ -422,5 +422,130 @@ func TestProblemsHaveADetail(t *testing.T) {
 		if err := json.Unmarshal(w.Body.Bytes(), &pr); err != nil || pr.Detail == "" || pr.Type == "" || pr.Status != w.Code {
 			t.Errorf("%s %s = %s", tt[0], tt[1], w.Body)
 		}
+	}
+}
+
+// The Go client speaks of the same things.
+func TestClient(t *testing.T) {
+	p := newPlane(t)
+	c, err := apiclient.New(p.url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	spec := func(mac string) lpmos.Spec {
+		return lpmos.Spec{RegionID: "dc1", TargetMAC: lpmos.MustMAC(mac), OSType: "tiny", OSVersion: "1"}
+	}
+	b, err := c.CreateBatch(ctx, []lpmos.Spec{spec("52:54:00:ee:00:01"), spec("52:54:00:ee:00:02")}, "k")
+	if err != nil || b.Total != 2 {
+		t.Fatalf("CreateBatch = %+v, %v", b, err)
+	}
+	p.eventually("batch finished", func() bool { b, err = c.Batch(ctx, b.ID); return err == nil && b.Finished && len(p.state.Live()) == 2 })
+	_, err = c.CreateBatch(ctx, []lpmos.Spec{spec("52:54:00:ee:00:01")}, "")
+	if pr, ok := errors.AsType[*apiclient.Problem](err); !ok || len(pr.Lines) != 1 || pr.Lines[0].Field != "target_mac" {
+		t.Errorf("CreateBatch of a busy machine = %+v", err)
+	}
+	l, err := c.Tasks(ctx, url.Values{"q": {"mac:ee0002"}, "sort": {"host"}})
+	if err != nil || l.Total != 1 || l.Groups.Status[lpmos.Pending] != 1 {
+		t.Errorf("Tasks = %+v, %v", l, err)
+	}
+	if ids, n, err := c.TaskIDs(ctx, url.Values{"q": {"is:live"}}); err != nil || n != 2 || len(ids) != 2 {
+		t.Errorf("TaskIDs = %v, %d, %v", ids, n, err)
+	}
+	if v, err := c.TaskView(ctx, b.Tasks[0].TaskID); err != nil || v.BatchID != b.ID || v.ETA != nil {
+		t.Errorf("TaskView = %+v, %v", v, err)
+	}
+	if lines, n, err := c.SearchLogs(ctx, b.Tasks[0].TaskID, "x y"); err != nil || n != 0 || len(lines) != 0 {
+		t.Errorf("SearchLogs = %v, %d, %v", lines, n, err)
+	}
+	i, tag, err := c.Image(ctx, "tiny", "1", "amd64")
+	if err != nil || tag == "" {
+		t.Fatalf("Image = %+v, %q, %v", i, tag, err)
+	}
+	if err := c.PutImageIf(ctx, i, tag); err != nil {
+		t.Error(err)
+	}
+	for _, old := range []string{tag, ""} {
+		if err := c.PutImageIf(ctx, i, old); !errors.Is(err, lpmos.ErrChanged) {
+			t.Errorf("PutImageIf(%q) = %v; want ErrChanged", old, err)
+		}
+	}
+	if _, _, err := c.Image(ctx, "tiny", "2", "amd64"); !errors.Is(err, lpmos.ErrNotFound) {
+		t.Errorf("Image that is not there = %v", err)
+	}
+}
+
+// What earlier installs took is told about the next one.
+func TestETA(t *testing.T) {
+	p := newPlane(t)
+	run := func(m string) (id string) {
+		id = p.create(m)
+		digest := p.report(id, m, lpmos.Content{}).Plan.Digest
+		method, path, body := approve(id, digest)
+		task := want[lpmos.Task](p, method, path, body, 200)
+		if err := p.sess.PutPermitRequest(t.Context(), lpmos.PermitRequest{TaskID: id, Attempt: 1, Nonce: "n", PlanDigest: digest, HardwareDigest: task.Plan.HardwareDigest}); err != nil {
+			t.Fatal(err)
+		}
+		p.is(id, lpmos.Installing)
+		return id
+	}
+	at := time.Now().UTC().Add(-4 * time.Minute)
+	step := func(id string, s lpmos.Stage, after time.Duration, percent int) {
+		if err := p.sess.PutProgress(t.Context(), &lpmos.Progress{TaskID: id, Attempt: 1, Stage: s, Percentage: percent, UpdatedAt: at.Add(after)}); err != nil {
+			t.Fatal(err)
+		}
+		p.eventually("stage seen", func() bool { x, _ := p.state.Task(id); return x.Progress != nil && x.Progress.Stage == s })
+	}
+	first := run("52:54:00:ef:00:01")
+	for i, s := range lpmos.Phases[:4] {
+		step(first, s, time.Duration(i)*time.Minute, 25*i)
+	}
+	if err := p.sess.PutResult(t.Context(), lpmos.Result{TaskID: first, Attempt: 1, OK: true, Written: true}); err != nil {
+		t.Fatal(err)
+	}
+	root, _ := p.is(first, lpmos.Verifying).Plan.Effect.Partition("root")
+	if err := p.sess.PutBooted(t.Context(), first, 1, lpmos.Receipt{RootFSUUID: root.UUID}); err != nil {
+		t.Fatal(err)
+	}
+	p.is(first, lpmos.Completed)
+
+	second := run("52:54:00:ef:00:02")
+	step(second, lpmos.Partitioning, 3*time.Minute, 0)
+	step(second, lpmos.Downloading, 3*time.Minute+30*time.Second, 20)
+	type view struct {
+		lpmos.Task
+		ETA *struct {
+			Basis    string
+			Runs     int
+			Expected int  `json:"expected_sec"`
+			Left     int  `json:"left_sec"`
+			Faster   *int `json:"faster_than_percent"`
+		}
+	}
+	v := want[view](p, "GET", "/api/v1/tasks/"+second, "", 200)
+	// The stages took a minute each, and restarting about none: of four
+	// minutes two and what is left of the download remain.
+	if v.ETA == nil || v.ETA.Runs != 1 || v.ETA.Basis != "image" || v.ETA.Expected < 239 || v.ETA.Left < 119 || v.ETA.Left > 270 || v.ETA.Faster == nil || *v.ETA.Faster != 100 {
+		t.Errorf("estimate = %+v", v.ETA)
+	}
+	listed := want[struct{ Tasks []view }](p, "GET", "/api/v1/tasks?q=is:live", "", 200).Tasks
+	if len(listed) != 1 || listed[0].ETA == nil || listed[0].Found == nil {
+		t.Errorf("in a list: %+v", listed)
+	}
+	// It is all in the store: a control plane that starts anew knows it, too.
+	again := state.New(p.store, discard)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- again.Run(ctx) }()
+	<-again.Synced()
+	if e := again.Estimate(second); e == nil || e.Runs != 1 || e.FasterThan != 100 {
+		t.Errorf("after a restart: %+v", e)
+	}
+	if x, _ := again.Task(first); x.Hardware == nil || x.Plan == nil {
+		t.Error("after a restart, a task that ended is without its hardware and plan")
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -53,6 +53,7 @@ type Actions interface {
 	Cancel(ctx context.Context, id, reason, by string) (lpmos.Task, error)
 	Retry(ctx context.Context, id, by string) (lpmos.Task, error)
 	Delete(ctx context.Context, id, by string) error
+	CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error)
 	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error)
 	Batch(ctx context.Context, id string) (lpmos.Batch, error)
 }
