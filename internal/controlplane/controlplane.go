@@ -24,6 +24,7 @@ import (
 	"github.com/lpmos/lpmos/api"
 	"github.com/lpmos/lpmos/internal/controlplane/blobs"
 	"github.com/lpmos/lpmos/internal/controlplane/hub"
+	"github.com/lpmos/lpmos/internal/controlplane/metrics"
 	"github.com/lpmos/lpmos/internal/controlplane/orchestrator"
 	"github.com/lpmos/lpmos/internal/controlplane/rest"
 	"github.com/lpmos/lpmos/internal/controlplane/state"
@@ -100,6 +101,8 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 		return nil, err
 	}
 	rst := rest.New(c.state, c.orch, st, c.blobs, c.PublishBootImage, api.OpenAPI, log)
+	m := metrics.New(c.state, func() metrics.Hub { return metrics.Hub{Connections: c.hub.Connections()} }, version.String())
+	rst.Measure(m.Handler(), m.Observe)
 	mux := http.NewServeMux()
 	mux.Handle("/ws", c.hub)
 	mux.Handle("/", rst.Handler(web.Headers(pages.Handler())))
@@ -148,6 +151,14 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 			select {
 			case <-c.state.Synced():
 				return c.orch.Run(ctx)
+			case <-ctx.Done():
+				return nil
+			}
+		},
+		func(ctx context.Context) error {
+			select {
+			case <-c.state.Synced():
+				return c.orch.RunBatches(ctx)
 			case <-ctx.Done():
 				return nil
 			}
