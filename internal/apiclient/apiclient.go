@@ -172,8 +172,8 @@ func (c *Client) Task(ctx context.Context, id string) (t lpmos.Task, err error) 
 type TaskList struct {
 	Tasks      []lpmos.Task `json:"tasks"`
 	Total      int          `json:"total"`
-	NextCursor string       `json:"next_cursor"`
-	Groups     *Groups      `json:"groups"` // unless groups=false was asked for
+	NextCursor string       `json:"next_cursor,omitempty"`
+	Groups     *Groups      `json:"groups,omitempty"` // unless groups=false was asked for
 	Rev        int64        `json:"rev"`
 }
 

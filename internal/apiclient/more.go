@@ -34,7 +34,7 @@ type Groups struct {
 // TaskView is a task with what is known beside it.
 type TaskView struct {
 	lpmos.Task
-	ETA *ETA `json:"eta"` // nil when too little is known
+	ETA *ETA `json:"eta,omitempty"` // nil when too little is known
 }
 
 // TaskView reads one task with its estimate.
