@@ -101,7 +101,10 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 		return nil, err
 	}
 	rst := rest.New(c.state, c.orch, st, c.blobs, c.PublishBootImage, api.OpenAPI, log)
-	m := metrics.New(c.state, func() metrics.Hub { return metrics.Hub{Connections: c.hub.Connections()} }, version.String())
+	m := metrics.New(c.state, func() metrics.Hub {
+		s := c.hub.Stats()
+		return metrics.Hub{Connections: s.Connections, Published: s.Published, Sent: s.Sent, Coalesced: s.Coalesced, Evicted: s.Slow + s.Stalled + s.Silent}
+	}, version.String())
 	rst.Measure(m.Handler(), m.Observe)
 	mux := http.NewServeMux()
 	mux.Handle("/ws", c.hub)
