@@ -60,6 +60,8 @@ type machine struct {
 	tasks   []*task // newest first
 	sum     lpmos.Machine
 	text    string // lower case, what free text is looked for in
+	model   string // lower case, with the maker
+	serial  string // lower case
 	hidden  bool   // nothing but an address is known
 }
 
@@ -321,6 +323,7 @@ func (m *machine) summarize(f *fleet) {
 	m.derive(&s)
 	m.hidden = s.Hardware == nil && s.State != lpmos.MachineAllocated && s.State != lpmos.MachineInspecting && s.State != lpmos.MachineFailed && s.State != lpmos.MachineDeploying
 	m.mac, m.sum = s.MAC, s
+	m.model, m.serial = strings.ToLower(s.Manufacturer+" "+s.Model), strings.ToLower(s.Serial)
 	words = append(words, m.uuid, s.Serial, s.Manufacturer, s.Model, s.RegionID, s.OS, s.Address, strings.ReplaceAll(string(s.State), "_", " "))
 	m.text = strings.ToLower(strings.Join(words, "\n"))
 }
@@ -511,9 +514,9 @@ func (ts terms) match(m *machine) bool {
 		case "state":
 			ok = string(m.sum.State) == strings.ReplaceAll(t.value, "-", "_")
 		case "model":
-			ok = strings.Contains(strings.ToLower(m.sum.Manufacturer+" "+m.sum.Model), t.value)
+			ok = strings.Contains(m.model, t.value)
 		case "serial":
-			ok = strings.Contains(strings.ToLower(m.sum.Serial), t.value)
+			ok = strings.Contains(m.serial, t.value)
 		case "host":
 			ok = strings.Contains(m.sum.Hostname, t.value)
 		case "mac":
