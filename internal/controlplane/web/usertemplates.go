@@ -8,6 +8,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 )
 
 // The pages about templates that are written into installed systems. What the
@@ -76,8 +77,10 @@ func (w *Web) showTemplate(rw http.ResponseWriter, r *http.Request, status int, 
 	id := strings.ToLower(v.Task)
 	if id != "" && !lpmos.ValidTaskID(id) {
 		// The first digits are what people have.
-		if found := w.reader.Tasks(api.Query{Text: id, Limit: 2}); len(found.Tasks) == 1 {
-			id = found.Tasks[0].ID
+		if f, err := query.Parse(id); err == nil {
+			if found := w.reader.Tasks(api.Query{Filter: f, Limit: 2}); len(found.Tasks) == 1 {
+				id = found.Tasks[0].ID
+			}
 		}
 	}
 	text, err := w.actions.Preview(t.Name, id)
