@@ -130,7 +130,7 @@ func (s *Store) list(ctx context.Context, scope Scope) (Batch, error) {
 func leave(all []Change, id string) {
 	for i := len(all) - 1; i >= 0 && all[i].Key.TaskID == id; i-- {
 		switch all[i].Key.Kind {
-		case KindHardware, KindPlan, KindLogs:
+		case KindHardware, KindPlan, KindLogs, KindPrevious, KindTaskTemplate:
 			all[i].Value, all[i].Left = nil, true
 		}
 	}

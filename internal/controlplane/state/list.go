@@ -48,7 +48,7 @@ func (s *State) Tasks(q api.Query) api.Page {
 	for _, c := range rows[q.Offset:end] {
 		r := c.r
 		v := r.t.view()
-		v.Hardware, v.Plan, v.LogTail = nil, nil, nil
+		v.Hardware, v.Plan, v.LogTail, v.Previous, v.TemplateText = nil, nil, nil, nil, nil
 		page.Tasks = append(page.Tasks, v)
 		sum := r.t.summary()
 		if lpmos.Statuses[r.status].Live() {

@@ -6,6 +6,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"net/http/httptest"
 	"path"
 	"path/filepath"
@@ -20,7 +21,7 @@ import (
 )
 
 // untranslated are the files whose text is not in the catalogues yet.
-var untranslated = []string{"dashboard.html", "tasks.html", "create.html", "task.html", "approve.html", "stale.html", "regions.html", "problem.html"}
+var untranslated = []string{"dashboard.html", "tasks.html", "create.html", "task.html", "approve.html", "stale.html", "problem.html"}
 
 // asked collects the English texts that templates and Go ask a tongue for, each
 // with a place that asks.
@@ -115,7 +116,9 @@ func wordTables() [][]string {
 	for _, w := range signatureWords {
 		signature = append(signature, w)
 	}
-	return [][]string{status, cause, signature}
+	states := slices.Collect(maps.Values(machineStateWords))
+	parts := slices.Concat(slices.Collect(maps.Values(componentWords)), slices.Collect(maps.Values(fieldWords)), slices.Collect(maps.Values(deltaWords)), []string{"server", "proxy"})
+	return [][]string{status, cause, signature, states, parts}
 }
 
 func walkTemplate(n parse.Node, see func(*parse.CommandNode)) {
