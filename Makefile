@@ -18,7 +18,7 @@ MACHINES ?= 1
 OS ?= debian-12
 AUTO ?=
 
-.PHONY: build lab test check unit e2e browser vm vm-all bench lint tidy generated deps-lab deps-test clean help
+.PHONY: build lab test check unit e2e browser vm vm-all bench load lint tidy generated deps-lab deps-test clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ vm-all: deps-test ## every virtual machine test there is (about 40 min)
 
 bench: deps-test build ## numbers, side by side (BENCH=-vm for machines as well)
 	@$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_CACHE_DIR=$(CACHE) go run ./test/bench $(BENCH)
+
+load: build ## 1,000 and 10,000 browsers' sockets, 1,000 machines: numbers and plots (LOAD="-only own")
+	@go run ./test/load -bin bin -out test-artifacts/load $(LOAD)
 
 deps-lab:
 	@$(SUDO) scripts/deps lab
