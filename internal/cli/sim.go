@@ -217,12 +217,12 @@ func simTable(w *tabwriter.Writer, s sim.Snapshot, took time.Duration) {
 	fmt.Fprintf(w, "starts of the agent\t%d\n", s.Agents)
 	fmt.Fprintf(w, "progress reports\t%d taken, %d refused, %d requests lost\n", s.Progress, s.Refused, s.Lost)
 	if len(s.Took) > 0 {
-		fmt.Fprintf(w, "power on to call home\tp50 %s, p95 %s, longest %s\n", seconds(sim.Took(s.Took, 0.5)), seconds(sim.Took(s.Took, 0.95)), seconds(s.Took[len(s.Took)-1]))
+		fmt.Fprintf(w, "power on to call home\tp50 %s, p95 %s, longest %s\n", secs(sim.Took(s.Took, 0.5)), secs(sim.Took(s.Took, 0.95)), secs(s.Took[len(s.Took)-1]))
 	}
-	fmt.Fprintf(w, "the whole\t%s\n", seconds(took))
+	fmt.Fprintf(w, "the whole\t%s\n", secs(took))
 }
 
-func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
+func secs(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
 
 // simResult is the same for programs.
 func simResult(s sim.Snapshot, took time.Duration) any {

@@ -18,7 +18,7 @@ import (
 	"github.com/lpmos/lpmos/internal/agentapi"
 )
 
-// ErrLocal says that the region sends the machine to its own disk.
+// ErrLocal says that the region sends a machine to its own disk.
 var ErrLocal = errors.New("boot the local disk")
 
 // segmentURL finds the initramfs segment in an iPXE script.
@@ -29,8 +29,12 @@ var localBoot = regexp.MustCompile(`(?m)^[ \t]*(sanboot\b|chain\b.*localboot)`)
 
 const maxBootBytes = 1 << 20
 
-// Boot asks for a machine's boot script, as firmware does at the region's boot
-// listener, and follows it: ErrLocal, or the configuration of this boot.
+func (m *Machine) boot(ctx context.Context) (agentapi.BootConfig, error) {
+	return Boot(ctx, m.cfg.RegionURL, m.cfg.MAC, m.hardware.System.UUID)
+}
+
+// Boot asks a region's boot listener for a machine's boot script and follows
+// it: the configuration of this boot, or ErrLocal.
 func Boot(ctx context.Context, regionURL string, mac lpmos.MAC, uuid string) (agentapi.BootConfig, error) {
 	base, err := url.Parse(regionURL)
 	if err != nil {

@@ -70,7 +70,7 @@ func (m *Machine) Run(ctx context.Context) error {
 	pause := agentapi.Backoff{Min: time.Second, Max: 15 * time.Second}
 	log.Info("power on", "mac", m.cfg.MAC, "region", m.cfg.RegionURL)
 	for {
-		cfg, err := Boot(ctx, m.cfg.RegionURL, m.cfg.MAC, m.hardware.System.UUID)
+		cfg, err := m.boot(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)

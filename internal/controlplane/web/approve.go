@@ -71,26 +71,26 @@ func (w *Web) showApprove(rw http.ResponseWriter, r *http.Request, status int, v
 
 func (w *Web) newApprove(r *http.Request, t lpmos.Task) approveView {
 	images := w.reader.Images()
-	v := approveView{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Machine: newMachine(t), Plan: newPlan(t, images),
+	v := approveView{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Machine: w.newMachine(t), Plan: w.newPlan(t, images),
 		Command: commandApprove(t.ID, t.Plan), Person: w.cfg.Person(r)}
 	for _, m := range t.Claims {
 		v.MACs = append(v.MACs, m.String())
 	}
-	v.Erased, v.Kept, v.Written = verdicts(t.Plan, v.OS)
-	shown, _ := json.Marshal(facts(t.Plan, v.OS))
+	v.Erased, v.Kept, v.Written = w.verdicts(t.Plan, v.OS)
+	shown, _ := json.Marshal(w.facts(t.Plan, v.OS))
 	v.Shown = string(shown)
 	return v
 }
 
 // verdicts are the three answers: what is lost, what stays, what comes.
-func verdicts(p *lpmos.Plan, os string) (erased, kept, written verdict) {
+func (s *tongue) verdicts(p *lpmos.Plan, os string) (erased, kept, written verdict) {
 	var keptBytes int64
 	var keptHolds []string // each once: the members of an array say the same
 	n := 0
 	for _, d := range p.Observed {
-		h := holds(d.Content, d.Unknown)
+		h := s.holds(d.Content, d.Unknown)
 		if p.Problem == "" && d.Disk == p.Effect.Target {
-			erased = verdict{"1 disk, " + size(d.Disk.SizeBytes), "Nothing was found on it."}
+			erased = verdict{"1 disk, " + s.size(d.Disk.SizeBytes), "Nothing was found on it."}
 			if !h.Blank {
 				erased.Text = sentence(h.String())
 			}
@@ -107,12 +107,12 @@ func verdicts(p *lpmos.Plan, os string) (erased, kept, written verdict) {
 	}
 	kept = verdict{"no other disk", "The machine has only this one."}
 	if n > 0 {
-		kept = verdict{plural(n, "disk", "disks") + ", " + size(keptBytes), "Nothing was found on " + map[bool]string{true: "it.", false: "them."}[n == 1]}
+		kept = verdict{s.N(n, "1 disk", "%s disks") + ", " + s.size(keptBytes), "Nothing was found on " + map[bool]string{true: "it.", false: "them."}[n == 1]}
 		if len(keptHolds) > 0 {
 			kept.Text = sentence(strings.Join(keptHolds[:min(2, len(keptHolds))], "; "))
 		}
 	}
-	written = verdict{os, size(p.Effect.Image.UsedBytes) + " image, then called " + p.Effect.Hostname + ", address by DHCP."}
+	written = verdict{os, s.size(p.Effect.Image.UsedBytes) + " image, then called " + p.Effect.Hostname + ", address by DHCP."}
 	if p.Problem != "" {
 		written = verdict{"nothing", p.Problem}
 	}
@@ -139,7 +139,7 @@ func (w *Web) decide(rw http.ResponseWriter, r *http.Request) {
 		w.showStale(rw, r, t, d, rev)
 		return
 	}
-	problems := checkDecision(t, d, f.Get("approved"))
+	problems := w.checkDecision(t, d, f.Get("approved"))
 	if len(problems) == 0 {
 		ctx, cancel := actionContext(r)
 		defer cancel()
@@ -173,7 +173,7 @@ func (w *Web) decide(rw http.ResponseWriter, r *http.Request) {
 
 // checkDecision finds what a person forgot. The orchestrator has the last
 // word.
-func checkDecision(t lpmos.Task, d api.Decision, approved string) []fieldProblem {
+func (s *tongue) checkDecision(t lpmos.Task, d api.Decision, approved string) []fieldProblem {
 	var out []fieldProblem
 	switch {
 	case approved != "true" && approved != "false":
@@ -213,7 +213,7 @@ func (w *Web) decidedAlready(rw http.ResponseWriter, r *http.Request, t lpmos.Ta
 		return
 	}
 	p := problem{Status: http.StatusConflict, Icon: "user", Link: "/tasks/" + t.ID, LinkLabel: "Open " + t.Hostname,
-		Title: "Your decision was not stored", Text: t.Hostname + " is " + strings.ToLower(statusWord(t.Status)) + " now."}
+		Title: "Your decision was not stored", Text: t.Hostname + " is " + strings.ToLower(w.statusWord(t.Status)) + " now."}
 	if a := t.Approval; a != nil && a.By != "" {
 		verb := map[bool]string{true: "approved", false: "rejected"}[a.Approved]
 		p.Title = a.By + " decided before you"
@@ -231,9 +231,9 @@ type fact struct {
 
 // facts flattens a plan. The approval form carries them, so that a person whose
 // plan changed is told what became different; they decide nothing.
-func facts(p *lpmos.Plan, os string) []fact {
-	erased, kept, written := verdicts(p, os)
-	_, id := diskID(p.Effect.Target)
+func (s *tongue) facts(p *lpmos.Plan, os string) []fact {
+	erased, kept, written := s.verdicts(p, os)
+	_, id := s.diskID(p.Effect.Target)
 	out := []fact{
 		{"verdict", "Erased", strings.TrimSpace(erased.Big + ": " + id)},
 		{"verdict", "Found on it", erased.Text},
@@ -246,8 +246,8 @@ func facts(p *lpmos.Plan, os string) []fact {
 		}
 	}
 	for _, d := range p.Observed {
-		_, id := diskID(d.Disk)
-		add("Disks", "disk "+id, strings.TrimSpace(size(d.Disk.SizeBytes)+" "+d.Model)+": "+holds(d.Content, d.Unknown).String())
+		_, id := s.diskID(d.Disk)
+		add("Disks", "disk "+id, strings.TrimSpace(s.size(d.Disk.SizeBytes)+" "+d.Model)+": "+s.holds(d.Content, d.Unknown).String())
 	}
 	e := p.Effect
 	add("Plan", "problem", p.Problem)
@@ -255,11 +255,11 @@ func facts(p *lpmos.Plan, os string) []fact {
 	add("Plan", "target.wwn", e.Target.WWN)
 	add("Plan", "target.path", e.Target.Path)
 	if e.Target.SizeBytes > 0 {
-		add("Plan", "target.size", size(e.Target.SizeBytes))
+		add("Plan", "target.size", s.size(e.Target.SizeBytes))
 	}
 	add("Plan", "boot_mode", e.BootMode)
 	for _, q := range e.Partitions {
-		add("Plan", fmt.Sprintf("layout[%d]", q.Number), strings.TrimSpace(q.Role+" "+size(q.SizeBytes)+" "+q.FS))
+		add("Plan", fmt.Sprintf("layout[%d]", q.Number), strings.TrimSpace(q.Role+" "+s.size(q.SizeBytes)+" "+q.FS))
 	}
 	add("Plan", "image", e.Image.OS+" "+e.Image.Version+" "+e.Image.Arch)
 	add("Plan", "image.digest", e.Image.Digest)
@@ -301,7 +301,7 @@ type deltaLine struct{ Kind, Sign, Name, Value string }
 // showStale says first that nothing was approved, then what differs, then
 // offers the whole new plan. What was typed is kept; checks start again.
 func (w *Web) showStale(rw http.ResponseWriter, r *http.Request, t lpmos.Task, d api.Decision, rev int64) {
-	now := facts(t.Plan, imageTitle(w.reader.Images(), t.OSType, t.OSVersion, t.Arch))
+	now := w.facts(t.Plan, imageTitle(w.reader.Images(), t.OSType, t.OSVersion, t.Arch))
 	var then []fact
 	v := staleView{Task: t, Shown: d.PlanDigest, Digest: t.Plan.Digest, Notes: d.Notes, Was: d.Approved}
 	if json.Unmarshal([]byte(r.PostForm.Get("shown")), &then) == nil && len(then) > 0 && len(then) < 2000 {

@@ -3,6 +3,7 @@ package web
 import (
 	"html/template"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,14 +34,18 @@ func (w *Web) parse() (map[string]*template.Template, error) {
 
 func (w *Web) funcs() template.FuncMap {
 	return template.FuncMap{
+		"t":       w.T,
+		"n":       func(n int, one, many string, args ...any) string { return w.N(n, one, many, args...) },
+		"said":    w.Said,
+		"percent": w.percent,
 		"static":  func(name string) string { return w.static.dir + "/" + name },
 		"icon":    w.icon,
 		"moment":  w.moment,
 		"seconds": w.second,
-		"size":    size,
-		"gib":     gib,
+		"size":    w.size,
+		"gib":     w.gib,
 		"count":   count,
-		"word":    statusWord,
+		"word":    w.statusWord,
 		"short":   short,
 		"inc":     func(i int) int { return i + 1 },
 		"problem": func(id, text string) map[string]string { return map[string]string{"ID": id, "Text": text} },
@@ -80,7 +85,7 @@ func (w *Web) moment(t time.Time) instant {
 	if age := w.cfg.Now().Sub(t); age < 24*time.Hour && age > -24*time.Hour {
 		i.Text = t.Format("15:04")
 	} else {
-		i.Text = t.Format("2 Jan 2006")
+		i.Text = w.day(t)
 	}
 	return i
 }
@@ -101,41 +106,66 @@ func (w *Web) second(t time.Time) instant {
 	return i
 }
 
+// day is a date without its time.
+func (s *tongue) day(t time.Time) string {
+	if s.chinese() {
+		return t.Format("2006-01-02")
+	}
+	return t.Format("2 Jan 2006")
+}
+
+// unit puts a number before its unit; the two are never parted at the end of a
+// line. Chinese writes words of time without a space.
+func (s *tongue) unit(number, unit string) string {
+	if translated := s.T(unit); translated != unit {
+		return number + nbsp + translated
+	}
+	return number + nbsp + unit
+}
+
+// percent is 48 %, in Chinese 48%.
+func (s *tongue) percent(n int) string {
+	if s.chinese() {
+		return strconv.Itoa(n) + "%"
+	}
+	return strconv.Itoa(n) + nbsp + "%"
+}
+
 // age is "18 min"; ages over two days are in days.
-func age(d time.Duration) string {
+func (s *tongue) age(d time.Duration) string {
 	switch {
 	case d < 0:
-		return "0" + nbsp + "s"
+		return s.unit("0", "s")
 	case d < time.Minute:
-		return strconv.Itoa(int(d.Seconds())) + nbsp + "s"
+		return s.unit(strconv.Itoa(int(d.Seconds())), "s")
 	case d < time.Hour:
-		return strconv.Itoa(int(d.Minutes())) + nbsp + "min"
+		return s.unit(strconv.Itoa(int(d.Minutes())), "min")
 	case d < 48*time.Hour:
-		return strconv.Itoa(int(d.Hours())) + nbsp + "h"
+		return s.unit(strconv.Itoa(int(d.Hours())), "h")
 	}
-	return count(int(d.Hours()/24)) + nbsp + "days"
+	return s.unit(count(int(d.Hours()/24)), "days")
 }
 
 // A number and its unit are never parted at the end of a line.
 const nbsp = "\u00a0"
 
-func size(n int64) string {
+func (s *tongue) size(n int64) string {
 	if n <= 0 {
-		return "unknown"
+		return s.T("unknown")
 	}
 	if tb := float64(n) / 1e12; tb >= 0.9995 && tb < 100 {
 		// Labels of large disks have two decimals: 1.92 TB, 7.68 TB.
-		s := strconv.FormatFloat(tb, 'f', 2, 64)
-		return strings.TrimSuffix(strings.TrimRight(s, "0"), ".") + nbsp + "TB"
+		digits := strconv.FormatFloat(tb, 'f', 2, 64)
+		return strings.TrimSuffix(strings.TrimRight(digits, "0"), ".") + nbsp + "TB"
 	}
 	return strings.ReplaceAll(lpmos.FormatBytes(n), " ", nbsp)
 }
 
 // gib is for memory, which is sold in powers of two. The kernel shows a little
 // less than is installed, so half a unit is rounded up.
-func gib(n int64) string {
+func (s *tongue) gib(n int64) string {
 	if n <= 0 {
-		return "unknown"
+		return s.T("unknown")
 	}
 	g := float64(n) / (1 << 30)
 	if g < 10 {
@@ -144,9 +174,9 @@ func gib(n int64) string {
 	return count(int(g+0.5)) + nbsp + "GiB"
 }
 
-func speed(bytesPerSecond int64) string {
+func (s *tongue) speed(bytesPerSecond int64) string {
 	if bytesPerSecond <= 0 {
-		return "unknown"
+		return s.T("unknown")
 	}
 	mb := float64(bytesPerSecond) / 1e6
 	if mb < 9.95 {
@@ -162,13 +192,6 @@ func count(n int) string {
 		s = s[:i] + "," + s[i:]
 	}
 	return s
-}
-
-func plural(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return count(n) + " " + many
 }
 
 // short is how people say a task id.
@@ -199,11 +222,11 @@ var statusWords = map[lpmos.Status]string{
 	lpmos.Failed: "Failed", lpmos.Rejected: "Rejected", lpmos.Canceled: "Canceled",
 }
 
-func statusWord(s lpmos.Status) string {
-	if word, ok := statusWords[s]; ok {
-		return word
+func (s *tongue) statusWord(status lpmos.Status) string {
+	if word, ok := statusWords[status]; ok {
+		return s.T(word)
 	}
-	return string(s)
+	return string(status)
 }
 
 // theme is the preference of this browser; "" follows its system.
@@ -214,17 +237,23 @@ func theme(r *http.Request) string {
 	return ""
 }
 
-// preferences stores what concerns this browser only and goes back.
+// preferences stores what concerns this browser only and goes back. A value
+// that is none of the choices forgets what was chosen.
 func (w *Web) preferences(rw http.ResponseWriter, r *http.Request) {
 	if !readForm(rw, r) {
 		return
 	}
-	c := &http.Cookie{Name: "lpmos_theme", Value: r.PostForm.Get("theme"), Path: "/", MaxAge: 400 * 24 * 3600,
-		HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode}
-	if c.Value != "light" && c.Value != "dark" {
-		c.Value, c.MaxAge = "", -1
+	for name, choices := range map[string][]string{"theme": {"light", "dark"}, "lang": tagNames} {
+		if !r.PostForm.Has(name) {
+			continue
+		}
+		c := &http.Cookie{Name: "lpmos_" + name, Value: r.PostForm.Get(name), Path: "/", MaxAge: 400 * 24 * 3600,
+			HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode}
+		if !slices.Contains(choices, c.Value) {
+			c.Value, c.MaxAge = "", -1
+		}
+		http.SetCookie(rw, c)
 	}
-	http.SetCookie(rw, c)
 	http.Redirect(rw, r, localPath(r.PostForm.Get("return")), http.StatusSeeOther)
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 )
 
 // Figures older than this say so instead of looking alive: agents report once
@@ -44,7 +45,7 @@ type row struct {
 
 func (w *Web) newRow(t lpmos.Task, images []lpmos.Image) row {
 	t = w.whole(t)
-	r := row{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Link: "/tasks/" + t.ID, Age: age(w.cfg.Now().Sub(t.UpdatedAt))}
+	r := row{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Link: "/tasks/" + t.ID, Age: w.age(w.cfg.Now().Sub(t.UpdatedAt))}
 	if t.Hardware != nil {
 		r.Serial = t.Hardware.System.Serial
 	}
@@ -70,7 +71,7 @@ func (w *Web) now(t lpmos.Task) (string, *run) {
 	case lpmos.Pending:
 		return "waits for the machine to boot from the network", nil
 	case lpmos.AwaitingApproval:
-		return planLine(t.Plan), nil
+		return w.planLine(t.Plan), nil
 	case lpmos.Approved:
 		return "waits for its permit to erase", nil
 	case lpmos.Installing:
@@ -99,7 +100,7 @@ func (w *Web) now(t lpmos.Task) (string, *run) {
 	return "", nil
 }
 
-func planLine(p *lpmos.Plan) string {
+func (s *tongue) planLine(p *lpmos.Plan) string {
 	switch {
 	case p == nil:
 		return "the plan is being made"
@@ -108,11 +109,11 @@ func planLine(p *lpmos.Plan) string {
 	}
 	for _, d := range p.Observed {
 		if d.Disk == p.Effect.Target {
-			h := holds(d.Content, d.Unknown)
+			h := s.holds(d.Content, d.Unknown)
 			if h.Blank {
-				return "erases 1 blank disk, " + size(d.Disk.SizeBytes)
+				return "erases 1 blank disk, " + s.size(d.Disk.SizeBytes)
 			}
-			return "erases " + size(d.Disk.SizeBytes) + ": " + h.String()
+			return "erases " + s.size(d.Disk.SizeBytes) + ": " + h.String()
 		}
 	}
 	return "erases 1 disk"
@@ -133,28 +134,28 @@ func (w *Web) newRun(t lpmos.Task) *run {
 		return r
 	}
 	if d := p.Details; d != nil && d.BytesPerSecond > 0 && d.BytesTotal > 0 {
-		r.Speed = speed(d.BytesPerSecond)
-		r.Left = left(d)
+		r.Speed = w.speed(d.BytesPerSecond)
+		r.Left = w.left(d)
 	}
 	return r
 }
 
 // left is the time until the bytes of a stage are there, rounded: a figure
 // that changes every second says more than is known.
-func left(d *lpmos.ProgressDetails) string {
+func (s *tongue) left(d *lpmos.ProgressDetails) string {
 	if d == nil || d.BytesPerSecond <= 0 || d.BytesTotal <= 0 {
-		return "unknown"
+		return s.T("unknown")
 	}
-	s := (d.BytesTotal - d.BytesDownloaded) / d.BytesPerSecond
+	sec := (d.BytesTotal - d.BytesDownloaded) / d.BytesPerSecond
 	switch {
-	case s < 0:
-		return "unknown"
-	case s < 60:
-		return count(int(s/10*10+10)) + nbsp + "s"
-	case s < 2*3600:
-		return count(int((s+30)/60)) + nbsp + "min"
+	case sec < 0:
+		return s.T("unknown")
+	case sec < 60:
+		return s.unit(count(int(sec/10*10+10)), "s")
+	case sec < 2*3600:
+		return s.unit(count(int((sec+30)/60)), "min")
 	}
-	return count(int((s+1800)/3600)) + nbsp + "h"
+	return s.unit(count(int((sec+1800)/3600)), "h")
 }
 
 // need is one line of what waits for a person.
@@ -243,7 +244,7 @@ func (w *Web) dashboard(rw http.ResponseWriter, r *http.Request) {
 	v.Needs = v.Needs[:min(len(v.Needs), dashboardNeeds)]
 	for i := range v.Needs {
 		if !v.Needs[i].Since.IsZero() {
-			v.Needs[i].Age = age(now.Sub(v.Needs[i].Since))
+			v.Needs[i].Age = w.age(now.Sub(v.Needs[i].Since))
 		}
 	}
 	running := ask(dashboardRunning, lpmos.Installing, lpmos.Verifying)
@@ -273,10 +274,10 @@ func (w *Web) approvalNeed(t lpmos.Task, images []lpmos.Image) need {
 	case p.Problem != "":
 		n.Title, n.Text = t.Hostname+" cannot be installed as asked", p.Problem
 	default:
-		n.Title = t.Hostname + ": erase a blank disk of " + size(p.Effect.Target.SizeBytes) + "?"
+		n.Title = t.Hostname + ": erase a blank disk of " + w.size(p.Effect.Target.SizeBytes) + "?"
 		for _, d := range p.Observed {
-			if h := holds(d.Content, d.Unknown); d.Disk == p.Effect.Target && !h.Blank {
-				n.Title = t.Hostname + ": erase " + size(d.Disk.SizeBytes) + " with data on it?"
+			if h := w.holds(d.Content, d.Unknown); d.Disk == p.Effect.Target && !h.Blank {
+				n.Title = t.Hostname + ": erase " + w.size(d.Disk.SizeBytes) + " with data on it?"
 				n.Text = "Found: " + h.String() + ". " + n.Text
 			}
 		}
@@ -295,6 +296,7 @@ type listView struct {
 	Next    string // address of the next page
 	First   bool   // no cursor was given
 	Empty   bool   // there is no task at all
+	Problem string // why Query cannot be read
 	Command string
 }
 
@@ -311,9 +313,13 @@ func (w *Web) taskList(rw http.ResponseWriter, r *http.Request) {
 	rev, q := w.rev(), r.URL.Query()
 	v := listView{Query: strings.TrimSpace(lpmos.Shorten(q.Get("q"), 256)), Status: lpmos.Status(q.Get("status")), Region: q.Get("region_id"),
 		Regions: w.reader.Regions(), First: q.Get("cursor") == ""}
-	query := api.Query{Text: v.Query, RegionID: v.Region, Limit: 100, Cursor: q.Get("cursor")}
+	filter, err := query.Parse(v.Query)
+	if err != nil {
+		v.Problem = sentence(err.Error())
+	}
+	ask := api.Query{Filter: filter, RegionID: v.Region, Limit: 100, Cursor: q.Get("cursor")}
 	if v.Status.Valid() {
-		query.Statuses = []lpmos.Status{v.Status}
+		ask.Statuses = []lpmos.Status{v.Status}
 	} else {
 		v.Status = ""
 	}
@@ -336,9 +342,12 @@ func (w *Web) taskList(rw http.ResponseWriter, r *http.Request) {
 	v.Empty = all == 0
 	v.Views = append(v.Views, savedView{Label: "All", Link: address("", ""), Count: all, Current: v.Status == ""})
 	for _, s := range []lpmos.Status{lpmos.AwaitingApproval, lpmos.Failed, lpmos.Installing, lpmos.Verifying, lpmos.Pending, lpmos.Approved, lpmos.Completed, lpmos.Rejected, lpmos.Canceled} {
-		v.Views = append(v.Views, savedView{Label: statusWord(s), Link: address(s, ""), Count: counts[s], Current: v.Status == s, Warn: s == lpmos.AwaitingApproval && counts[s] > 0, Status: s})
+		v.Views = append(v.Views, savedView{Label: w.statusWord(s), Link: address(s, ""), Count: counts[s], Current: v.Status == s, Warn: s == lpmos.AwaitingApproval && counts[s] > 0, Status: s})
 	}
-	found := w.reader.Tasks(query)
+	var found api.Page
+	if v.Problem == "" {
+		found = w.reader.Tasks(ask)
+	}
 	v.Total = found.Total
 	images := w.reader.Images()
 	for _, t := range found.Tasks {
@@ -373,7 +382,7 @@ type regionView struct {
 func (w *Web) newRegion(r lpmos.Region) regionView {
 	v := regionView{Region: r, Online: r.Status == "online", Word: "Offline"}
 	if !r.Since.IsZero() {
-		v.Age = age(w.cfg.Now().Sub(r.Since))
+		v.Age = w.age(w.cfg.Now().Sub(r.Since))
 	}
 	if v.Online {
 		v.Word = "Online"

@@ -46,19 +46,19 @@ type nicView struct {
 	Boot, Up                bool
 }
 
-func newMachine(t lpmos.Task) *machineView {
+func (s *tongue) newMachine(t lpmos.Task) *machineView {
 	h := t.Hardware
 	if h == nil {
 		return nil
 	}
 	v := &machineView{
-		Model: model(h), Serial: h.System.Serial, UUID: h.System.UUID, Asset: h.Chassis.AssetTag,
-		CPU: cpuWords(h.CPU), Memory: gib(h.Memory.TotalBytes), Firmware: firmwareWords(h), SecureBoot: secureBootWords(h),
+		Model: s.model(h), Serial: h.System.Serial, UUID: h.System.UUID, Asset: h.Chassis.AssetTag,
+		CPU: s.cpuWords(h.CPU), Memory: s.gib(h.Memory.TotalBytes), Firmware: s.firmwareWords(h), SecureBoot: s.secureBootWords(h),
 		Board: strings.TrimSpace(h.Board.Manufacturer + " " + h.Board.Product),
 		Agent: strings.Trim(strings.TrimSpace(h.Agent+", Linux "+h.Kernel), ", "),
 	}
 	for _, d := range h.Disks {
-		v.Disks = append(v.Disks, newDisk(d, t.Plan))
+		v.Disks = append(v.Disks, s.newDisk(d, t.Plan))
 	}
 	slices.SortStableFunc(v.Disks, func(a, b diskView) int {
 		if a.Target != b.Target {
@@ -70,25 +70,25 @@ func newMachine(t lpmos.Task) *machineView {
 		return cmp.Compare(b.Bytes, a.Bytes)
 	})
 	for _, n := range h.NICs {
-		v.NICs = append(v.NICs, nicView{n.Name, n.Driver, n.MAC.String(), linkWords(n), n.Boot, n.Link})
+		v.NICs = append(v.NICs, nicView{n.Name, n.Driver, n.MAC.String(), s.linkWords(n), n.Boot, n.Link})
 	}
 	return v
 }
 
-func newDisk(d lpmos.Disk, p *lpmos.Plan) diskView {
-	h := holds(d.Content, d.ContentUnknownBecause)
-	v := diskView{Size: size(d.SizeBytes), Bytes: d.SizeBytes, Title: diskTitle(d), WWN: d.WWN, Device: d.Device, Found: h.String(), Held: h}
-	v.IDKind, v.ID = diskID(d.Ref())
+func (s *tongue) newDisk(d lpmos.Disk, p *lpmos.Plan) diskView {
+	h := s.holds(d.Content, d.ContentUnknownBecause)
+	v := diskView{Size: s.size(d.SizeBytes), Bytes: d.SizeBytes, Title: s.diskTitle(d), WWN: d.WWN, Device: d.Device, Found: h.String(), Held: h}
+	v.IDKind, v.ID = s.diskID(d.Ref())
 	v.Target = p != nil && p.Problem == "" && p.Effect.Target == d.Ref()
 	add := func(name string, bytes int64, label string, f *lpmos.Filesystem) {
-		q := partView{Name: name, Size: size(bytes), Used: "–", FS: "none found", Label: label}
+		q := partView{Name: name, Size: s.size(bytes), Used: "–", FS: "none found", Label: label}
 		if f != nil {
-			q.FS, q.Label = typeWords(f.Type), filesystemWords(f)
+			q.FS, q.Label = s.typeWords(f.Type), s.filesystemWords(f)
 			if q.Label == q.FS {
 				q.Label = label
 			}
 			if f.UsedBytes > 0 {
-				q.Used = size(f.UsedBytes)
+				q.Used = s.size(f.UsedBytes)
 			}
 		}
 		v.Parts = append(v.Parts, q)
@@ -135,17 +135,17 @@ type plannedView struct {
 
 var roleWords = map[string]string{"bios-boot": "BIOS boot", "esp": "EFI", "root": "root"}
 
-func newPlan(t lpmos.Task, images []lpmos.Image) *planView {
+func (s *tongue) newPlan(t lpmos.Task, images []lpmos.Image) *planView {
 	p, e := t.Plan, t.Plan.Effect
 	v := &planView{
 		Digest: p.Digest, Problem: p.Problem, Image: imageTitle(images, e.Image.OS, e.Image.Version, e.Image.Arch) + ", " + e.Image.Arch,
-		ImageSize: size(e.Image.UsedBytes), ImgDigest: e.Image.Digest, Hostname: e.Hostname, BootMode: strings.ToUpper(e.BootMode),
+		ImageSize: s.size(e.Image.UsedBytes), ImgDigest: e.Image.Digest, Hostname: e.Hostname, BootMode: strings.ToUpper(e.BootMode),
 		Files: e.Files, Erases: p.ErasesData(), Hazards: p.Hazards, EndOf: api.SerialEnd(e.Target),
 	}
-	v.EndKind, _ = diskID(e.Target)
+	v.EndKind, _ = s.diskID(e.Target)
 	v.Network = e.Network.Mode
 	if e.Network.Mode == "dhcp" {
-		v.Network = "DHCP on " + plural(len(e.Network.MACs), "network port", "network ports")
+		v.Network = "DHCP on " + s.N(len(e.Network.MACs), "1 network port", "%s network ports")
 	}
 	for _, k := range e.SSHKeys {
 		v.Keys = append(v.Keys, keyWords(k))
@@ -153,8 +153,8 @@ func newPlan(t lpmos.Task, images []lpmos.Image) *planView {
 	var layout []string
 	for _, q := range e.Partitions {
 		role := cmp.Or(roleWords[q.Role], q.Role)
-		v.Parts = append(v.Parts, plannedView{q.Number, role, size(q.SizeBytes), cmp.Or(q.FS, "–"), q.Mount})
-		s := role + " " + size(q.SizeBytes)
+		v.Parts = append(v.Parts, plannedView{q.Number, role, s.size(q.SizeBytes), cmp.Or(q.FS, "–"), q.Mount})
+		s := role + " " + s.size(q.SizeBytes)
 		if q.FS != "" {
 			s += " (" + q.FS + ")"
 		}
@@ -163,16 +163,16 @@ func newPlan(t lpmos.Task, images []lpmos.Image) *planView {
 	v.Layout = strings.Join(layout, ", ")
 	if t.Hardware != nil {
 		for _, d := range t.Hardware.Disks {
-			dv := newDisk(d, p)
+			dv := s.newDisk(d, p)
 			if dv.Target {
 				v.Target = &dv
-				v.Before, v.BeforeAlt = mapBefore(d)
+				v.Before, v.BeforeAlt = s.mapBefore(d)
 			} else {
 				v.Others = append(v.Others, dv)
 			}
 		}
 	}
-	v.After, v.AfterAlt = mapAfter(e)
+	v.After, v.AfterAlt = s.mapAfter(e)
 	return v
 }
 
@@ -230,7 +230,7 @@ func segments(pieces []piece, total int64) []segment {
 
 func pct(f float64) string { return strconv.FormatFloat(f, 'f', 2, 64) + "%" }
 
-func mapBefore(d lpmos.Disk) ([]segment, string) {
+func (s *tongue) mapBefore(d lpmos.Disk) ([]segment, string) {
 	var pieces []piece
 	var words []string
 	var sum int64
@@ -238,9 +238,9 @@ func mapBefore(d lpmos.Disk) ([]segment, string) {
 	for _, q := range d.Content.Partitions {
 		name := cmp.Or(q.Name, "partition "+strconv.Itoa(q.Number))
 		if q.Filesystem != nil {
-			name = cmp.Or(q.Filesystem.Label, typeWords(q.Filesystem.Type))
+			name = cmp.Or(q.Filesystem.Label, s.typeWords(q.Filesystem.Type))
 		}
-		label := name + " " + size(q.SizeBytes)
+		label := name + " " + s.size(q.SizeBytes)
 		pieces = append(pieces, piece{label, q.SizeBytes, class})
 		words = append(words, label)
 		sum += q.SizeBytes
@@ -251,7 +251,7 @@ func mapBefore(d lpmos.Disk) ([]segment, string) {
 		}
 	}
 	if f := d.Content.Filesystem; f != nil && len(pieces) == 0 {
-		label := cmp.Or(f.Label, typeWords(f.Type)) + " " + size(d.SizeBytes)
+		label := cmp.Or(f.Label, s.typeWords(f.Type)) + " " + s.size(d.SizeBytes)
 		return segments([]piece{{label, d.SizeBytes, "gone"}}, d.SizeBytes), label + "; all of it is erased"
 	}
 	if len(pieces) == 0 {
@@ -263,7 +263,7 @@ func mapBefore(d lpmos.Disk) ([]segment, string) {
 	return segments(pieces, d.SizeBytes), strings.Join(words, ", ") + "; all of it is erased"
 }
 
-func mapAfter(e lpmos.Effect) ([]segment, string) {
+func (s *tongue) mapAfter(e lpmos.Effect) ([]segment, string) {
 	var pieces []piece
 	var words []string
 	for _, q := range e.Partitions {
@@ -271,7 +271,7 @@ func mapAfter(e lpmos.Effect) ([]segment, string) {
 		if q.Role == "root" {
 			class = "new"
 		}
-		label := cmp.Or(roleWords[q.Role], q.Role) + " " + size(q.SizeBytes)
+		label := cmp.Or(roleWords[q.Role], q.Role) + " " + s.size(q.SizeBytes)
 		pieces = append(pieces, piece{label, q.SizeBytes, class})
 		words = append(words, label)
 	}

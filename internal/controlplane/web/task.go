@@ -110,18 +110,18 @@ func (w *Web) task(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	v := w.newTaskView(r.Context(), t)
-	w.show(rw, r, http.StatusOK, "task", page{Title: t.Hostname + ", " + strings.ToLower(statusWord(t.Status)), Nav: "tasks", Watch: t.ID, Rev: rev, Body: v})
+	w.show(rw, r, http.StatusOK, "task", page{Title: t.Hostname + ", " + strings.ToLower(w.statusWord(t.Status)), Nav: "tasks", Watch: t.ID, Rev: rev, Body: v})
 }
 
 func (w *Web) newTaskView(ctx context.Context, t lpmos.Task) taskView {
 	images := w.reader.Images()
-	v := taskView{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Approval: t.Approval, Command: commandWatch(t.ID), Deadline: deadline(t.Status)}
+	v := taskView{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Approval: t.Approval, Command: commandWatch(t.ID), Deadline: w.deadline(t.Status)}
 	if !t.Status.Live() {
 		v.Command = commandShow(t.ID)
 	}
-	v.Headline = headline(t, v.OS)
+	v.Headline = w.headline(t, v.OS)
 	v.Lead = v.OS
-	if m := model(t.Hardware); m != "" {
+	if m := w.model(t.Hardware); m != "" {
 		v.Lead += " on a " + m
 	}
 	v.Lead += ", region " + t.RegionID
@@ -132,22 +132,22 @@ func (w *Web) newTaskView(ctx context.Context, t lpmos.Task) taskView {
 	}
 	v.Steps = w.steps(t, events)
 	for _, e := range slices.Backward(events) {
-		v.Events = append(v.Events, newEvent(e, t))
+		v.Events = append(v.Events, w.newEvent(e, t))
 	}
 	v.Progress = w.newProgress(t)
-	v.Failure = newFailure(t)
-	v.Machine = newMachine(t)
+	v.Failure = w.newFailure(t)
+	v.Machine = w.newMachine(t)
 	if t.Plan != nil {
-		v.Plan = newPlan(t, images)
+		v.Plan = w.newPlan(t, images)
 	}
-	v.Actions = actionsFor(t)
+	v.Actions = w.actionsFor(t)
 	for _, l := range t.LogTail {
 		v.Log = append(v.Log, w.splitLog(l))
 	}
 	return v
 }
 
-func headline(t lpmos.Task, os string) string {
+func (s *tongue) headline(t lpmos.Task, os string) string {
 	name := t.Hostname
 	switch t.Status {
 	case lpmos.Pending:
@@ -195,8 +195,8 @@ func headline(t lpmos.Task, os string) string {
 	return name
 }
 
-func deadline(s lpmos.Status) string {
-	switch s {
+func (s *tongue) deadline(status lpmos.Status) string {
+	switch status {
 	case lpmos.Pending, lpmos.AwaitingApproval:
 		return "Fails if nothing happens for 7 days"
 	case lpmos.Approved:
@@ -249,7 +249,7 @@ func (w *Web) steps(t lpmos.Task, events []lpmos.Event) []step {
 		case i < at || i == at && s == lpmos.Completed:
 			st.State, st.Icon = "done", "completed"
 			if d, ok := took[s]; ok && s != lpmos.Completed {
-				st.Note = map[lpmos.Status]string{lpmos.Pending: "booted in ", lpmos.AwaitingApproval: "waited "}[s] + age(d)
+				st.Note = map[lpmos.Status]string{lpmos.Pending: "booted in ", lpmos.AwaitingApproval: "waited "}[s] + w.age(d)
 			}
 			if s == lpmos.Approved && t.Approval != nil && t.Approval.By != "" {
 				// Where from is in the facts; here is room for a name.
@@ -260,11 +260,11 @@ func (w *Web) steps(t lpmos.Task, events []lpmos.Event) []step {
 				st.Note = "called home"
 			}
 		case i == at && stopped:
-			st.State, st.Icon, st.Note = "failed", string(t.Status), strings.ToLower(statusWord(t.Status))
+			st.State, st.Icon, st.Note = "failed", string(t.Status), strings.ToLower(w.statusWord(t.Status))
 		case i == at:
 			st.State, st.Icon = "now", string(s)
 			if !t.UpdatedAt.IsZero() {
-				st.Note = "for " + age(w.cfg.Now().Sub(t.UpdatedAt))
+				st.Note = "for " + w.age(w.cfg.Now().Sub(t.UpdatedAt))
 			}
 			if s == lpmos.Installing && t.Progress != nil {
 				st.Note = "stage " + strconv.Itoa(t.Progress.Stage.Number()) + " of 4"
@@ -299,7 +299,7 @@ func (w *Web) newProgress(t lpmos.Task) *progressView {
 			v.BytesOf = "written"
 		}
 		if d := p.Details; d != nil && d.BytesTotal > 0 {
-			v.Done, v.Total = size(max(d.BytesDownloaded, 1)), size(d.BytesTotal)
+			v.Done, v.Total = w.size(max(d.BytesDownloaded, 1)), w.size(d.BytesTotal)
 			if d.BytesDownloaded <= 0 {
 				v.Done = "0" + nbsp + "B"
 			}
@@ -308,7 +308,7 @@ func (w *Web) newProgress(t lpmos.Task) *progressView {
 			if w.cfg.Now().Sub(p.UpdatedAt) > staleAfter {
 				v.AsOf = w.moment(p.UpdatedAt)
 			} else if d := p.Details; d != nil {
-				v.Speed, v.Left = speed(d.BytesPerSecond), left(d)
+				v.Speed, v.Left = w.speed(d.BytesPerSecond), w.left(d)
 			}
 		}
 	}
@@ -332,7 +332,7 @@ func (w *Web) newProgress(t lpmos.Task) *progressView {
 	return v
 }
 
-func newFailure(t lpmos.Task) *failureView {
+func (s *tongue) newFailure(t lpmos.Task) *failureView {
 	e := t.Error
 	if t.Status != lpmos.Failed || e == nil {
 		return nil
@@ -344,10 +344,10 @@ func newFailure(t lpmos.Task) *failureView {
 		v.Title += " in stage " + strconv.Itoa(e.Stage.Number()) + " of 4, " + string(e.Stage)
 		v.Disks = "The disk of the plan is erased and may not boot."
 		if t.Plan != nil {
-			_, id := diskID(t.Plan.Effect.Target)
-			v.Disks = "The disk " + id + " (" + size(t.Plan.Effect.Target.SizeBytes) + ") is erased and may not boot."
+			_, id := s.diskID(t.Plan.Effect.Target)
+			v.Disks = "The disk " + id + " (" + s.size(t.Plan.Effect.Target.SizeBytes) + ") is erased and may not boot."
 			if n := len(t.Plan.Observed) - 1; n > 0 {
-				v.Disks += " " + plural(n, "other disk is", "other disks are") + " untouched."
+				v.Disks += " " + s.N(n, "1 other disk is", "%s other disks are") + " untouched."
 			}
 		}
 	}
@@ -359,7 +359,7 @@ func newFailure(t lpmos.Task) *failureView {
 
 // actionsFor lists everything that can ever be done with a task. What cannot
 // be done now stays visible and says why.
-func actionsFor(t lpmos.Task) []action {
+func (s *tongue) actionsFor(t lpmos.Task) []action {
 	base := "/tasks/" + t.ID
 	out := []action{
 		{ID: "approve", Icon: "approved", Label: "Review and decide", Kind: "primary", Link: base + "/approve", Note: "Shows what is lost, what stays and what comes."},
@@ -381,11 +381,11 @@ func actionsFor(t lpmos.Task) []action {
 	case lpmos.Pending:
 		off(0, "the machine has not reported its hardware yet.")
 	case lpmos.Rejected:
-		off(0, "it was rejected"+byWords(by)+".")
+		off(0, "it was rejected"+s.byWords(by)+".")
 	case lpmos.Failed, lpmos.Completed, lpmos.Canceled:
 		off(0, "the task has ended.")
 	default:
-		off(0, "it was approved"+byWords(by)+".")
+		off(0, "it was approved"+s.byWords(by)+".")
 	}
 	if !t.Status.Allows(lpmos.CauseCanceled) {
 		switch t.Status {
@@ -411,15 +411,15 @@ func actionsFor(t lpmos.Task) []action {
 	return out
 }
 
-func byWords(who string) string {
+func (s *tongue) byWords(who string) string {
 	if who == "" {
 		return ""
 	}
 	return " by " + who
 }
 
-func newEvent(e lpmos.Event, t lpmos.Task) eventView {
-	v := eventView{At: e.At, Status: e.To, Text: causeWord(e.Cause), By: e.By, Note: e.Message}
+func (s *tongue) newEvent(e lpmos.Event, t lpmos.Task) eventView {
+	v := eventView{At: e.At, Status: e.To, Text: s.causeWord(e.Cause), By: e.By, Note: e.Message}
 	if t.Attempt > 1 && (e.Cause == lpmos.CauseNextAttempt || e.Cause == lpmos.CauseRetried) {
 		v.Text += ", attempt " + strconv.Itoa(e.Attempt)
 	}

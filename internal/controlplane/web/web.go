@@ -60,7 +60,11 @@ type Config struct {
 }
 
 // Web serves the pages. Make one with New.
+//
+// Handlers are methods of a copy that speaks the language of the request:
+// everything but tongue and pages is the same in all copies.
 type Web struct {
+	*tongue
 	reader  Reader
 	history History
 	actions Actions
@@ -69,6 +73,7 @@ type Web struct {
 	pages   map[string]*template.Template
 	static  assets
 	mux     *http.ServeMux
+	in      map[string]*Web // by tag
 }
 
 // New parses the templates and prepares the static files; it fails only when
@@ -80,51 +85,66 @@ func New(reader Reader, history History, actions Actions, cfg Config, log *slog.
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	w := &Web{reader: reader, history: history, actions: actions, cfg: cfg, log: log, mux: http.NewServeMux()}
-	var err error
-	if w.static, err = newAssets(); err != nil {
+	static, err := newAssets()
+	if err != nil {
 		return nil, fmt.Errorf("read static files: %w", err)
 	}
-	if w.pages, err = w.parse(); err != nil {
-		return nil, fmt.Errorf("parse templates: %w", err)
+	mux, in := http.NewServeMux(), map[string]*Web{}
+	for _, tag := range tagNames {
+		s, err := newTongue(tag)
+		if err != nil {
+			return nil, fmt.Errorf("read translations: %w", err)
+		}
+		w := &Web{tongue: s, reader: reader, history: history, actions: actions, cfg: cfg, log: log, static: static, mux: mux, in: in}
+		if w.pages, err = w.parse(); err != nil {
+			return nil, fmt.Errorf("parse templates: %w", err)
+		}
+		in[tag] = w
 	}
-	for _, r := range w.routes() {
-		w.mux.HandleFunc(r.pattern, r.handler)
+	w := in[tagNames[0]]
+	for _, r := range routes {
+		mux.HandleFunc(r.pattern, func(rw http.ResponseWriter, req *http.Request) { r.handler(w.speaking(req), rw, req) })
 	}
 	return w, nil
 }
 
+// speaking is the copy for the language of a request.
+func (w *Web) speaking(r *http.Request) *Web { return w.in[tagOf(r)] }
+
 type route struct {
 	pattern string // of http.ServeMux: method and path
-	handler http.HandlerFunc
+	handler func(*Web, http.ResponseWriter, *http.Request)
 }
 
-func (w *Web) routes() []route {
-	home := func(rw http.ResponseWriter, r *http.Request) { http.Redirect(rw, r, "/dashboard", http.StatusFound) }
+var routes = func() []route {
+	home := func(_ *Web, rw http.ResponseWriter, r *http.Request) {
+		http.Redirect(rw, r, "/dashboard", http.StatusFound)
+	}
+	asset := func(w *Web, rw http.ResponseWriter, r *http.Request) { w.static.serve(rw, r) }
 	return []route{
 		{"GET /{$}", home},
-		{"GET /dashboard", w.dashboard},
-		{"GET /tasks", w.taskList},
-		{"GET /tasks/create", w.createForm},
-		{"POST /tasks/create", w.create},
-		{"GET /tasks/{id}", w.task},
-		{"GET /tasks/{id}/approve", w.approveForm},
-		{"POST /tasks/{id}/approve", w.decide},
-		{"POST /tasks/{id}/cancel", w.cancel},
-		{"POST /tasks/{id}/retry", w.retry},
-		{"POST /tasks/{id}/delete", w.delete},
-		{"GET /tasks/{id}/log", w.taskLog},
-		{"GET /regions", w.regions},
-		{"POST /preferences", w.preferences},
-		{"GET /static/{hash}/{path...}", w.static.serve},
+		{"GET /dashboard", (*Web).dashboard},
+		{"GET /tasks", (*Web).taskList},
+		{"GET /tasks/create", (*Web).createForm},
+		{"POST /tasks/create", (*Web).create},
+		{"GET /tasks/{id}", (*Web).task},
+		{"GET /tasks/{id}/approve", (*Web).approveForm},
+		{"POST /tasks/{id}/approve", (*Web).decide},
+		{"POST /tasks/{id}/cancel", (*Web).cancel},
+		{"POST /tasks/{id}/retry", (*Web).retry},
+		{"POST /tasks/{id}/delete", (*Web).delete},
+		{"GET /tasks/{id}/log", (*Web).taskLog},
+		{"GET /regions", (*Web).regions},
+		{"POST /preferences", (*Web).preferences},
+		{"GET /static/{hash}/{path...}", asset},
 	}
-}
+}()
 
 // Routes lists what Handler serves as patterns of http.ServeMux, such as
 // "GET /tasks/{id}", for a router that mounts it beside other routes.
 func (w *Web) Routes() []string {
 	var out []string
-	for _, r := range w.routes() {
+	for _, r := range routes {
 		out = append(out, r.pattern)
 	}
 	return out
@@ -134,6 +154,7 @@ func (w *Web) Routes() []string {
 // every other path.
 func (w *Web) Handler() http.Handler {
 	return Headers(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w := w.speaking(r)
 		_, pattern := w.mux.Handler(r)
 		if pattern != "" {
 			w.mux.ServeHTTP(rw, r)
@@ -146,20 +167,20 @@ func (w *Web) Handler() http.Handler {
 		if probe.status == http.StatusMethodNotAllowed {
 			rw.Header().Set("Allow", probe.header.Get("Allow"))
 			w.showProblem(rw, r, problem{
-				Status: probe.status, Icon: "stop", Title: "This page cannot be " + methodVerb(r.Method),
-				Text: "Nothing was changed. Changes are sent by the buttons of a page.",
+				Status: probe.status, Icon: "stop", Title: w.methodTitle(r.Method),
+				Text: w.T("Nothing was changed. Changes are sent by the buttons of a page."),
 			})
 			return
 		}
-		w.showProblem(rw, r, notFoundPage(r.URL.Path))
+		w.showProblem(rw, r, w.notFoundPage(r.URL.Path))
 	}))
 }
 
-func methodVerb(method string) string {
+func (s *tongue) methodTitle(method string) string {
 	if method == http.MethodGet || method == http.MethodHead {
-		return "opened, only sent to"
+		return s.T("This page cannot be opened, only sent to")
 	}
-	return "sent to"
+	return s.T("This page cannot be sent to")
 }
 
 // headOnly takes what the mux says of a request that no route serves.
@@ -185,6 +206,7 @@ type page struct {
 	Version  string
 	Person   string
 	Theme    string
+	Lang     string
 	Return   string // this page again, after a preference was stored
 	Search   string
 	Awaiting int
@@ -198,7 +220,7 @@ type page struct {
 // is a 500 and not half a page.
 func (w *Web) show(rw http.ResponseWriter, r *http.Request, status int, name string, p page) {
 	p.Site, p.Version, p.Person = w.cfg.SiteName, w.cfg.Version, w.cfg.Person(r)
-	p.Theme, p.Return, p.Now = theme(r), "/dashboard", w.cfg.Now()
+	p.Theme, p.Lang, p.Return, p.Now = theme(r), w.tag, "/dashboard", w.cfg.Now()
 	if r.Method == http.MethodGet {
 		p.Return = r.URL.RequestURI()
 	}
@@ -210,11 +232,13 @@ func (w *Web) show(rw http.ResponseWriter, r *http.Request, status int, name str
 	var b bytes.Buffer
 	if err := w.pages[name].ExecuteTemplate(&b, "layout", p); err != nil {
 		w.log.Error("page not rendered", "page", name, "err", err)
-		http.Error(rw, "This page could not be drawn. Nothing was changed.", http.StatusInternalServerError)
+		http.Error(rw, w.T("This page could not be drawn. Nothing was changed."), http.StatusInternalServerError)
 		return
 	}
 	h := rw.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Language", p.Lang)
+	h.Set("Vary", "Accept-Language, Cookie")
 	// What waits for a decision must never come from a cache, not even on Back.
 	h.Set("Cache-Control", "no-store")
 	rw.WriteHeader(status)
@@ -246,45 +270,45 @@ type problem struct {
 	LinkLabel string
 }
 
-func notFoundPage(path string) problem {
-	return problem{Status: http.StatusNotFound, Icon: "search", Title: "There is no page here",
-		Text: lpmos.Shorten(path, 80) + " is not a page of this site. It may have been typed wrongly.", Link: "/dashboard", LinkLabel: "Overview"}
+func (s *tongue) notFoundPage(path string) problem {
+	return problem{Status: http.StatusNotFound, Icon: "search", Title: s.T("There is no page here"),
+		Text: s.T("%s is not a page of this site. It may have been typed wrongly.", lpmos.Shorten(path, 80)), Link: "/dashboard", LinkLabel: s.T("Overview")}
 }
 
 // fail is where errors of readers and actions become pages.
 func (w *Web) fail(rw http.ResponseWriter, r *http.Request, err error) {
 	invalid, isInvalid := errors.AsType[*lpmos.InvalidError](err)
-	p := problem{Link: "/tasks", LinkLabel: "All tasks"}
+	p := problem{Link: "/tasks", LinkLabel: w.T("All tasks")}
 	if id := r.PathValue("id"); lpmos.ValidTaskID(id) {
-		p.Link, p.LinkLabel = "/tasks/"+id, "Open the task"
+		p.Link, p.LinkLabel = "/tasks/"+id, w.T("Open the task")
 	}
 	switch {
 	case errors.Is(err, lpmos.ErrNotFound):
-		p.Status, p.Icon, p.Title = http.StatusNotFound, "search", "There is no such task"
-		p.Text = "It may have been deleted, or the address is incomplete: ids have 32 hexadecimal digits."
-		p.Link, p.LinkLabel = "/tasks", "All tasks"
+		p.Status, p.Icon, p.Title = http.StatusNotFound, "search", w.T("There is no such task")
+		p.Text = w.T("It may have been deleted, or the address is incomplete: ids have 32 hexadecimal digits.")
+		p.Link, p.LinkLabel = "/tasks", w.T("All tasks")
 	case isInvalid:
-		p.Status, p.Icon, p.Title, p.Text = http.StatusBadRequest, "warning", "This was not accepted", "Nothing was changed: "+invalid.Error()+"."
+		p.Status, p.Icon, p.Title, p.Text = http.StatusBadRequest, "warning", w.T("This was not accepted"), w.T("Nothing was changed: %s.", w.Said(invalid.Error()))
 	case errors.Is(err, lpmos.ErrConflict):
-		p.Status, p.Icon, p.Title = http.StatusConflict, "info", "This is not possible now"
-		p.Text = sentence(err.Error()) + " Nothing was changed by you."
+		p.Status, p.Icon, p.Title = http.StatusConflict, "info", w.T("This is not possible now")
+		p.Text = w.T("%s Nothing was changed by you.", w.Said(sentence(err.Error())))
 	case errors.Is(err, lpmos.ErrUnavailable):
-		p.Status, p.Icon, p.Title = http.StatusServiceUnavailable, "clock", "The store does not answer"
-		p.Text = "Nothing you sent was stored. Running installs go on without it. The same request may be repeated."
+		p.Status, p.Icon, p.Title = http.StatusServiceUnavailable, "clock", w.T("The store does not answer")
+		p.Text = w.T("Nothing you sent was stored. Running installs go on without it. The same request may be repeated.")
 		rw.Header().Set("Retry-After", "5")
 	case errors.Is(err, context.Canceled):
 		return // nobody is there to read a page
 	default:
 		w.log.Error("request not served", "path", r.URL.Path, "err", err)
-		p.Status, p.Icon, p.Title = http.StatusInternalServerError, "warning", "Something in the control plane went wrong"
-		p.Text = "The cause is in its log. What you sent may not have been stored: look before you repeat it."
+		p.Status, p.Icon, p.Title = http.StatusInternalServerError, "warning", w.T("Something in the control plane went wrong")
+		p.Text = w.T("The cause is in its log. What you sent may not have been stored: look before you repeat it.")
 	}
 	w.showProblem(rw, r, p)
 }
 
 func (w *Web) showProblem(rw http.ResponseWriter, r *http.Request, p problem) {
 	if p.Link == "" {
-		p.Link, p.LinkLabel = "/tasks", "All tasks"
+		p.Link, p.LinkLabel = "/tasks", w.T("All tasks")
 	}
 	w.show(rw, r, p.Status, "problem", page{Title: p.Title, Body: p})
 }

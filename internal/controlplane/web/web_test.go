@@ -243,9 +243,9 @@ func TestScriptsMakeNoMarkupFromText(t *testing.T) {
 func TestRoutes(t *testing.T) {
 	s := newSite(t, testNow)
 	w := newTestWeb(t, s)
-	routes := w.Routes()
-	if len(routes) != len(w.routes()) || routes[0] != "GET /{$}" {
-		t.Errorf("Routes() = %q", routes)
+	names := w.Routes()
+	if len(names) != len(routes) || names[0] != "GET /{$}" {
+		t.Errorf("Routes() = %q", names)
 	}
 	h := w.Handler()
 	if res, _ := get(t, h, "/"); res.StatusCode != 302 || res.Header.Get("Location") != "/dashboard" {
@@ -568,11 +568,12 @@ func TestFormBoundedBody(t *testing.T) {
 }
 
 func TestNumbers(t *testing.T) {
+	s := &tongue{}
 	for got, want := range map[string]string{
-		count(1234567): "1,234,567", count(999): "999", count(-1234): "-1,234", size(0): "unknown", size(960 * gb): "960\u00a0GB",
-		gib(540_000_000_000): "503\u00a0GiB", speed(31_000_000): "31\u00a0MB/s", speed(0): "unknown", speed(4_200_000): "4.2\u00a0MB/s",
-		left(&lpmos.ProgressDetails{BytesTotal: 100, BytesDownloaded: 0, BytesPerSecond: 1}): "2\u00a0min", left(nil): "unknown",
-		left(&lpmos.ProgressDetails{BytesTotal: 25, BytesPerSecond: 1}): "30\u00a0s",
+		count(1234567): "1,234,567", count(999): "999", count(-1234): "-1,234", s.size(0): "unknown", s.size(960 * gb): "960\u00a0GB",
+		s.gib(540_000_000_000): "503\u00a0GiB", s.speed(31_000_000): "31\u00a0MB/s", s.speed(0): "unknown", s.speed(4_200_000): "4.2\u00a0MB/s",
+		s.left(&lpmos.ProgressDetails{BytesTotal: 100, BytesDownloaded: 0, BytesPerSecond: 1}): "2\u00a0min", s.left(nil): "unknown",
+		s.left(&lpmos.ProgressDetails{BytesTotal: 25, BytesPerSecond: 1}): "30\u00a0s",
 	} {
 		if got != want {
 			t.Errorf("%q; want %q", got, want)

@@ -1,8 +1,8 @@
 package web
 
 import (
-	"cmp"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,20 +17,25 @@ var signatureWords = map[string]string{
 	"zfs_member": "part of a ZFS pool", "isw_raid_member": "part of a firmware RAID", "ddf_raid_member": "part of a firmware RAID",
 }
 
-func typeWords(t string) string { return cmp.Or(signatureWords[t], t) }
+func (s *tongue) typeWords(t string) string {
+	if w, ok := signatureWords[t]; ok {
+		return s.T(w)
+	}
+	return t
+}
 
-func filesystemWords(f *lpmos.Filesystem) string {
-	s := typeWords(f.Type)
+func (s *tongue) filesystemWords(f *lpmos.Filesystem) string {
+	name := s.typeWords(f.Type)
 	switch {
 	case f.OS != "":
-		s = f.OS
+		name = f.OS
 	case f.Label != "":
-		s += " “" + f.Label + "”"
+		name = s.T("%s “%s”", name, f.Label)
 	}
 	if f.Hostname != "" {
-		s += " of host " + f.Hostname
+		return s.T("%s of host %s", name, f.Hostname)
 	}
-	return s
+	return name
 }
 
 // held is everything found, the operating system first.
@@ -41,10 +46,11 @@ type held struct {
 	Host    string // what the installed system calls itself
 	Used    int64  // bytes in use, as far as filesystems say so
 	Names   []string
+	s       *tongue
 }
 
-func holds(c lpmos.Content, unknown string) held {
-	h := held{Blank: c.Empty() && unknown == "", Unknown: unknown}
+func (s *tongue) holds(c lpmos.Content, unknown string) held {
+	h := held{Blank: c.Empty() && unknown == "", Unknown: unknown, s: s}
 	add := func(f *lpmos.Filesystem) {
 		if f == nil {
 			return
@@ -54,7 +60,7 @@ func holds(c lpmos.Content, unknown string) held {
 			h.OS, h.Host = f.OS, f.Hostname
 			return
 		}
-		h.Names = append(h.Names, filesystemWords(f))
+		h.Names = append(h.Names, s.filesystemWords(f))
 	}
 	add(c.Filesystem)
 	for _, p := range c.Partitions {
@@ -68,40 +74,47 @@ func (h held) String() string {
 	var parts []string
 	switch {
 	case h.Unknown != "":
-		return "could not be read: " + h.Unknown
+		return h.s.T("could not be read: %s", h.s.Said(h.Unknown))
 	case h.Blank:
-		return "blank"
+		return h.s.T("blank")
 	case h.OS != "" && h.Host != "":
-		parts = append(parts, h.OS+" of host "+h.Host)
+		parts = append(parts, h.s.T("%s of host %s", h.OS, h.Host))
 	case h.OS != "":
 		parts = append(parts, h.OS)
 	case len(h.Names) > 3:
-		parts = append(parts, h.Names[0], fmt.Sprintf("%d other filesystems", len(h.Names)-1))
+		parts = append(parts, h.Names[0], h.s.N(len(h.Names)-1, "1 other filesystem", "%s other filesystems"))
 	case len(h.Names) > 0:
 		parts = append(parts, h.Names...)
 	default:
-		return "a partition table, no filesystem found"
+		return h.s.T("a partition table, no filesystem found")
 	}
 	if h.Used > 0 {
-		parts = append(parts, size(h.Used)+" in use")
+		parts = append(parts, h.s.T("%s in use", h.s.size(h.Used)))
+	}
+	return h.s.list(parts)
+}
+
+// list is things one after the other.
+func (s *tongue) list(parts []string) string {
+	if s.chinese() {
+		return strings.Join(parts, "，")
 	}
 	return strings.Join(parts, ", ")
 }
 
-func diskTitle(d lpmos.Disk) string {
+func (s *tongue) diskTitle(d lpmos.Disk) string {
 	var parts []string
 	name := strings.TrimSpace(strings.TrimSpace(d.Vendor) + " " + strings.TrimSpace(d.Model))
 	if name != "" {
 		parts = append(parts, name)
 	}
-	parts = append(parts, transportWords(d))
-	return strings.Join(parts, ", ")
+	return s.list(append(parts, s.transportWords(d)))
 }
 
-func transportWords(d lpmos.Disk) string {
-	kind := "SSD"
+func (s *tongue) transportWords(d lpmos.Disk) string {
+	kind := s.T("SSD")
 	if d.Rotational {
-		kind = "hard disk"
+		kind = s.T("hard disk")
 	}
 	names := map[string]string{"nvme": "NVMe", "sata": "SATA", "sas": "SAS", "scsi": "SCSI", "virtio": "virtio", "usb": "USB", "mmc": "MMC", "iscsi": "iSCSI", "fc": "Fibre Channel"}
 	if n, ok := names[d.Transport]; ok {
@@ -115,77 +128,83 @@ func transportWords(d lpmos.Disk) string {
 
 // diskID is the name of a disk that survives a reboot, and what kind of name
 // it is.
-func diskID(r lpmos.DiskRef) (kind, id string) {
+func (s *tongue) diskID(r lpmos.DiskRef) (kind, id string) {
 	switch {
 	case r.Serial != "":
-		return "Serial number", r.Serial
+		return s.T("Serial number"), r.Serial
 	case r.WWN != "":
-		return "WWN", r.WWN
+		return s.T("WWN"), r.WWN
 	}
-	return "Path", r.Path
+	return s.T("Path"), r.Path
 }
 
 // model names a machine by its maker's words.
-func model(h *lpmos.Hardware) string {
+func (s *tongue) model(h *lpmos.Hardware) string {
 	if h == nil {
 		return ""
 	}
-	s := strings.TrimSpace(h.System.Manufacturer + " " + h.System.Product)
-	if s == "" {
-		return "machine of an unnamed maker"
+	name := strings.TrimSpace(h.System.Manufacturer + " " + h.System.Product)
+	if name == "" {
+		return s.T("machine of an unnamed maker")
 	}
-	return s
+	return name
 }
 
-func cpuWords(c lpmos.CPU) string {
+func (s *tongue) cpuWords(c lpmos.CPU) string {
 	// The marks are in the model string of every processor and say nothing.
-	s := strings.Join(strings.Fields(strings.NewReplacer("(R)", "", "(TM)", "", "(tm)", "").Replace(c.Model)), " ")
-	if s == "" {
-		s = c.Architecture + " processor"
+	name := strings.Join(strings.Fields(strings.NewReplacer("(R)", "", "(TM)", "", "(tm)", "").Replace(c.Model)), " ")
+	if name == "" {
+		name = s.T("%s processor", c.Architecture)
 	}
 	if c.Sockets > 1 {
-		s = fmt.Sprintf("%d × %s", c.Sockets, s)
+		name = strconv.Itoa(c.Sockets) + " × " + name
 	}
+	parts := []string{name}
 	if c.Cores > 0 {
-		s += ", " + plural(c.Cores, "core", "cores")
+		parts = append(parts, s.N(c.Cores, "1 core", "%s cores"))
 		if c.Threads > c.Cores {
-			s += fmt.Sprintf(", %d threads", c.Threads)
+			parts = append(parts, s.N(c.Threads, "1 thread", "%s threads"))
 		}
 	}
-	return s
+	return s.list(parts)
 }
 
-func firmwareWords(h *lpmos.Hardware) string {
+func (s *tongue) firmwareWords(h *lpmos.Hardware) string {
 	mode := map[string]string{"uefi": "UEFI", "bios": "BIOS"}[h.BootMode]
 	if mode == "" {
 		mode = h.BootMode
 	}
-	s := strings.TrimSpace(mode + ", " + strings.TrimSpace(h.BIOS.Vendor+" "+h.BIOS.Version))
-	s = strings.TrimSuffix(s, ",")
-	if date, err := time.Parse("01/02/2006", h.BIOS.Date); err == nil { // SMBIOS writes the month first
-		s += " of " + date.Format("2 Jan 2006")
-	} else if h.BIOS.Date != "" {
-		s += " of " + h.BIOS.Date
+	parts := []string{mode}
+	maker := strings.TrimSpace(h.BIOS.Vendor + " " + h.BIOS.Version)
+	date := h.BIOS.Date
+	if d, err := time.Parse("01/02/2006", date); err == nil { // SMBIOS writes the month first
+		date = s.day(d)
 	}
-	return s
+	switch {
+	case maker != "" && date != "":
+		parts = append(parts, s.T("%s of %s", maker, date))
+	case maker != "" || date != "":
+		parts = append(parts, maker+date)
+	}
+	return s.list(parts)
 }
 
-func secureBootWords(h *lpmos.Hardware) string {
+func (s *tongue) secureBootWords(h *lpmos.Hardware) string {
 	switch {
 	case h.SecureBoot == nil:
-		return "not available"
+		return s.T("not available")
 	case *h.SecureBoot:
-		return "on"
+		return s.T("on")
 	}
-	return "off"
+	return s.T("off")
 }
 
-func linkWords(n lpmos.NIC) string {
+func (s *tongue) linkWords(n lpmos.NIC) string {
 	switch {
 	case !n.Link:
-		return "no link"
+		return s.T("no link")
 	case n.SpeedMbps <= 0:
-		return "link"
+		return s.T("link")
 	case n.SpeedMbps%1000 == 0:
 		return fmt.Sprintf("%d%sGbit/s", n.SpeedMbps/1000, nbsp)
 	}
@@ -220,9 +239,9 @@ var causeWords = map[lpmos.Cause]string{
 	lpmos.CauseRetried:          "A retry was asked for",
 }
 
-func causeWord(c lpmos.Cause) string {
-	if s, ok := causeWords[c]; ok {
-		return s
+func (s *tongue) causeWord(c lpmos.Cause) string {
+	if text, ok := causeWords[c]; ok {
+		return s.T(text)
 	}
 	return sentence(strings.ReplaceAll(string(c), "_", " "))
 }

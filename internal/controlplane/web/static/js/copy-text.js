@@ -1,4 +1,5 @@
 import { icon } from './icons.js'
+import { t } from './words.js'
 
 const THANKS = 1_500
 
@@ -11,18 +12,18 @@ class CopyText extends HTMLElement {
     const label = document.createElement('span')
     button.type = 'button'
     button.className = 'copy-button'
-    button.title = 'Copy'
+    button.title = t('Copy')
     label.className = 'unseen'
-    label.textContent = `Copy ${text}`
+    label.textContent = t('Copy %s', text)
     label.setAttribute('aria-live', 'polite')
     button.append(icon('copy'), label)
     button.addEventListener('click', async () => {
       try { await navigator.clipboard.writeText(text) } catch { return }
       button.dataset.state = 'done'
-      label.textContent = 'Copied'
+      label.textContent = t('Copied')
       setTimeout(() => {
         delete button.dataset.state
-        label.textContent = `Copy ${text}`
+        label.textContent = t('Copy %s', text)
       }, THANKS)
     })
     this.append(button)

@@ -2,6 +2,8 @@
  * Numbers and times as the server writes them (format.go), in the browser's
  * own time zone.
  */
+import { chinese, t } from './words.js'
+
 const NBSP = '\u00a0'
 const DAY = 24 * 3600_000
 const MONTHS = ['Jan', 'Feb', 'Mar', 'Apr', 'May', 'Jun', 'Jul', 'Aug', 'Sep', 'Oct', 'Nov', 'Dec']
@@ -12,11 +14,11 @@ const two = (n) => String(n).padStart(2, '0')
 export const count = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, ',')
 
 /** 48 %, never broken. */
-export const percent = (n) => `${n}${NBSP}%`
+export const percent = (n) => (chinese ? `${n}%` : `${n}${NBSP}%`)
 
 /** Bytes in decimal units, as on a disk's label. */
 export function size(n) {
-  if (!(n >= 0)) return 'unknown'
+  if (!(n >= 0)) return t('unknown')
   if (n < 1000) return `${n}${NBSP}B`
   let unit = ''
   for (unit of ['kB', 'MB', 'GB', 'TB', 'PB']) {
@@ -31,7 +33,7 @@ export function size(n) {
 
 /** Bytes per second as MB/s. */
 export function speed(n) {
-  if (!(n > 0)) return 'unknown'
+  if (!(n > 0)) return t('unknown')
   const mb = n / 1e6
   return (mb < 9.95 ? mb.toFixed(1) : count(Math.round(mb))) + NBSP + 'MB/s'
 }
@@ -39,21 +41,21 @@ export function speed(n) {
 /** Time until the bytes of a stage are there, rounded. */
 export function left(details) {
   const { bytes_total: total, bytes_downloaded: done, bytes_per_second: rate } = details ?? {}
-  if (!(rate > 0) || !(total > 0)) return 'unknown'
+  if (!(rate > 0) || !(total > 0)) return t('unknown')
   const s = Math.floor((total - (done ?? 0)) / rate)
-  if (s < 0) return 'unknown'
-  if (s < 60) return `${Math.floor(s / 10) * 10 + 10}${NBSP}s`
-  if (s < 7200) return `${Math.floor((s + 30) / 60)}${NBSP}min`
-  return `${Math.floor((s + 1800) / 3600)}${NBSP}h`
+  if (s < 0) return t('unknown')
+  if (s < 60) return `${Math.floor(s / 10) * 10 + 10}${NBSP}${t('s')}`
+  if (s < 7200) return `${Math.floor((s + 30) / 60)}${NBSP}${t('min')}`
+  return `${Math.floor((s + 1800) / 3600)}${NBSP}${t('h')}`
 }
 
 /** "18 min" of milliseconds. */
 export function age(ms) {
   const s = Math.max(0, Math.floor(ms / 1000))
-  if (s < 60) return `${s}${NBSP}s`
-  if (s < 3600) return `${Math.floor(s / 60)}${NBSP}min`
-  if (s < 48 * 3600) return `${Math.floor(s / 3600)}${NBSP}h`
-  return `${count(Math.floor(s / 86400))}${NBSP}days`
+  if (s < 60) return `${s}${NBSP}${t('s')}`
+  if (s < 3600) return `${Math.floor(s / 60)}${NBSP}${t('min')}`
+  if (s < 48 * 3600) return `${Math.floor(s / 3600)}${NBSP}${t('h')}`
+  return `${count(Math.floor(s / 86400))}${NBSP}${t('days')}`
 }
 
 const clock = (d) => `${two(d.getHours())}:${two(d.getMinutes())}`
@@ -62,7 +64,7 @@ const clock = (d) => `${two(d.getHours())}:${two(d.getMinutes())}`
 export function when(date, form) {
   const time = form === 'seconds' ? `${clock(date)}:${two(date.getSeconds())}` : clock(date)
   if (Math.abs(Date.now() - date) < DAY) return time
-  const day = `${date.getDate()} ${MONTHS[date.getMonth()]} ${date.getFullYear()}`
+  const day = chinese ? `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}` : `${date.getDate()} ${MONTHS[date.getMonth()]} ${date.getFullYear()}`
   return form === 'seconds' ? `${day}, ${time}` : day
 }
 

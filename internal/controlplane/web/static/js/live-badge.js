@@ -2,6 +2,7 @@ import { age } from './format.js'
 import { setIcon } from './icons.js'
 import { live } from './live.js'
 import { STALE_AFTER } from './stages.js'
+import { t } from './words.js'
 
 /** Says whether what is shown is alive: live, every 5 s, stale, or offline. */
 class LiveBadge extends HTMLElement {
@@ -25,14 +26,14 @@ class LiveBadge extends HTMLElement {
       case 'live':
         // Only a running install promises a message every few seconds.
         if (silent > STALE_AFTER && document.querySelector('task-progress[data-live], task-run[data-status="installing"]')) {
-          return this.#show('stale', 'clock', `Stale since ${age(silent)}`)
+          return this.#show('stale', 'clock', t('Stale since %s', age(silent)))
         }
-        return this.#show('live', 'live', 'Live')
+        return this.#show('live', 'live', t('Live'))
       case 'polling':
-        return this.#show('polling', 'clock', 'Every 5\u00a0s')
+        return this.#show('polling', 'clock', t('Every 5 s'))
       case 'lost': {
         const wait = live.retryAt - Date.now()
-        return this.#show('lost', 'link-lost', wait > 1_000 ? `Offline, again in ${age(wait)}` : 'Offline, trying')
+        return this.#show('lost', 'link-lost', wait > 1_000 ? t('Offline, again in %s', age(wait)) : t('Offline, trying'))
       }
     }
   }

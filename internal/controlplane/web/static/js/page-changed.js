@@ -1,5 +1,6 @@
 import { icon } from './icons.js'
 import { live } from './live.js'
+import { t } from './words.js'
 
 const SETTLE = 1_200 // several changes in a row make one reload
 const QUIET = 6_000 // a list is drawn anew only when nobody has touched it for so long
@@ -40,7 +41,7 @@ class PageChanged extends HTMLElement {
     const head = document.querySelector('task-status[data-page]')
     if (id !== this.#watch || !head || rev < this.#rev) return
     if (this.#first(head) === status && (!attempt || Number(head.getAttribute('attempt')) === attempt)) return
-    this.#soon('This task changed after you opened the page.')
+    this.#soon(t('This task changed after you opened the page.'))
   }
 
   // The element itself moves on with every message; the page stays as it was
@@ -50,7 +51,7 @@ class PageChanged extends HTMLElement {
 
   #hardware({ task_id: id, rev }) {
     if (id !== this.#watch || rev <= this.#rev) return
-    this.#soon('The machine reported again. What you see may no longer be the plan.')
+    this.#soon(t('The machine reported again. What you see may no longer be the plan.'))
   }
 
   #region({ region_id: id, status }) {
@@ -63,9 +64,9 @@ class PageChanged extends HTMLElement {
 
   #resync() {
     const last = Number(sessionStorage.getItem('lpmos-resync')) || 0
-    if (Date.now() - last < AGAIN) return this.#say('The connection was interrupted for longer than changes are kept.')
+    if (Date.now() - last < AGAIN) return this.#say(t('The connection was interrupted for longer than changes are kept.'))
     sessionStorage.setItem('lpmos-resync', String(Date.now()))
-    this.#soon('The connection was interrupted for longer than changes are kept.')
+    this.#soon(t('The connection was interrupted for longer than changes are kept.'))
   }
 
   get #busy() {
@@ -79,7 +80,7 @@ class PageChanged extends HTMLElement {
   }
 
   #whenQuiet() {
-    this.#say(this.#changes.size === 1 ? '1 change is not shown yet.' : `${this.#changes.size} changes are not shown yet.`, 'info')
+    this.#say(this.#changes.size === 1 ? t('1 change is not shown yet.') : t('%s changes are not shown yet.', this.#changes.size), 'info')
     clearTimeout(this.#timer)
     const look = () => {
       const wait = this.#touchedAt + QUIET - Date.now()
@@ -98,7 +99,7 @@ class PageChanged extends HTMLElement {
       again.className = 'button'
       again.dataset.size = 's'
       again.href = location.pathname + location.search
-      again.textContent = 'Show it as it is now'
+      again.textContent = t('Show it as it is now')
       this.className = 'banner'
       this.append(icon(kind === 'info' ? 'info' : 'diff'), words, again)
       this.hidden = false

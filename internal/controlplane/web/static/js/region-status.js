@@ -1,5 +1,6 @@
 import { setIcon } from './icons.js'
 import { live } from './live.js'
+import { t } from './words.js'
 
 /** Whether a region is online. */
 class RegionStatus extends HTMLElement {
@@ -16,7 +17,7 @@ class RegionStatus extends HTMLElement {
     if (id !== this.getAttribute('region') || status === this.dataset.status) return
     this.dataset.status = status === 'online' ? 'online' : 'offline'
     setIcon(this, this.dataset.status)
-    this.querySelector('span').textContent = status === 'online' ? 'Online' : 'Offline'
+    this.querySelector('span').textContent = status === 'online' ? t('Online') : t('Offline')
   }
 }
 customElements.define('region-status', RegionStatus)

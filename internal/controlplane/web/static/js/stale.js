@@ -4,6 +4,7 @@
  */
 import { timeElement } from './format.js'
 import { STALE_AFTER } from './stages.js'
+import { t } from './words.js'
 
 export class Stale {
   #el
@@ -30,7 +31,7 @@ export class Stale {
     if (!this.#el?.hidden || Date.now() - this.#heardAt < STALE_AFTER) return
     this.#el.querySelector('time')?.remove()
     const text = this.#el.querySelector('span')
-    text.textContent = 'as of '
+    text.textContent = t('as of ')
     text.append(timeElement(new Date(this.#heardAt), 'seconds'))
     this.#el.hidden = false
     this.#onStale()

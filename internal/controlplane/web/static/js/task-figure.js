@@ -1,6 +1,7 @@
 import { TaskElement } from './element.js'
 import { left, speed } from './format.js'
 import { STALE_AFTER } from './stages.js'
+import { t } from './words.js'
 
 /** One figure of a running install in a table: its speed, or the time left. */
 class TaskFigure extends TaskElement {
@@ -12,7 +13,7 @@ class TaskFigure extends TaskElement {
     if (this.getAttribute('figure') === 'speed') this.textContent = moving ? speed(details.bytes_per_second) : '–'
     else this.textContent = left(details)
     clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => { this.textContent = 'unknown' }, STALE_AFTER)
+    this.#timer = setTimeout(() => { this.textContent = t('unknown') }, STALE_AFTER)
   }
 }
 customElements.define('task-figure', TaskFigure)

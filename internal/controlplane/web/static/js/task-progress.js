@@ -2,6 +2,7 @@ import { TaskElement } from './element.js'
 import { left, percent, size, speed } from './format.js'
 import { Stale } from './stale.js'
 import { STAGES, stageNumber } from './stages.js'
+import { t } from './words.js'
 
 /** Figures and stages of one install, on its own page. */
 class TaskProgress extends TaskElement {
@@ -12,8 +13,8 @@ class TaskProgress extends TaskElement {
     super.connectedCallback()
     if (!this.hasAttribute('data-live')) return
     this.#stale = new Stale(this.querySelector('[data-part="as-of"]'), () => {
-      this.part('speed', 'unknown')
-      this.part('left', 'unknown')
+      this.part('speed', t('unknown'))
+      this.part('left', t('unknown'))
     })
   }
 
@@ -27,9 +28,9 @@ class TaskProgress extends TaskElement {
     this.part('percent', percent(percentage))
     this.part('message', message ?? '')
     const known = details?.bytes_total > 0
-    this.part('bytes-of', stage === 'installing' ? 'written' : 'downloaded')
-    this.part('done', known ? size(details.bytes_downloaded ?? 0) : 'unknown')
-    this.part('total', known ? `of ${size(details.bytes_total)}` : '')
+    this.part('bytes-of', stage === 'installing' ? t('written') : t('downloaded'))
+    this.part('done', known ? size(details.bytes_downloaded ?? 0) : t('unknown'))
+    this.part('total', known ? t('of %s', size(details.bytes_total)) : '')
     this.part('speed', speed(details?.bytes_per_second))
     this.part('left', left(details))
     const now = stageNumber(stage)

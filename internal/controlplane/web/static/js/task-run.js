@@ -1,7 +1,7 @@
 import { TaskElement } from './element.js'
 import { percent } from './format.js'
 import { Stale } from './stale.js'
-import { stageNumber } from './stages.js'
+import { stageWord } from './stages.js'
 
 /** The bar of a running install in a list. */
 class TaskRun extends TaskElement {
@@ -20,7 +20,7 @@ class TaskRun extends TaskElement {
 
   draw({ stage, percentage }) {
     if (this.dataset.status !== 'installing') return
-    this.part('stage', stageNumber(stage) ? `${stageNumber(stage)}/4 ${stage}` : stage)
+    this.part('stage', stageWord(stage))
     this.part('percent', percent(percentage))
     this.querySelector('progress').value = percentage
     this.#stale?.fresh()

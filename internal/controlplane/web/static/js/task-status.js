@@ -1,10 +1,11 @@
 import { TaskElement } from './element.js'
 import { setIcon } from './icons.js'
+import { t } from './words.js'
 
 /** The nine statuses in words. */
 export const STATUS_WORDS = {
-  pending: 'Pending', awaiting_approval: 'Awaiting approval', approved: 'Approved', installing: 'Installing', verifying: 'Verifying',
-  completed: 'Completed', failed: 'Failed', rejected: 'Rejected', canceled: 'Canceled',
+  pending: t('Pending'), awaiting_approval: t('Awaiting approval'), approved: t('Approved'), installing: t('Installing'),
+  verifying: t('Verifying'), completed: t('Completed'), failed: t('Failed'), rejected: t('Rejected'), canceled: t('Canceled'),
 }
 
 /** Icon and word of a task's status. */
