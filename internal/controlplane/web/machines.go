@@ -38,6 +38,9 @@ type machineRow struct {
 }
 
 func (w *Web) newMachineRow(m lpmos.Machine) machineRow {
+	if os, version, ok := strings.Cut(m.OS, " "); ok {
+		m.OS = imageTitle(w.reader.Images(), os, version, "")
+	}
 	r := machineRow{
 		Machine: m, Name: m.Hostname, Named: m.Hostname != "", Look: machineLook[m.State], Word: w.machineWord(m),
 		Maker: strings.TrimSpace(m.Manufacturer + " " + m.Model), Cores: "–", RAM: "–", Disks: "–", Link: "/machines/" + m.MAC.String(),
