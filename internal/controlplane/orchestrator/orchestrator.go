@@ -61,7 +61,6 @@ type reader interface {
 	Reports(id string) api.Reports
 	Logs(id string) ([]string, bool)
 	Live() []string
-	Claimed() map[lpmos.MAC]string
 	Machine(mac lpmos.MAC) (lpmos.Machine, bool)
 	Seen(taskID string, mac lpmos.MAC, h *lpmos.Hardware) *lpmos.Sighting
 	Profiles() []lpmos.Profile
@@ -71,6 +70,7 @@ type reader interface {
 	ProfileUse(name string) api.Use
 	TemplateUse(name string) api.Use
 	ImageUse(os, version, arch string) api.Use
+	Claimed() map[lpmos.MAC]string
 }
 
 // writer is the store.
