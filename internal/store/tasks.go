@@ -22,6 +22,7 @@ type metadata struct {
 	Attempt   int         `json:"attempt"`
 	CreatedAt time.Time   `json:"created_at"`
 	CreatedBy string      `json:"created_by,omitempty"`
+	BatchID   string      `json:"batch_id,omitempty"`
 	UpdatedAt time.Time   `json:"updated_at"`
 	Claims    []lpmos.MAC `json:"claims,omitempty"`
 	ClaimUUID string      `json:"claim_uuid,omitempty"`
@@ -272,7 +273,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	ops := []clientv3.Op{
 		clientv3.OpPut(key(KindStatus).String(), string(to)),
 		put(key(KindMetadata), metadata{
-			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash,
+			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash,
 		}),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}

@@ -36,13 +36,21 @@ type State struct {
 	log    *slog.Logger
 	listen []func(api.Update)
 	synced chan struct{}
+	now    func() time.Time
 
 	mu      sync.RWMutex // guards what follows
 	rev     int64
 	ready   bool
+	listing bool // a reset is being read: rows are not in order yet
 	tasks   map[string]*task
-	order   []*task // newest first, by creation and then id
-	counts  map[lpmos.Status]int
+	rows    []row // of every task that is listed, see older
+	// byStatus holds, for each of lpmos.Statuses, the tasks that are in it.
+	byStatus     [16][]*task
+	counts       map[lpmos.Status]int
+	regionCounts map[uint16]map[lpmos.Status]int // by number in names
+	names        []string                        // of regions and systems, by number
+	nameOf       map[string]uint16
+
 	regions map[string]*region
 	images  map[string]lpmos.Image
 	found   map[lpmos.MAC]lpmos.Discovered
@@ -52,8 +60,9 @@ type State struct {
 type task struct {
 	lpmos.Task
 	reports map[int]*reports // by attempt
-	placed  bool             // in State.order
-	search  string           // lower case, what free text is looked for in
+	row     row              // as lists see it
+	placed  bool             // in State.rows
+	at      int              // in State.byStatus
 }
 
 type reports struct {
@@ -69,13 +78,14 @@ type region struct {
 // New makes an empty read model. Listeners are called by Run, one update at a
 // time in the order of revisions; they must not block.
 func New(src source, log *slog.Logger, listen ...func(api.Update)) *State {
-	s := &State{src: src, log: log, listen: listen, synced: make(chan struct{})}
+	s := &State{src: src, log: log, listen: listen, synced: make(chan struct{}), now: time.Now}
 	s.clear()
 	return s
 }
 
 func (s *State) clear() {
-	s.tasks, s.order, s.counts = map[string]*task{}, nil, map[lpmos.Status]int{}
+	s.tasks, s.rows, s.byStatus, s.counts = map[string]*task{}, nil, [16][]*task{}, map[lpmos.Status]int{}
+	s.regionCounts, s.names, s.nameOf = map[uint16]map[lpmos.Status]int{}, nil, map[string]uint16{}
 	s.regions, s.images, s.found = map[string]*region{}, map[string]lpmos.Image{}, map[lpmos.MAC]lpmos.Discovered{}
 	s.global = store.Global{}
 }
@@ -108,9 +118,10 @@ func (s *State) apply(b store.Batch) api.Update {
 	u := api.Update{Rev: b.Rev, Reset: b.Reset}
 	if b.Reset {
 		s.clear()
+		s.listing = true
 	}
 	s.rev = b.Rev
-	touched := map[string]bool{}
+	touched := map[string]bool{} // whether what words are looked for in changed
 	var statuses []string
 	for _, c := range b.Changes {
 		switch c.Key.Kind {
@@ -133,7 +144,7 @@ func (s *State) apply(b store.Batch) api.Update {
 			if e, ok := s.applyReport(c); ok {
 				u.Events = append(u.Events, e)
 			}
-			touched[c.Key.TaskID] = true
+			touched[c.Key.TaskID] = touched[c.Key.TaskID]
 		case store.KindHeartbeat, store.KindCapabilities:
 			if e, ok := s.applyRegion(c); ok {
 				u.Events = append(u.Events, e)
@@ -159,13 +170,17 @@ func (s *State) apply(b store.Batch) api.Update {
 			s.global = g
 		}
 	}
-	for id := range touched {
+	for id, words := range touched {
 		if t := s.tasks[id]; t != nil {
-			t.index()
+			if words {
+				t.index()
+			}
+			s.place(t)
 		}
 	}
 	if b.Reset {
-		s.rebuild()
+		s.settle()
+		s.listing = false
 		u.Events = nil
 		if !s.ready {
 			s.ready = true
@@ -192,59 +207,30 @@ func (s *State) report(err error, c store.Change) {
 
 func (s *State) applyTask(c store.Change, touched map[string]bool) {
 	id := c.Key.TaskID
-	touched[id] = true
+	switch c.Key.Kind {
+	case store.KindProgress, store.KindLogs, store.KindReceipt, store.KindPlan, store.KindStatus:
+		touched[id] = touched[id]
+	default:
+		touched[id] = true
+	}
 	t := s.tasks[id]
 	if c.Value == nil && (c.Key.Kind == store.KindStatus || t == nil) {
 		if t != nil {
-			s.count(t.Status, -1)
+			s.drop(t)
 			delete(s.tasks, id)
-			s.order = slices.DeleteFunc(s.order, func(o *task) bool { return o == t })
 		}
 		return
 	}
-	fresh := t == nil
-	if fresh {
+	if t == nil {
 		t = &task{reports: map[int]*reports{}}
 		t.ID = id
 		s.tasks[id] = t
 	}
-	before := t.Status
 	if err := store.SetPart(&t.Task, c.Key, c.Value); err != nil {
 		s.log.Error("value in the store cannot be read", "key", c.Key.String(), "err", err)
 		return
 	}
 	t.Rev = max(t.Rev, c.Rev)
-	if before != t.Status {
-		s.count(before, -1)
-		s.count(t.Status, 1)
-	}
-	// Metadata is the first key of a new task's transaction that says when it
-	// was created, which decides its place.
-	if c.Key.Kind == store.KindMetadata && s.ready && !t.placed {
-		t.placed = true
-		at, _ := slices.BinarySearchFunc(s.order, t, newestFirst)
-		s.order = slices.Insert(s.order, at, t)
-	}
-}
-
-func newestFirst(a, b *task) int {
-	if c := b.CreatedAt.Compare(a.CreatedAt); c != 0 {
-		return c
-	}
-	return strings.Compare(a.ID, b.ID)
-}
-
-func (s *State) rebuild() {
-	s.order = slices.SortedFunc(maps.Values(s.tasks), newestFirst)
-	for _, t := range s.order {
-		t.placed = true
-	}
-}
-
-func (s *State) count(st lpmos.Status, n int) {
-	if st != "" {
-		s.counts[st] += n
-	}
 }
 
 func (s *State) applyReport(c store.Change) (api.Event, bool) {
@@ -354,20 +340,6 @@ func (t *task) view() lpmos.Task {
 		v.Rev = max(v.Rev, r.Rev)
 	}
 	return v
-}
-
-func (t *task) index() {
-	parts := []string{t.ID, t.Hostname, t.TargetMAC.String(), t.OSType, t.OSVersion, t.RegionID, t.CreatedBy, t.Notes}
-	for _, m := range t.Claims {
-		parts = append(parts, m.String())
-	}
-	if h := t.Hardware; h != nil {
-		parts = append(parts, h.System.Serial, h.System.Manufacturer, h.System.Product, h.System.UUID)
-		for _, d := range h.Disks {
-			parts = append(parts, d.Serial, d.Model)
-		}
-	}
-	t.search = strings.ToLower(strings.Join(parts, "\n"))
 }
 
 func splitLines(text string) []string {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 	"github.com/lpmos/lpmos/internal/store"
 )
 
@@ -275,6 +276,15 @@ func listed(p api.Page) (out []string) {
 	return out
 }
 
+func words(t *testing.T, text string) query.Filter {
+	t.Helper()
+	f, err := query.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 func TestQuery(t *testing.T) {
 	var all []store.Change
 	for n := range 20 {
@@ -298,19 +308,19 @@ func TestQuery(t *testing.T) {
 		"two statuses":    {api.Query{Statuses: []lpmos.Status{lpmos.Failed, lpmos.Pending}}, 20},
 		"a region":        {api.Query{RegionID: "dc2"}, 4},
 		"both":            {api.Query{RegionID: "dc2", Statuses: []lpmos.Status{lpmos.Pending}}, 2},
-		"a host":          {api.Query{Text: "HOST-3"}, 1},
-		"a MAC":           {api.Query{Text: "00:00:0a"}, 1},
-		"a serial":        {api.Query{Text: "srv-abc"}, 1},
-		"a disk and more": {api.Query{Text: "disk9 p5 debian"}, 1},
-		"words apart":     {api.Query{Text: "srv-abc host-4"}, 0},
-		"a creator":       {api.Query{Text: "alice"}, 20},
+		"a host":          {api.Query{Filter: words(t, "HOST-3")}, 1},
+		"a MAC":           {api.Query{Filter: words(t, "00:00:0a")}, 1},
+		"a serial":        {api.Query{Filter: words(t, "srv-abc")}, 1},
+		"a disk and more": {api.Query{Filter: words(t, "disk9 p5 debian")}, 1},
+		"words apart":     {api.Query{Filter: words(t, "srv-abc host-4")}, 0},
+		"a creator":       {api.Query{Filter: words(t, "alice")}, 20},
 		"no region":       {api.Query{RegionID: "dc9"}, 0},
 	} {
 		if p := f.s.Tasks(tt.q); p.Total != tt.total || len(p.Tasks) != tt.total || p.Rev != f.rev {
 			t.Errorf("%s: %d of %d at %d; want %d", name, len(p.Tasks), p.Total, p.Rev, tt.total)
 		}
 	}
-	p := f.s.Tasks(api.Query{Text: "srv-abc"})
+	p := f.s.Tasks(api.Query{Filter: words(t, "srv-abc")})
 	if p.Tasks[0].Hardware != nil {
 		t.Error("a page carries hardware")
 	}

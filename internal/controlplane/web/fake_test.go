@@ -15,6 +15,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 )
 
 // The moment at which most tests look.
@@ -60,7 +61,9 @@ func (s *fakeSite) Tasks(q api.Query) api.Page {
 	p := api.Page{Rev: s.rev}
 	for _, t := range all {
 		if len(q.Statuses) > 0 && !slices.Contains(q.Statuses, t.Status) || q.RegionID != "" && q.RegionID != t.RegionID ||
-			!strings.Contains(t.ID+" "+t.Hostname+" "+t.TargetMAC.String(), q.Text) {
+			slices.ContainsFunc(q.Filter.Terms, func(c query.Term) bool {
+				return !strings.Contains(t.ID+" "+t.Hostname+" "+t.TargetMAC.String(), c.Values[0])
+			}) {
 			continue
 		}
 		p.Total++
