@@ -59,11 +59,12 @@ func (s *State) Tasks(q api.Query) api.Page {
 // keep the collector busy.
 var candidates = sync.Pool{New: func() any { return new([]*row) }}
 
-// MaxIDs bounds what IDs answers.
+// MaxIDs bounds what IDs answers where a query has no Limit.
 const MaxIDs = 10_000
 
-// IDs are the ids of what matches, in the order of the query, at most MaxIDs of
-// them, and how many match: what "select all" selects.
+// IDs are the ids of what matches, in the order of the query, at most Limit of
+// them, and how many match: what "select all" selects, and what a list that
+// scrolls keeps its order by.
 func (s *State) IDs(q api.Query) (ids []string, total int) {
 	o := newOrder(q.Sort)
 	var found []*row
@@ -71,10 +72,14 @@ func (s *State) IDs(q api.Query) (ids []string, total int) {
 	defer s.mu.RUnlock()
 	q.Groups = false
 	ordered := s.matching(q, s.now(), &api.Page{}, func(r *row) { found = append(found, r) })
-	end := min(len(found), MaxIDs)
+	if q.Limit <= 0 {
+		q.Limit = MaxIDs
+	}
+	end := min(len(found), q.Limit)
 	if !ordered || !o.natural() {
 		o.window(s, found, 0, end)
 	}
+	ids = make([]string, 0, end)
 	for _, r := range found[:end] {
 		ids = append(ids, r.t.ID)
 	}

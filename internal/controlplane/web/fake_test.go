@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -53,26 +52,94 @@ func (s *fakeSite) Task(id string) (lpmos.Task, bool) {
 }
 
 func (s *fakeSite) Tasks(q api.Query) api.Page {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	all := slices.SortedFunc(maps.Values(s.tasks), func(a, b lpmos.Task) int {
-		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), strings.Compare(a.ID, b.ID))
-	})
-	p := api.Page{Rev: s.rev}
-	for _, t := range all {
-		if len(q.Statuses) > 0 && !slices.Contains(q.Statuses, t.Status) || q.RegionID != "" && q.RegionID != t.RegionID ||
-			slices.ContainsFunc(q.Filter.Terms, func(c query.Term) bool {
-				return !strings.Contains(t.ID+" "+t.Hostname+" "+t.TargetMAC.String(), c.Values[0])
-			}) {
-			continue
+	all, groups := s.find(q)
+	p := api.Page{Rev: s.Rev(), Total: len(all)}
+	if q.Groups {
+		p.Groups = groups
+	}
+	for _, t := range all[min(q.Offset, len(all)):] {
+		if q.Limit > 0 && len(p.Tasks) == q.Limit {
+			break
 		}
-		p.Total++
-		if q.Limit == 0 || len(p.Tasks) < q.Limit {
-			t.Hardware, t.Plan, t.LogTail = nil, nil, nil // as the real reader: they are large
-			p.Tasks = append(p.Tasks, t)
-		}
+		p.Rows = append(p.Rows, summaryOf(t))
+		t.Hardware, t.Plan, t.LogTail = nil, nil, nil // as the real reader: they are large
+		p.Tasks = append(p.Tasks, t)
 	}
 	return p
+}
+
+func (s *fakeSite) IDs(q api.Query) (ids []string, total int) {
+	all, _ := s.find(q)
+	for _, t := range all[:min(len(all), q.Limit)] {
+		ids = append(ids, t.ID)
+	}
+	return ids, len(all)
+}
+
+// find knows of the query language what the pages themselves ask for.
+func (s *fakeSite) find(q api.Query) ([]lpmos.Task, *api.Groups) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := &api.Groups{Status: map[lpmos.Status]int{}, Region: map[string]int{}}
+	holds := func(t lpmos.Task, c query.Term) bool {
+		return c.Not != slices.ContainsFunc(c.Values, func(v string) bool {
+			switch c.Key {
+			case "status":
+				return string(t.Status) == v
+			case "region":
+				return t.RegionID == v
+			case "id":
+				return strings.HasPrefix(t.ID, v)
+			case "is":
+				limit, ok := api.Warnings[t.Status]
+				at := t.UpdatedAt
+				if t.Progress != nil && t.Progress.UpdatedAt.After(at) {
+					at = t.Progress.UpdatedAt
+				}
+				return v == query.Live && t.Status.Live() || v == query.Ended && !t.Status.Live() || v == query.Stuck && ok && s.now.Sub(at) > limit
+			}
+			return strings.Contains(t.ID+" "+t.Hostname+" "+t.TargetMAC.String(), v)
+		})
+	}
+	var out []lpmos.Task
+	for _, t := range s.tasks {
+		if len(q.Statuses) > 0 && !slices.Contains(q.Statuses, t.Status) ||
+			slices.ContainsFunc(q.Filter.Without("status").Terms, func(c query.Term) bool { return !holds(t, c) }) {
+			continue
+		}
+		g.Status[t.Status]++
+		if slices.ContainsFunc(q.Filter.Terms, func(c query.Term) bool { return c.Key == "status" && !holds(t, c) }) {
+			continue
+		}
+		g.Region[t.RegionID]++
+		out = append(out, t)
+	}
+	slices.SortFunc(out, func(a, b lpmos.Task) int {
+		c := 0
+		switch q.Sort.By {
+		case "host":
+			c = strings.Compare(a.Hostname, b.Hostname)
+		case "updated":
+			c = a.UpdatedAt.Compare(b.UpdatedAt)
+		}
+		if q.Sort.Desc {
+			c = -c
+		}
+		return cmp.Or(c, b.CreatedAt.Compare(a.CreatedAt), strings.Compare(a.ID, b.ID))
+	})
+	return out, g
+}
+
+func (s *fakeSite) RegionCounts(region string) map[lpmos.Status]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[lpmos.Status]int{}
+	for _, t := range s.tasks {
+		if t.RegionID == region {
+			out[t.Status]++
+		}
+	}
+	return out
 }
 
 func (s *fakeSite) Counts() map[lpmos.Status]int {

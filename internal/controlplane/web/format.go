@@ -20,7 +20,7 @@ func (w *Web) parse() (map[string]*template.Template, error) {
 		return nil, err
 	}
 	pages := map[string]*template.Template{}
-	for _, name := range []string{"dashboard", "tasks", "create", "task", "approve", "stale", "regions", "problem"} {
+	for _, name := range []string{"dashboard", "tasks", "bulk", "bulk-done", "create", "task", "approve", "stale", "regions", "problem"} {
 		t, err := base.Clone()
 		if err != nil {
 			return nil, err
@@ -50,6 +50,7 @@ func (w *Web) funcs() template.FuncMap {
 		"inc":     func(i int) int { return i + 1 },
 		"problem": func(id, text string) map[string]string { return map[string]string{"ID": id, "Text": text} },
 		"join":    strings.Join,
+		"bulk":    func(action string) string { return w.T(bulkTexts[action].button) },
 		"meaning": http.StatusText,
 	}
 }

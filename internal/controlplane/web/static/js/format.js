@@ -31,6 +31,12 @@ export function size(n) {
   return Number(n.toFixed(digits)) + NBSP + unit
 }
 
+/** How many bytes of how many are there. */
+export function amount({ bytes_downloaded: done, bytes_total: total } = {}) {
+  if (!(total > 0)) return '–'
+  return done > 0 ? t('%s of %s', size(done), size(total)) : t('0 of %s', size(total))
+}
+
 /** Bytes per second as MB/s. */
 export function speed(n) {
   if (!(n > 0)) return t('unknown')
