@@ -311,7 +311,7 @@ func (w *Web) bulkRun(rw http.ResponseWriter, r *http.Request) {
 		v.Problems = append(v.Problems, fieldProblem{"reason", w.T("A reason may have 2 KiB.")})
 	}
 	if n, err := strconv.Atoi(strings.TrimSpace(v.Count)); v.Typed && (err != nil || n != v.Eligible) {
-		v.Problems = append(v.Problems, fieldProblem{"count", w.T("Type %s: so many tasks are changed.", v.Eligible)})
+		v.Problems = append(v.Problems, fieldProblem{"count", w.T("Type %s: so many tasks are changed.", count(v.Eligible))})
 	}
 	if v.Eligible == 0 || len(v.Problems) > 0 {
 		status := http.StatusBadRequest

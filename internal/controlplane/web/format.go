@@ -50,6 +50,7 @@ func (w *Web) funcs() template.FuncMap {
 		"inc":     func(i int) int { return i + 1 },
 		"problem": func(id, text string) map[string]string { return map[string]string{"ID": id, "Text": text} },
 		"join":    strings.Join,
+		"lower":   strings.ToLower,
 		"bulk":    func(action string) string { return w.T(bulkTexts[action].button) },
 		"meaning": http.StatusText,
 	}

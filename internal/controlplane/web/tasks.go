@@ -281,7 +281,7 @@ func (w *Web) taskRows(rw http.ResponseWriter, r *http.Request) {
 	ids := strings.Split(r.URL.Query().Get("ids"), ",")
 	ids = slices.DeleteFunc(ids, func(id string) bool { return !lpmos.ValidTaskID(id) })
 	if len(ids) == 0 || len(ids) > pageRows {
-		http.Error(rw, w.T("Ask for 1 to %s tasks.", pageRows), http.StatusBadRequest)
+		http.Error(rw, w.T("Ask for 1 to %s tasks.", count(pageRows)), http.StatusBadRequest)
 		return
 	}
 	var rows []row

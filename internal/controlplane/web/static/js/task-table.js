@@ -418,7 +418,7 @@ function put(row, name, text) {
 function empty(row) {
   row.setAttribute('aria-busy', 'true')
   put(row, 'short', row.dataset.task.slice(0, 8))
-  for (const name of ['host', 'summary', 'os', 'region', 'mac', 'serial', 'attempt', 'by']) put(row, name, '…')
+  for (const name of ['host', 'summary', 'os', 'region', 'mac', 'serial', 'by']) put(row, name, '…')
   row.querySelector('[data-part="summary"]').hidden = false
   row.querySelector('task-run').hidden = true
   row.querySelector('task-status').hidden = true
@@ -448,7 +448,7 @@ function fill(row, data) {
   put(row, 'region', data.region)
   put(row, 'mac', data.mac)
   put(row, 'serial', data.serial || t('unknown yet'))
-  put(row, 'attempt', String(data.attempt))
+  put(row, 'attempt', data.attempt > 1 ? t('attempt %s', data.attempt) : '')
   put(row, 'by', data.by || '–')
   put(row, 'summary', data.summary).hidden = Boolean(data.run)
   row.querySelector('[name="task"]').setAttribute('aria-label', t('Select %s', data.host))

@@ -53,5 +53,6 @@ export default {
   "in %s regions": "，%s 个机房",
   "was deleted": "已删除",
   "unknown yet": "尚不清楚",
-  "Select %s": "选择 %s"
+  "Select %s": "选择 %s",
+  "attempt %s": "第 %s 次尝试"
 }
