@@ -122,7 +122,7 @@ func setPart(t *lpmos.Task, kind Kind, value []byte, m *metadata) (err error) {
 		}
 		*m, err = decode[metadata](value)
 		t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy = m.TaskID, m.Spec, m.Attempt, m.CreatedAt, m.CreatedBy
-		t.UpdatedAt, t.Claims, t.ClaimUUID, t.BatchID = m.UpdatedAt, m.Claims, m.ClaimUUID, m.BatchID
+		t.UpdatedAt, t.Claims, t.ClaimUUID, t.BatchID, t.Found = m.UpdatedAt, m.Claims, m.ClaimUUID, m.BatchID, m.Found
 	case KindStatus:
 		t.Status = lpmos.Status(value)
 	case KindHardware:

@@ -53,6 +53,9 @@ const (
 	KindStoreID     Kind = "config/store_id"
 	KindImage       Kind = "config/images/{os}/{version}/{arch}"
 	KindIdempotency Kind = "idempotency/{key}"
+
+	KindBatchOutcome Kind = "batches/{id}/outcome"
+	KindBatchRequest Kind = "batches/{id}/request"
 )
 
 // Kinds are all patterns, in the order of docs/keyspace.md.
@@ -62,12 +65,13 @@ var Kinds = []Kind{
 	KindOrder, KindBoot, KindDiscovered, KindHeartbeat, KindCapabilities, KindRegionStatus,
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,
 	KindGlobal, KindStoreID, KindImage, KindIdempotency,
+	KindBatchOutcome, KindBatchRequest,
 }
 
 // Key is a key taken apart. Only the fields its pattern names are set.
 type Key struct {
 	Kind    Kind
-	TaskID  string
+	TaskID  string // or a batch's id
 	Region  string
 	MAC     lpmos.MAC
 	UUID    string

@@ -19,15 +19,16 @@ import (
 type metadata struct {
 	TaskID string `json:"task_id"`
 	lpmos.Spec
-	Attempt   int         `json:"attempt"`
-	CreatedAt time.Time   `json:"created_at"`
-	CreatedBy string      `json:"created_by,omitempty"`
-	BatchID   string      `json:"batch_id,omitempty"`
-	UpdatedAt time.Time   `json:"updated_at"`
-	Claims    []lpmos.MAC `json:"claims,omitempty"`
-	ClaimUUID string      `json:"claim_uuid,omitempty"`
-	EventSeq  int64       `json:"event_seq"`
-	EventHash string      `json:"event_hash"`
+	Attempt   int          `json:"attempt"`
+	CreatedAt time.Time    `json:"created_at"`
+	CreatedBy string       `json:"created_by,omitempty"`
+	BatchID   string       `json:"batch_id,omitempty"`
+	Found     *lpmos.Found `json:"found,omitempty"`
+	UpdatedAt time.Time    `json:"updated_at"`
+	Claims    []lpmos.MAC  `json:"claims,omitempty"`
+	ClaimUUID string       `json:"claim_uuid,omitempty"`
+	EventSeq  int64        `json:"event_seq"`
+	EventHash string       `json:"event_hash"`
 }
 
 // Record is a task as the store has it, taken apart the way it is kept.
@@ -56,10 +57,14 @@ const maxRaces = 20
 // of its MAC: a machine has one live task. With an idempotency key, a
 // repetition of the same request returns the first one's task.
 func (s *Store) CreateTask(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error) {
+	return s.create(ctx, lpmos.Task{ID: lpmos.NewTaskID(), Spec: spec, CreatedBy: by}, "Task created.", idempotencyKey)
+}
+
+func (s *Store) create(ctx context.Context, fresh lpmos.Task, message, idempotencyKey string) (lpmos.Task, error) {
 	now := time.Now().UTC()
-	rec := Record{Task: lpmos.Task{
-		ID: lpmos.NewTaskID(), Spec: spec, Attempt: 1, CreatedAt: now, CreatedBy: by, Claims: []lpmos.MAC{spec.TargetMAC},
-	}}
+	spec, by := fresh.Spec, fresh.CreatedBy
+	fresh.Attempt, fresh.CreatedAt, fresh.Claims = 1, now, []lpmos.MAC{spec.TargetMAC}
+	rec := Record{Task: fresh}
 	var idem string
 	request := lpmos.DigestOf(spec)
 	if idempotencyKey != "" {
@@ -75,7 +80,7 @@ func (s *Store) CreateTask(ctx context.Context, spec lpmos.Spec, by, idempotency
 		}
 		next := rec
 		t := &next.Task
-		ops, err := next.apply(Move{Cause: lpmos.CauseCreated, By: by, Message: "Task created."}, now, nil)
+		ops, err := next.apply(Move{Cause: lpmos.CauseCreated, By: by, Message: message}, now, nil)
 		if err != nil {
 			return lpmos.Task{}, err
 		}
@@ -262,6 +267,9 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	if to.Live() && len(t.Claims) == 0 {
 		t.Claims = []lpmos.MAC{t.TargetMAC}
 	}
+	if t.Found = nil; t.Hardware != nil {
+		t.Found = t.Hardware.Found()
+	}
 	e := lpmos.Event{
 		TaskID: t.ID, Seq: r.eventSeq + 1, At: now, Cause: m.Cause, From: from, To: to,
 		By: m.By, Message: m.Message, Attempt: t.Attempt,
@@ -273,7 +281,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	ops := []clientv3.Op{
 		clientv3.OpPut(key(KindStatus).String(), string(to)),
 		put(key(KindMetadata), metadata{
-			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash,
+			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash,
 		}),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}

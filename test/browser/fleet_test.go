@@ -17,7 +17,7 @@ type fleet struct {
 
 // lost is how long an install of the fleet may be silent before it fails; the
 // ones that go on report every second.
-const lost = 15 * time.Second
+const lost = 40 * time.Second
 
 func newFleet(t testing.TB) *fleet {
 	f := &fleet{id: map[string]string{}}

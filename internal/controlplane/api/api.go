@@ -54,6 +54,22 @@ type Summary struct {
 	Planned bool
 	Problem string              // why the plan cannot be carried out
 	Target  *lpmos.ObservedDisk // the disk that is erased and what is on it
+	ETA     *ETA                // of an install that runs; nil when nothing is known
+}
+
+// ETA is what earlier runs of the same kind say about a task. The zero value of
+// nothing is a nil *ETA: unknown stays unknown.
+type ETA struct {
+	Basis string // what was alike: "image" or "image and model"
+	Runs  int    // that were looked at
+	// Expected is the median of how long such a run takes, from the permit to
+	// the call home.
+	Expected time.Duration
+	Elapsed  time.Duration // since the permit; 0 before it
+	Left     time.Duration // 0 once the task has ended
+	// FasterThan is the share of those runs, in percent, that had taken longer
+	// to come to where this task stands; -1 before there is anything to compare.
+	FasterThan int
 }
 
 // Sort is how a list is ordered. Equal ones stand newest first.

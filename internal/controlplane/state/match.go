@@ -94,11 +94,9 @@ func (s *State) condition(t query.Term, now time.Time) (c condition, quick bool)
 			live, ended, stuck = live || v == query.Live, ended || v == query.Ended, stuck || v == query.Stuck
 		}
 		return func(r *row) bool {
-			if isLive := lpmos.Statuses[r.status].Live(); isLive && live || !isLive && ended {
-				return true
-			}
-			return stuck && r.t.stuck(now)
-		}, !stuck
+			isLive := lpmos.Statuses[r.status].Live()
+			return isLive && live || !isLive && ended || isLive && stuck && r.t.stuck(now)
+		}, true
 	case "attempt":
 		return compared(values, query.Number, func(r *row, v query.Comparison) int { return int(int64(r.attempt) - v.Num) }, "="), true
 	case "after":
@@ -114,7 +112,9 @@ func (s *State) condition(t query.Term, now time.Time) (c condition, quick bool)
 		for i, v := range values {
 			digits[i] = query.HexDigits(v)
 		}
-		return func(r *row) bool { return hasMAC(r.t, digits, t.Exact) }, false
+		return func(r *row) bool {
+			return slices.ContainsFunc(digits, func(d string) bool { return strings.Contains(r.search, d) }) && hasMAC(r.t, digits, t.Exact)
+		}, false
 	case "id":
 		return begins(values, t.Exact, func(t *task) string { return t.ID }), false
 	case "batch":
@@ -250,18 +250,9 @@ func moment(values []string, now time.Time, field func(*row) int64, implied stri
 }
 
 func hasMAC(t *task, digits []string, exact bool) bool {
-	const hex = "0123456789abcdef"
 	has := func(m lpmos.MAC) bool {
-		var b [12]byte
-		for i, v := range m {
-			b[2*i], b[2*i+1] = hex[v>>4], hex[v&15]
-		}
-		for _, d := range digits {
-			if !exact && strings.Contains(string(b[:]), d) || string(b[:]) == d {
-				return true
-			}
-		}
-		return false
+		have := hexOf(m)
+		return slices.ContainsFunc(digits, func(d string) bool { return have == d || !exact && strings.Contains(have, d) })
 	}
 	return has(t.TargetMAC) || slices.ContainsFunc(t.Claims, has)
 }
@@ -280,11 +271,11 @@ func (t *task) stage() lpmos.Stage {
 }
 
 func serials(t *task) []string {
-	h := t.Hardware
+	h := t.Found
 	if h == nil {
 		return nil
 	}
-	out := []string{h.System.Serial}
+	out := []string{h.Serial}
 	for _, d := range h.Disks {
 		out = append(out, d.Serial)
 	}
@@ -292,11 +283,11 @@ func serials(t *task) []string {
 }
 
 func models(t *task) []string {
-	h := t.Hardware
+	h := t.Found
 	if h == nil {
 		return nil
 	}
-	out := []string{h.System.Manufacturer + " " + h.System.Product}
+	out := []string{h.Manufacturer + " " + h.Product}
 	for _, d := range h.Disks {
 		out = append(out, d.Model)
 	}

@@ -1,10 +1,12 @@
 package state
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
@@ -28,19 +30,44 @@ func (s *State) Ready() bool {
 	return s.ready
 }
 
-// Task is one task with its newest progress and the tail of its log.
+// Task is one task with its newest progress and the tail of its log. Of one
+// that has ended, hardware, plan and log are read from the store; while it does
+// not answer they are left out.
 func (s *State) Task(id string) (lpmos.Task, bool) {
 	s.mu.RLock()
-	defer s.mu.RUnlock()
 	t, ok := s.tasks[id]
 	if !ok || t.Status == "" {
+		s.mu.RUnlock()
 		return lpmos.Task{}, false
 	}
 	v := t.view()
 	if log := t.log(t.Attempt); len(log) > 0 {
 		v.LogTail = tail(log, logTailLines)
 	}
+	load := !t.Status.Live() && (t.left || t.leftLog)
+	s.mu.RUnlock()
+	if load {
+		if kept, ok := s.load(id); ok && kept.Status == v.Status && kept.Attempt == v.Attempt {
+			v.Hardware, v.Plan = kept.Hardware, kept.Plan
+			if len(v.LogTail) == 0 {
+				v.LogTail = tail(kept.LogTail, logTailLines)
+			}
+		}
+	}
 	return v, true
+}
+
+// loadTimeout bounds how long a page waits for what is not in memory.
+const loadTimeout = 2 * time.Second
+
+func (s *State) load(id string) (lpmos.Task, bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
+	defer cancel()
+	rec, err := s.src.Task(ctx, id)
+	if err != nil {
+		s.log.Warn("read what is kept of a task that ended", "task", id, "err", err)
+	}
+	return rec.Task, err == nil
 }
 
 // logTailLines is how much of a log goes with a task; all of it is at /logs.
@@ -132,9 +159,9 @@ func (s *State) Reports(id string) api.Reports {
 // Logs are all lines that are still kept of a task's log, every attempt's.
 func (s *State) Logs(id string) ([]string, bool) {
 	s.mu.RLock()
-	defer s.mu.RUnlock()
 	t, ok := s.tasks[id]
 	if !ok || t.Status == "" {
+		s.mu.RUnlock()
 		return nil, false
 	}
 	var out []string
@@ -143,6 +170,12 @@ func (s *State) Logs(id string) ([]string, bool) {
 	}
 	if len(out) == 0 {
 		out = t.LogTail
+	}
+	load := len(out) == 0 && t.leftLog
+	s.mu.RUnlock()
+	if load {
+		kept, _ := s.load(id)
+		out = kept.LogTail
 	}
 	return out, true
 }

@@ -2,6 +2,7 @@ package state
 
 import (
 	"cmp"
+	"encoding/hex"
 	"slices"
 	"strings"
 	"time"
@@ -66,6 +67,14 @@ func (s *State) place(t *task) {
 	}
 	if p := t.progress(); p != nil {
 		r.percent = int8(min(max(p.Percentage, 0), 100))
+	}
+	if !t.Status.Live() && (t.Hardware != nil || t.Plan != nil || t.LogTail != nil) {
+		// They are in the store.
+		t.left, t.leftLog = t.left || t.Hardware != nil || t.Plan != nil, t.leftLog || t.LogTail != nil
+		t.Hardware, t.Plan, t.LogTail = nil, nil, nil
+	}
+	if !s.listing {
+		s.learn(t) // from a listing, in order, when it is complete
 	}
 	switch {
 	case t.placed && t.row.created != r.created:
@@ -142,9 +151,27 @@ func (s *State) count(r row, n int) {
 	c[st] += n
 }
 
-// settle orders the rows that a listing brought.
+// settle orders the rows that a listing brought, and lays their texts beside
+// each other in that order: looking through all of them is then bound by how
+// fast memory is read, not by how long it takes to find it.
 func (s *State) settle() {
 	slices.SortFunc(s.rows, func(a, b row) int { return older(&a, &b) })
+	size := 0
+	for i := range s.rows {
+		size += len(s.rows[i].search)
+	}
+	var b strings.Builder
+	b.Grow(size)
+	for i := range s.rows {
+		b.WriteString(s.rows[i].search)
+	}
+	all := b.String()
+	for i := range s.rows {
+		r := &s.rows[i]
+		r.search, all = all[:len(r.search)], all[len(r.search):]
+		r.t.row.search = r.search
+		s.learn(r.t)
+	}
 }
 
 // index makes the text that words are looked for in. It is made anew only when
@@ -154,11 +181,14 @@ func (t *task) index() {
 	parts = append(parts, t.ID, t.Hostname, t.TargetMAC.String(), t.OSType+"/"+t.OSVersion+"/"+t.Arch, t.RegionID, t.CreatedBy, t.BatchID, t.Notes)
 	for _, m := range t.Claims {
 		if m != t.TargetMAC {
-			parts = append(parts, m.String())
+			parts = append(parts, m.String(), hexOf(m))
 		}
 	}
-	if h := t.Hardware; h != nil {
-		parts = append(parts, h.System.Serial, h.System.Manufacturer+" "+h.System.Product, h.System.UUID)
+	if t.Found == nil && t.Hardware != nil {
+		t.Found = t.Hardware.Found() // an earlier version did not write it down
+	}
+	if h := t.Found; h != nil {
+		parts = append(parts, h.Serial, h.Manufacturer+" "+h.Product, h.UUID)
 		for _, d := range h.Disks {
 			parts = append(parts, d.Serial, d.Model)
 		}
@@ -169,15 +199,19 @@ func (t *task) index() {
 	if e := t.Error; e != nil {
 		parts = append(parts, e.Code, e.Cause)
 	}
+	parts = append(parts, hexOf(t.TargetMAC))
 	parts = slices.DeleteFunc(parts, func(p string) bool { return p == "" })
 	t.row.search = strings.ToLower(strings.Join(parts, "\n"))
 }
 
+// hexOf is a MAC without colons, for whoever types it so.
+func hexOf(m lpmos.MAC) string { return hex.EncodeToString(m[:]) }
+
 // summary is what a row shows of hardware and plan.
 func (t *task) summary() api.Summary {
 	var v api.Summary
-	if h := t.Hardware; h != nil {
-		v.Serial, v.Manufacturer, v.Model = h.System.Serial, h.System.Manufacturer, h.System.Product
+	if h := t.Found; h != nil {
+		v.Serial, v.Manufacturer, v.Model = h.Serial, h.Manufacturer, h.Product
 	}
 	if p := t.Plan; p != nil && t.Status.Live() {
 		v.Planned, v.Problem = true, p.Problem

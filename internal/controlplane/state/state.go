@@ -1,7 +1,9 @@
 // Package state is the control plane's read model: every task, region and
 // image in memory, kept fresh by one watch on the store. Lists, filters, counts
 // and pages are answered from here; decisions are made against the store
-// itself, by the orchestrator.
+// itself, by the orchestrator. Only hardware, plan and log of tasks that have
+// ended are not kept: they are most of what there is, and are read from the
+// store when somebody looks at one.
 //
 // Run is the only writer. All other methods may be called concurrently; what
 // they return is a copy whose pointers lead to values that are never changed
@@ -26,6 +28,7 @@ import (
 type source interface {
 	ID() string
 	Changes(ctx context.Context, scope store.Scope) iter.Seq2[store.Batch, error]
+	Task(ctx context.Context, id string) (store.Record, error)
 }
 
 var _ source = (*store.Store)(nil)
@@ -50,6 +53,7 @@ type State struct {
 	regionCounts map[uint16]map[lpmos.Status]int // by number in names
 	names        []string                        // of regions and systems, by number
 	nameOf       map[string]uint16
+	runs         map[kind]*runs // what earlier installs took
 
 	regions map[string]*region
 	images  map[string]lpmos.Image
@@ -61,6 +65,9 @@ type task struct {
 	lpmos.Task
 	reports map[int]*reports // by attempt
 	row     row              // as lists see it
+	left    bool             // Hardware and Plan are in the store alone
+	leftLog bool             // LogTail is
+	learnt  bool             // see State.learn
 	placed  bool             // in State.rows
 	at      int              // in State.byStatus
 }
@@ -86,6 +93,7 @@ func New(src source, log *slog.Logger, listen ...func(api.Update)) *State {
 func (s *State) clear() {
 	s.tasks, s.rows, s.byStatus, s.counts = map[string]*task{}, nil, [16][]*task{}, map[lpmos.Status]int{}
 	s.regionCounts, s.names, s.nameOf = map[uint16]map[lpmos.Status]int{}, nil, map[string]uint16{}
+	s.runs = map[kind]*runs{}
 	s.regions, s.images, s.found = map[string]*region{}, map[string]lpmos.Image{}, map[lpmos.MAC]lpmos.Discovered{}
 	s.global = store.Global{}
 }
@@ -128,7 +136,7 @@ func (s *State) apply(b store.Batch) api.Update {
 		case store.KindMetadata, store.KindStatus, store.KindHardware, store.KindPlan, store.KindApproval,
 			store.KindProgress, store.KindLogs, store.KindError, store.KindReceipt:
 			s.applyTask(c, touched)
-			if c.Value == nil {
+			if c.Value == nil || c.Left {
 				continue
 			}
 			switch c.Key.Kind {
@@ -214,7 +222,7 @@ func (s *State) applyTask(c store.Change, touched map[string]bool) {
 		touched[id] = true
 	}
 	t := s.tasks[id]
-	if c.Value == nil && (c.Key.Kind == store.KindStatus || t == nil) {
+	if c.Value == nil && !c.Left && (c.Key.Kind == store.KindStatus || t == nil) {
 		if t != nil {
 			s.drop(t)
 			delete(s.tasks, id)
@@ -225,6 +233,15 @@ func (s *State) applyTask(c store.Change, touched map[string]bool) {
 		t = &task{reports: map[int]*reports{}}
 		t.ID = id
 		s.tasks[id] = t
+	}
+	switch c.Key.Kind {
+	case store.KindHardware, store.KindPlan:
+		t.left = c.Left
+	case store.KindLogs:
+		t.leftLog = c.Left
+	}
+	if c.Left {
+		return
 	}
 	if err := store.SetPart(&t.Task, c.Key, c.Value); err != nil {
 		s.log.Error("value in the store cannot be read", "key", c.Key.String(), "err", err)
@@ -267,7 +284,10 @@ func (s *State) applyReport(c store.Change) (api.Event, bool) {
 	case store.KindReportProgress:
 		was := t.progress()
 		var p *lpmos.Progress
-		if p, err = pointer[lpmos.Progress](c); p == nil || p.After(r.Progress) {
+		if p, err = pointer[lpmos.Progress](c); p != nil {
+			p = t.begun(p)
+		}
+		if p == nil || p.After(r.Progress) {
 			r.Progress = p // an older value that comes late is not shown
 		}
 		if p != nil && c.Key.Attempt == t.Attempt && p.After(was) {
@@ -331,6 +351,24 @@ func (t *task) progress() *lpmos.Progress {
 		p = r.Progress
 	}
 	return p
+}
+
+// begun puts into p when the stages of its attempt began. The newest progress
+// that is known says so, be it reported or, after a restart, folded into the
+// task.
+func (t *task) begun(p *lpmos.Progress) *lpmos.Progress {
+	p.Begun = nil
+	known := t.Task.Progress
+	if r := t.reports[p.Attempt]; r != nil && r.Progress != nil {
+		known = r.Progress
+	}
+	if known != nil && known.Attempt == p.Attempt {
+		p.Begun = known.Begun
+	}
+	if n := len(p.Begun); n > 0 && p.Stage.Number() < p.Begun[n-1].Stage.Number() {
+		return p // late
+	}
+	return p.Begin(p.Stage, p.UpdatedAt)
 }
 
 func (t *task) view() lpmos.Task {

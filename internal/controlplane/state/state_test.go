@@ -26,6 +26,15 @@ type feed struct {
 	got  chan api.Update
 	rev  int64
 	last api.Update
+	kept map[string]lpmos.Task // what the store answers about single tasks
+}
+
+func (f *feed) Task(_ context.Context, id string) (store.Record, error) {
+	t, ok := f.kept[id]
+	if !ok {
+		return store.Record{}, lpmos.ErrUnavailable
+	}
+	return store.Record{Task: t}, nil
 }
 
 func (f *feed) ID() string { return "store-1" }

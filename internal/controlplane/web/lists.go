@@ -22,7 +22,10 @@ type run struct {
 	Percent int
 	Bytes   string // "1.7 of 2.4 GB"
 	Speed   string
-	Left    string // of this stage
+	Left    string // until it is done, as earlier runs took; else of this stage
+	Until   string // RFC 3339, what Left was learnt to be
+	Learnt  string // from what
+	Slow    string // "slower than 95 % of runs"
 	AsOf    instant
 }
 
@@ -43,6 +46,9 @@ const maxWords = 160
 func (w *Web) newRow(t lpmos.Task, sum api.Summary, images []lpmos.Image) row {
 	r := row{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Serial: sum.Serial, Link: "/tasks/" + t.ID, Age: w.age(w.cfg.Now().Sub(t.UpdatedAt))}
 	r.Summary, r.Run = w.now(t, sum)
+	if r.Run != nil && sum.ETA != nil {
+		w.estimate(r.Run, sum.ETA)
+	}
 	if t.Status == lpmos.AwaitingApproval {
 		r.Link += "/approve"
 	}
@@ -166,6 +172,26 @@ func (w *Web) newRun(t lpmos.Task) *run {
 		r.Left = w.left(d)
 	}
 	return r
+}
+
+// slowRun is the share of earlier runs, in percent, that a slow one is faster
+// than.
+const slowRun = 5
+
+// estimate puts what earlier runs took in the place of what the bytes of a
+// stage say, unless the figures are old.
+func (w *Web) estimate(r *run, e *api.ETA) {
+	if !r.Status.Live() || r.AsOf.RFC != "" {
+		return
+	}
+	if e.Left > 0 {
+		r.Left = w.rounded(int64(e.Left.Seconds()))
+		r.Until = w.cfg.Now().Add(e.Left).UTC().Format(time.RFC3339)
+		r.Learnt = w.N(e.Runs, "as an earlier run of the same system took", "as %s earlier runs of the same system took")
+	}
+	if e.FasterThan >= 0 && e.FasterThan <= slowRun && e.Runs >= 100/slowRun/2 {
+		r.Slow = w.T("slower than %s of runs", w.percent(100-max(e.FasterThan, slowRun)))
+	}
 }
 
 // amount is how many bytes of how many are there.
