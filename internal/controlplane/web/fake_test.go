@@ -388,6 +388,15 @@ func newSite(t testing.TB, now time.Time) *fakeSite {
 	return s
 }
 
+// addMany adds tasks that wait for their machines, the oldest last.
+func (s *fakeSite) addMany(n int) {
+	for i := range n {
+		id := fmt.Sprintf("%08x-0000-4000-8000-00000000beef", i)
+		s.tasks[id] = lpmos.Task{ID: id, Status: lpmos.Pending, Attempt: 1, CreatedAt: s.now.Add(-time.Hour - time.Duration(i)*time.Second), UpdatedAt: s.now.Add(-10 * time.Minute), CreatedBy: "ops-bot", Rev: s.rev,
+			Spec: lpmos.Spec{RegionID: "lab-1", TargetMAC: lpmos.MAC{0x52, 0x54, byte(i >> 24), byte(i >> 16), byte(i >> 8), byte(i)}, OSType: "debian", OSVersion: "12", Arch: "amd64", Hostname: fmt.Sprintf("many-%d", i)}}
+	}
+}
+
 // addHostile puts markup into every string that comes from a machine or a
 // person.
 func (s *fakeSite) addHostile() {
