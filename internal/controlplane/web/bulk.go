@@ -87,7 +87,9 @@ type bulkView struct {
 	Count    string // the number that was typed
 	Problems []fieldProblem
 	Command  string
-	Back     string
+	Query    string // of the list they were selected in
+	Sort     string
+	Back     string // its address
 }
 
 // Bad is what is wrong with a field.
@@ -187,7 +189,7 @@ func (w *Web) bulk(rw http.ResponseWriter, r *http.Request) {
 	case action == "approve":
 		w.bulkApprove(rw, r, tasks)
 	default:
-		v := w.newBulk(action, words, tasks)
+		v := w.newBulk(r, action, words, tasks)
 		v.Left = left
 		w.show(rw, r, http.StatusOK, "bulk", page{Title: v.Title, Nav: "tasks", Body: v})
 	}
@@ -213,8 +215,9 @@ func (w *Web) bulkApprove(rw http.ResponseWriter, r *http.Request, tasks []lpmos
 	}
 }
 
-func (w *Web) newBulk(action string, words bulkWords, tasks []lpmos.Task) bulkView {
-	v := bulkView{Action: action, Typed: words.typed, Needs: words.needsReason, Selected: len(tasks), Back: "/tasks"}
+func (w *Web) newBulk(r *http.Request, action string, words bulkWords, tasks []lpmos.Task) bulkView {
+	a := w.asked(r.PostForm)
+	v := bulkView{Action: action, Typed: words.typed, Needs: words.needsReason, Selected: len(tasks), Query: a.Text, Sort: a.Sort.String(), Back: listAddress(a.Text, a.Sort, "")}
 	if words.reason != "" {
 		v.Reason, v.Help = w.T(words.reason), w.T(words.reasonHelp)
 	}
@@ -286,7 +289,9 @@ type bulkDoneView struct {
 	Results []result
 	Failed  int
 	IDs     string // of those that failed
-	Reason  string
+	Query   string // of the list they were selected in
+	Sort    string
+	Back    string
 }
 
 // bulkRun does what the page of bulk asked about.
@@ -302,7 +307,7 @@ func (w *Web) bulkRun(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	tasks, _ := w.selected(r)
-	v := w.newBulk(action, words, tasks)
+	v := w.newBulk(r, action, words, tasks)
 	v.Given, v.Count = f.Get("reason"), f.Get("count")
 	switch {
 	case v.Needs && reason == "":
@@ -324,7 +329,7 @@ func (w *Web) bulkRun(rw http.ResponseWriter, r *http.Request) {
 	// What has begun is finished, also for a browser that went away.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), bulkTime)
 	defer cancel()
-	w.showBulkDone(rw, r, action, words, reason, w.doBulk(ctx, action, reason, w.cfg.Person(r), tasks))
+	w.showBulkDone(rw, r, v, words, w.doBulk(ctx, action, reason, w.cfg.Person(r), tasks))
 }
 
 // doBulk does an action to each task that can take it, a few at a time.
@@ -386,8 +391,8 @@ func (w *Web) settle(r *result, err error) {
 	}
 }
 
-func (w *Web) showBulkDone(rw http.ResponseWriter, r *http.Request, action string, words bulkWords, reason string, results []result) {
-	v := bulkDoneView{Action: action, Results: results, Reason: reason}
+func (w *Web) showBulkDone(rw http.ResponseWriter, r *http.Request, of bulkView, words bulkWords, results []result) {
+	v := bulkDoneView{Action: of.Action, Results: results, Query: of.Query, Sort: of.Sort, Back: of.Back}
 	done := 0
 	var again []string
 	for _, x := range results {
