@@ -213,13 +213,16 @@ func (w *Web) approvalNeed(t lpmos.Task, sum api.Summary, images []lpmos.Image) 
 	return n
 }
 
-// paragraph puts sentences one after the other.
+// paragraph puts sentences one after the other. Chinese ones need no space.
 func (s *tongue) paragraph(sentences ...string) string {
-	sep := " "
-	if s.chinese() {
-		sep = ""
+	out := ""
+	for _, text := range sentences {
+		if out != "" && text != "" && !strings.HasSuffix(out, "。") {
+			out += " "
+		}
+		out += text
 	}
-	return strings.Join(slices.DeleteFunc(sentences, func(t string) bool { return t == "" }), sep)
+	return out
 }
 
 func (w *Web) newHappening(r row) happening {
