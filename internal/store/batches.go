@@ -31,21 +31,14 @@ func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempot
 		_, err := s.txn(ctx, nil, ops, nil)
 		return b, err
 	}
-	type idempotent struct {
-		BatchID string `json:"batch_id"`
-		Request string `json:"request"`
-	}
-	// Another name than a single task's: the same key on the two routes is two
-	// requests.
-	idem := Key{Kind: KindIdempotency, Name: strings.TrimPrefix(lpmos.DigestBytes([]byte(by+"\x00batch\x00"+idempotencyKey)), "sha256:")}.String()
-	request := lpmos.DigestOf(specs)
+	idem := batchIdempotency(by, idempotencyKey)
 	lease, err := s.grant(ctx, 24*time.Hour)
 	if err != nil {
 		return lpmos.Batch{}, err
 	}
 	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(idem), "=", 0)},
-		append(ops, clientv3.OpPut(idem, string(encode(idempotent{b.ID, request})), clientv3.WithLease(lease))),
-		[]clientv3.Op{clientv3.OpGet(idem)})
+		append(ops, clientv3.OpPut(idem, string(encode(idempotentBatch{b.ID, lpmos.DigestOf(specs)})), clientv3.WithLease(lease))),
+		nil)
 	if err != nil {
 		return lpmos.Batch{}, fmt.Errorf("store batch: %w", err)
 	}
@@ -53,14 +46,42 @@ func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempot
 		return b, nil
 	}
 	s.revoke(lease)
-	first, err := decode[idempotent](r.Responses[0].GetResponseRange().Kvs[0].Value)
+	b, _, err = s.KnownBatch(ctx, specs, by, idempotencyKey)
+	return b, err
+}
+
+// idempotentBatch is what is kept under an idempotency key of a batch.
+type idempotentBatch struct {
+	BatchID string `json:"batch_id"`
+	Request string `json:"request"`
+}
+
+// batchIdempotency is another key than a single task's: the same
+// Idempotency-Key on the two routes is two requests.
+func batchIdempotency(by, key string) string {
+	return Key{Kind: KindIdempotency, Name: strings.TrimPrefix(lpmos.DigestBytes([]byte(by+"\x00batch\x00"+key)), "sha256:")}.String()
+}
+
+// KnownBatch finds the batch that an earlier request with this key made. The
+// same key with other lines is a conflict.
+func (s *Store) KnownBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (b lpmos.Batch, known bool, err error) {
+	idem := batchIdempotency(by, idempotencyKey)
+	v, err := s.get(ctx, idem)
+	if errors.Is(err, lpmos.ErrNotFound) {
+		return b, false, nil
+	}
 	if err != nil {
-		return lpmos.Batch{}, fmt.Errorf("decode %s: %w", idem, err)
+		return b, false, err
 	}
-	if first.Request != request {
-		return lpmos.Batch{}, &lpmos.ConflictError{Problem: "this Idempotency-Key was used for another request; send a new key for a new one"}
+	first, err := decode[idempotentBatch](v)
+	if err != nil {
+		return b, false, fmt.Errorf("decode %s: %w", idem, err)
 	}
-	return s.Batch(ctx, first.BatchID)
+	if first.Request != lpmos.DigestOf(specs) {
+		return b, true, &lpmos.ConflictError{Problem: "this Idempotency-Key was used for another request; send a new key for a new one"}
+	}
+	b, err = s.Batch(ctx, first.BatchID)
+	return b, true, err
 }
 
 // Batch reads one, with its lines as long as it is not finished.

@@ -37,7 +37,8 @@ type Batch struct {
 // Scope is a part of the key space that can be followed.
 type Scope string
 
-// All is everything the control plane follows.
+// All is everything the control plane follows. A listing of it is without
+// events, idempotency keys and batches, and see Change.Left.
 const All Scope = prefix
 
 // RegionScope is what one region follows beside ConfigScope.

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/lpmos/lpmos"
@@ -12,31 +13,40 @@ import (
 
 // Create stores a new task after checking that its region and image exist.
 func (o *Orchestrator) Create(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error) {
-	spec, err := spec.Normalize()
+	spec, err := o.check(spec)
 	if err != nil {
 		return lpmos.Task{}, err
-	}
-	if _, ok := o.read.Region(spec.RegionID); !ok {
-		var known []string
-		for _, r := range o.read.Regions() {
-			known = append(known, r.ID)
-		}
-		return lpmos.Task{}, &lpmos.InvalidError{Field: "region_id", Problem: "is not a region that ever registered" + among(known), Value: spec.RegionID}
-	}
-	if _, ok := o.read.Image(spec.OSType, spec.OSVersion, spec.Arch); !ok {
-		var known []string
-		for _, i := range o.read.Images() {
-			known = append(known, i.Name())
-		}
-		return lpmos.Task{}, &lpmos.InvalidError{
-			Field: "os_type", Problem: "and os_version name no image in the catalogue" + among(known), Value: spec.OSType + "/" + spec.OSVersion + "/" + spec.Arch,
-		}
 	}
 	t, err := o.put.CreateTask(ctx, spec, by, idempotencyKey)
 	if err == nil {
 		o.log.Info("task created", "task", t.ID, "region", t.RegionID, "mac", t.TargetMAC, "by", by, "rev", t.Rev)
 	}
 	return t, err
+}
+
+// check fills in what was left out and says what cannot be accepted.
+func (o *Orchestrator) check(spec lpmos.Spec) (lpmos.Spec, error) {
+	spec, err := spec.Normalize()
+	if err != nil {
+		return spec, err
+	}
+	if _, ok := o.read.Region(spec.RegionID); !ok {
+		var known []string
+		for _, r := range o.read.Regions() {
+			known = append(known, r.ID)
+		}
+		return spec, &lpmos.InvalidError{Field: "region_id", Problem: "is not a region that ever registered" + among(known), Value: spec.RegionID}
+	}
+	if _, ok := o.read.Image(spec.OSType, spec.OSVersion, spec.Arch); !ok {
+		var known []string
+		for _, i := range o.read.Images() {
+			known = append(known, i.Name())
+		}
+		return spec, &lpmos.InvalidError{
+			Field: "os_type", Problem: "and os_version name no image in the catalogue" + among(known), Value: spec.OSType + "/" + spec.OSVersion + "/" + spec.Arch,
+		}
+	}
+	return spec, nil
 }
 
 func among(known []string) string {
@@ -87,17 +97,25 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 	if err == nil {
 		o.log.Info("task decided", "task", id, "approved", d.Approved, "by", by, "rev", t.Rev)
 	}
-	return t, o.decided(t, err)
+	return t, o.decided(ctx, t, err)
 }
 
-// decided names who was quicker when a decision came too late.
-func (o *Orchestrator) decided(t lpmos.Task, err error) error {
-	if c, ok := err.(*lpmos.ConflictError); ok && t.Approval != nil {
-		what := "rejected"
-		if t.Approval.Approved {
-			what = "approved"
+// decided names who was quicker when a decision came too late: the person whom
+// the last event is by.
+func (o *Orchestrator) decided(ctx context.Context, t lpmos.Task, err error) error {
+	c, ok := err.(*lpmos.ConflictError)
+	if !ok || t.ID == "" {
+		return err
+	}
+	what := map[lpmos.Cause]string{lpmos.CauseApproved: "approved", lpmos.CauseRejected: "rejected", lpmos.CauseCanceled: "canceled"}
+	events, _ := o.put.Events(ctx, t.ID) // without them the answer only says less
+	for _, e := range slices.Backward(events) {
+		if verb, ok := what[e.Cause]; ok {
+			return &lpmos.ConflictError{Status: c.Status, Problem: fmt.Sprintf("%s; it was %s by %s at %s", c.Problem, verb, e.By, e.At.Format("2006-01-02 15:04:05 UTC"))}
 		}
-		return &lpmos.ConflictError{Status: c.Status, Problem: fmt.Sprintf("%s; it was %s by %s at %s", c.Problem, what, t.Approval.By, t.Approval.At.Format("2006-01-02 15:04:05 UTC"))}
+		if e.Attempt != t.Attempt {
+			break
+		}
 	}
 	return err
 }
@@ -128,7 +146,7 @@ func (o *Orchestrator) Cancel(ctx context.Context, id, reason, by string) (lpmos
 	if err == nil {
 		o.log.Info("task canceled", "task", id, "by", by, "rev", t.Rev)
 	}
-	return t, err
+	return t, o.decided(ctx, t, err)
 }
 
 // Retry begins a failed task anew: the machine is claimed again, the approval

@@ -61,6 +61,7 @@ type reader interface {
 	Reports(id string) api.Reports
 	Logs(id string) ([]string, bool)
 	Live() []string
+	Claimed() map[lpmos.MAC]string
 }
 
 // writer is the store.
@@ -70,15 +71,20 @@ type writer interface {
 	DeleteTask(ctx context.Context, id string) error
 	FoldProgress(ctx context.Context, p *lpmos.Progress, logTail []string) error
 	SetRegionStatus(ctx context.Context, region, status string) error
+	Events(ctx context.Context, id string) ([]lpmos.Event, error)
+	batchStore
 }
 
 // Orchestrator decides.
 type Orchestrator struct {
-	cfg  Config
-	read reader
-	put  writer
-	log  *slog.Logger
-	now  func() time.Time
+	cfg     Config
+	read    reader
+	put     writer
+	batches batchStore
+	log     *slog.Logger
+	now     func() time.Time
+
+	newBatch chan struct{} // a batch was stored
 
 	mu    sync.Mutex // guards what follows
 	dirty map[string]struct{}
@@ -104,7 +110,7 @@ type sight struct {
 func New(cfg Config, read reader, put writer, log *slog.Logger) *Orchestrator {
 	cfg.defaults()
 	return &Orchestrator{
-		cfg: cfg, read: read, put: put, log: log, now: time.Now,
+		cfg: cfg, read: read, put: put, batches: put, newBatch: make(chan struct{}, 1), log: log, now: time.Now,
 		dirty: map[string]struct{}{}, wake: make(chan struct{}, 1),
 		watch: map[string]*sight{}, regions: map[string]string{},
 	}

@@ -46,19 +46,39 @@ func (s *State) Tasks(q api.Query) api.Page {
 		o.arrange(s, rows, q.Offset, end)
 	}
 	for _, c := range rows[q.Offset:end] {
-		r := c.r
-		v := r.t.view()
-		v.Hardware, v.Plan, v.LogTail = nil, nil, nil
-		page.Tasks = append(page.Tasks, v)
-		sum := r.t.summary()
-		if lpmos.Statuses[r.status].Live() {
-			sum.ETA = s.estimate(r.t, now)
-		}
-		page.Rows = append(page.Rows, sum)
+		s.show(&page, c.r.t, now)
 	}
 	if end > q.Offset && end < len(rows) {
 		page.NextCursor = o.cursor(s, rows[end-1].r)
 	}
+	return page
+}
+
+// show puts a task into a page.
+func (s *State) show(page *api.Page, t *task, now time.Time) {
+	v := t.view()
+	v.Hardware, v.Plan, v.LogTail = nil, nil, nil
+	page.Tasks = append(page.Tasks, v)
+	sum := t.summary()
+	if t.Status.Live() {
+		sum.ETA = s.estimate(t, now)
+	}
+	page.Rows = append(page.Rows, sum)
+}
+
+// Rows are the tasks of these ids as a page shows them, in this order. Those
+// that are gone are left out.
+func (s *State) Rows(ids []string) api.Page {
+	now := s.now()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	page := api.Page{Rev: s.rev}
+	for _, id := range ids {
+		if t, ok := s.tasks[id]; ok && t.Status != "" {
+			s.show(&page, t, now)
+		}
+	}
+	page.Total = len(page.Tasks)
 	return page
 }
 

@@ -57,8 +57,10 @@ type State struct {
 
 	regions map[string]*region
 	images  map[string]lpmos.Image
-	found   map[lpmos.MAC]lpmos.Discovered
-	global  store.Global
+
+	imageRevs map[string]int64 // that wrote the entries of images
+	found     map[lpmos.MAC]lpmos.Discovered
+	global    store.Global
 }
 
 type task struct {
@@ -93,6 +95,7 @@ func New(src source, log *slog.Logger, listen ...func(api.Update)) *State {
 func (s *State) clear() {
 	s.tasks, s.rows, s.byStatus, s.counts = map[string]*task{}, nil, [16][]*task{}, map[lpmos.Status]int{}
 	s.regionCounts, s.names, s.nameOf = map[uint16]map[lpmos.Status]int{}, nil, map[string]uint16{}
+	s.imageRevs = map[string]int64{}
 	s.runs = map[kind]*runs{}
 	s.regions, s.images, s.found = map[string]*region{}, map[string]lpmos.Image{}, map[lpmos.MAC]lpmos.Discovered{}
 	s.global = store.Global{}
@@ -163,7 +166,7 @@ func (s *State) apply(b store.Batch) api.Update {
 				delete(s.images, name)
 				s.report(err, c)
 			} else {
-				s.images[name] = i
+				s.images[name], s.imageRevs[name] = i, c.Rev
 			}
 		case store.KindDiscovered:
 			if d, err := store.Decode[lpmos.Discovered](c); c.Value == nil || err != nil {

@@ -155,19 +155,22 @@ func (w *Web) selected(r *http.Request) (tasks []lpmos.Task, left int) {
 		}
 	}
 	seen := map[string]bool{}
-	for _, id := range ids {
-		if !lpmos.ValidTaskID(id) || seen[id] {
-			continue
-		}
+	ids = slices.DeleteFunc(ids, func(id string) bool {
+		again := seen[id]
 		seen[id] = true
-		t, ok := w.reader.Task(id)
-		switch {
-		case !ok:
-		case len(tasks) == bulkMost:
-			left++
-		default:
-			tasks = append(tasks, t)
+		return again || !lpmos.ValidTaskID(id)
+	})
+	if n := len(ids) - bulkMost; n > 0 {
+		ids, left = ids[:bulkMost], left+n
+	}
+	for _, t := range w.reader.Rows(ids).Tasks {
+		// What waits for a decision is decided with its plan, which lists leave out.
+		if t.Status == lpmos.AwaitingApproval {
+			if whole, ok := w.reader.Task(t.ID); ok {
+				t = whole
+			}
 		}
+		tasks = append(tasks, t)
 	}
 	return tasks, left
 }

@@ -68,6 +68,32 @@ func (s *fakeSite) Tasks(q api.Query) api.Page {
 	return p
 }
 
+func (s *fakeSite) Rows(ids []string) (p api.Page) {
+	for _, id := range ids {
+		if t, ok := s.Task(id); ok {
+			p.Tasks, p.Rows = append(p.Tasks, t), append(p.Rows, summaryOf(t))
+		}
+	}
+	return p
+}
+
+// summaryOf is what a list says of a task's hardware and plan.
+func summaryOf(t lpmos.Task) api.Summary {
+	var v api.Summary
+	if h := t.Hardware; h != nil {
+		v.Serial, v.Manufacturer, v.Model = h.System.Serial, h.System.Manufacturer, h.System.Product
+	}
+	if p := t.Plan; p != nil && t.Status.Live() {
+		v.Planned, v.Problem = true, p.Problem
+		for i := range p.Observed {
+			if p.Problem == "" && p.Observed[i].Disk == p.Effect.Target {
+				v.Target = &p.Observed[i]
+			}
+		}
+	}
+	return v
+}
+
 func (s *fakeSite) IDs(q api.Query) (ids []string, total int) {
 	all, _ := s.find(q)
 	for _, t := range all[:min(len(all), q.Limit)] {

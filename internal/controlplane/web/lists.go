@@ -68,23 +68,6 @@ func (w *Web) rows(p api.Page) []row {
 	return out
 }
 
-// summaryOf is what a list would say of a whole task's hardware and plan.
-func summaryOf(t lpmos.Task) api.Summary {
-	var v api.Summary
-	if h := t.Hardware; h != nil {
-		v.Serial, v.Manufacturer, v.Model = h.System.Serial, h.System.Manufacturer, h.System.Product
-	}
-	if p := t.Plan; p != nil && t.Status.Live() {
-		v.Planned, v.Problem = true, p.Problem
-		for i := range p.Observed {
-			if p.Problem == "" && p.Observed[i].Disk == p.Effect.Target {
-				v.Target = &p.Observed[i]
-			}
-		}
-	}
-	return v
-}
-
 // now says what a task does, in a line or as a bar.
 func (w *Web) now(t lpmos.Task, sum api.Summary) (string, *run) {
 	switch t.Status {

@@ -294,12 +294,7 @@ func (w *Web) taskRows(rw http.ResponseWriter, r *http.Request) {
 		a.Filter.Terms = append(slices.Clip(a.Filter.Terms), query.Term{Key: "id", Values: ids})
 		rows = w.rows(w.reader.Tasks(api.Query{Filter: a.Filter, Sort: a.Sort, Limit: pageRows}))
 	} else {
-		images := w.reader.Images()
-		for _, id := range ids {
-			if t, ok := w.reader.Task(id); ok {
-				rows = append(rows, w.newRow(t, summaryOf(t), images))
-			}
-		}
+		rows = w.rows(w.reader.Rows(ids))
 	}
 	out := make([]rowJSON, 0, len(rows))
 	for _, x := range rows {

@@ -29,6 +29,7 @@ type Reader interface {
 	StoreID() string // changes when the store is another one, so revisions mean nothing
 	Task(id string) (lpmos.Task, bool)
 	Tasks(api.Query) api.Page
+	Rows(ids []string) api.Page              // as a page shows them, without those that are gone
 	IDs(api.Query) (ids []string, total int) // at most Limit of them, in order
 	Counts() map[lpmos.Status]int
 	RegionCounts(region string) map[lpmos.Status]int
