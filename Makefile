@@ -18,7 +18,7 @@ MACHINES ?= 1
 OS ?= debian-12
 AUTO ?=
 
-.PHONY: build lab test check unit browser vm vm-all long bench load screenshots lint tidy generated deps-lab deps-test clean help
+.PHONY: build lab test check unit browser vm vm-all long bench load screenshots pages lint tidy generated deps-lab deps-test clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -43,7 +43,7 @@ unit: ## unit, contract and system tests, with the race detector
 
 browser: ## the web interface in real Chromium
 	LPMOS_REQUIRE=browser go test -p 1 -timeout 15m -run Browser ./internal/controlplane/web ./test/e2e
-	LPMOS_REQUIRE=browser go test -timeout 15m ./test/browser
+	LPMOS_REQUIRE=browser go test -timeout 20m ./test/browser
 
 vm: ## machines provisioned for real, BIOS and UEFI
 	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -timeout 30m -v ./test/vm
@@ -62,6 +62,9 @@ load: build ## 1,000 and 10,000 browsers' sockets, 1,000 machines: numbers and p
 
 screenshots: deps-test build ## pictures for docs/images of a machine that is really installed, in the browser and in a terminal
 	$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_SCREENSHOTS=docs/images LPMOS_CACHE_DIR=$(CACHE) LPMOS_LAB_OS=$(OS) go test -count=1 -timeout 40m -v -run LabScreenshots ./test/browser
+
+pages: deps-test ## a picture of every page in test-artifacts/pages: both languages, light and dark, wide and phone (PAGE=tasks for one)
+	LPMOS_REQUIRE=browser LPMOS_SCREENSHOTS=test-artifacts LPMOS_PAGE=$(PAGE) go test -count=1 -timeout 20m -run TestPages ./test/browser
 
 deps-lab:
 	@$(SUDO) scripts/deps lab

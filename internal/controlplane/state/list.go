@@ -46,15 +46,7 @@ func (s *State) Tasks(q api.Query) api.Page {
 		o.arrange(s, rows, q.Offset, end)
 	}
 	for _, c := range rows[q.Offset:end] {
-		r := c.r
-		v := r.t.view()
-		v.Hardware, v.Plan, v.LogTail, v.Previous, v.TemplateText = nil, nil, nil, nil, nil
-		page.Tasks = append(page.Tasks, v)
-		sum := r.t.summary()
-		if lpmos.Statuses[r.status].Live() {
-			sum.ETA = s.estimate(r.t, now)
-		}
-		page.Rows = append(page.Rows, sum)
+		s.show(&page, c.r.t, now)
 	}
 	if end > q.Offset && end < len(rows) {
 		page.NextCursor = o.cursor(s, rows[end-1].r)
@@ -62,15 +54,44 @@ func (s *State) Tasks(q api.Query) api.Page {
 	return page
 }
 
+// show puts a task into a page.
+func (s *State) show(page *api.Page, t *task, now time.Time) {
+	v := t.view()
+	v.Hardware, v.Plan, v.LogTail, v.Previous, v.TemplateText = nil, nil, nil, nil, nil
+	page.Tasks = append(page.Tasks, v)
+	sum := t.summary()
+	if t.Status.Live() {
+		sum.ETA = s.estimate(t, now)
+	}
+	page.Rows = append(page.Rows, sum)
+}
+
+// Rows are the tasks of these ids as a page shows them, in this order. Those
+// that are gone are left out.
+func (s *State) Rows(ids []string) api.Page {
+	now := s.now()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	page := api.Page{Rev: s.rev}
+	for _, id := range ids {
+		if t, ok := s.tasks[id]; ok && t.Status != "" {
+			s.show(&page, t, now)
+		}
+	}
+	page.Total = len(page.Tasks)
+	return page
+}
+
 // candidates are reused: a hundred thousand of them for every question would
 // keep the collector busy.
 var candidates = sync.Pool{New: func() any { return new([]candidate) }}
 
-// MaxIDs bounds what IDs answers.
+// MaxIDs bounds what IDs answers where a query has no Limit.
 const MaxIDs = 10_000
 
-// IDs are the ids of what matches, in the order of the query, at most MaxIDs of
-// them, and how many match: what "select all" selects.
+// IDs are the ids of what matches, in the order of the query, at most Limit of
+// them, and how many match: what "select all" selects, and what a list that
+// scrolls keeps its order by.
 func (s *State) IDs(q api.Query) (ids []string, total int) {
 	o := newOrder(q.Sort)
 	var found []candidate
@@ -78,10 +99,14 @@ func (s *State) IDs(q api.Query) (ids []string, total int) {
 	defer s.mu.RUnlock()
 	q.Groups = false
 	ordered := s.matching(q, s.now(), &api.Page{}, func(r *row) { found = append(found, candidate{r: r}) })
-	end := min(len(found), MaxIDs)
+	if q.Limit <= 0 {
+		q.Limit = MaxIDs
+	}
+	end := min(len(found), q.Limit)
 	if !ordered || !o.natural() {
 		o.arrange(s, found, 0, end)
 	}
+	ids = make([]string, 0, end)
 	for _, c := range found[:end] {
 		ids = append(ids, c.r.t.ID)
 	}

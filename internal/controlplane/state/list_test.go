@@ -270,6 +270,13 @@ func TestOrders(t *testing.T) {
 			if all, n := f.s.IDs(api.Query{Sort: sort, Statuses: statuses}); !slices.Equal(all, want) || n != len(want) {
 				t.Errorf("sort %q: IDs differ", by)
 			}
+			few := min(5, len(want))
+			if some, n := f.s.IDs(api.Query{Sort: sort, Statuses: statuses, Limit: 5}); !slices.Equal(some, want[:few]) || n != len(want) {
+				t.Errorf("sort %q: the first 5 IDs are %v of %d", by, some, n)
+			}
+			if p := f.s.Rows(append([]string{"gone"}, want...)); !slices.Equal(ids(p), want) || len(p.Rows) != len(want) || p.Total != len(want) {
+				t.Errorf("sort %q: Rows differ", by)
+			}
 			// The last task of a page goes away, and one comes: the next page
 			// begins where it would have.
 			q.Offset = 0

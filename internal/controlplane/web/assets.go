@@ -5,10 +5,14 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
+	"encoding/json"
+	"fmt"
 	"io/fs"
 	"mime"
 	"net/http"
 	"path"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -47,6 +51,26 @@ func newAssets() (assets, error) {
 	a.dir = "/static/" + a.hash
 	return a, err
 }
+
+// serveWorker answers the service worker, which must come from the root to see
+// requests for static files. It names the files of this version, so that a new
+// version is another text, which is how browsers notice.
+func (a assets) serveWorker(rw http.ResponseWriter, r *http.Request) {
+	var names []string
+	for name := range a.files {
+		if name != workerFile {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	list, _ := json.Marshal(names) // strings cannot fail
+	body := fmt.Sprintf("const DIR = %q\nconst FILES = %s\n\n%s", a.dir, list, a.files[workerFile])
+	rw.Header().Set("Cache-Control", "no-cache")
+	rw.Header().Set("Content-Type", contentType(workerFile))
+	http.ServeContent(rw, r, "", time.Time{}, strings.NewReader(body))
+}
+
+const workerFile = "sw.js"
 
 // serve answers under the current hash only: under another one the content is
 // not what the page that asks was made for.

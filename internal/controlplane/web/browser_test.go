@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -114,7 +115,8 @@ type tab struct {
 	site *fakeSite
 	hub  *fakeHub
 	url  string
-	bare bool // scripts are off
+	bare bool   // scripts are off
+	stop func() // ends the server
 
 	mu    sync.Mutex // guards what follows
 	noise []string
@@ -134,7 +136,8 @@ func newTab(t testing.TB, s *fakeSite) *tab {
 		json.NewEncoder(rw).Encode(task)
 	})
 	srv := httptest.NewServer(http.NewCrossOriginProtection().Handler(mux))
-	t.Cleanup(srv.Close)
+	stopServer := sync.OnceFunc(srv.Close)
+	t.Cleanup(stopServer)
 	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.WindowSize(1280, 900),
 		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-quic", true), chromedp.Flag("no-proxy-server", true),
 		chromedp.Flag("host-resolver-rules", "MAP lpmos.test 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"))
@@ -144,7 +147,7 @@ func newTab(t testing.TB, s *fakeSite) *tab {
 	t.Cleanup(stop)
 	ctx, stop = context.WithTimeout(ctx, 3*time.Minute)
 	t.Cleanup(stop)
-	b := &tab{t: t, ctx: ctx, site: s, hub: hub, url: srv.URL}
+	b := &tab{t: t, ctx: ctx, site: s, hub: hub, url: srv.URL, stop: func() { srv.CloseClientConnections(); hub.drop(); stopServer() }}
 	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil {
 		t.Fatalf("start chromium: %v", err)
 	}
@@ -339,15 +342,14 @@ func TestBrowserLists(t *testing.T) {
 	b.until("the bar moves", row+`progress').value === 57`)
 	b.hub.send(t, map[string]any{"type": "counts", "rev": 1002, "counts": map[string]int{"awaiting_approval": 1234}})
 	b.until("counts", `[...document.querySelectorAll('status-count[status=awaiting_approval]')].every((el) => el.textContent === '1,234')`)
-	// A person is at work: the row moves on where it stands, and a line says
-	// that there is more.
-	eval[bool](b, `document.querySelector('main input[name=q]').dispatchEvent(new Event('input', { bubbles: true }))`)
+	// The row moves on where it stands.
+	if _, err := s.move(idInstalling, lpmos.CauseResultReported, nil); err != nil {
+		t.Fatal(err)
+	}
 	b.hub.send(t, map[string]any{"type": "status", "rev": 1003, "task_id": idInstalling, "status": "verifying", "attempt": 1})
-	b.until("the status changes in place", row+`task-status').textContent === 'Verifying'`)
-	b.until("the line", `!document.querySelector('page-changed').hidden && document.querySelector('page-changed').textContent.includes('1 change')`)
-	time.Sleep(2 * time.Second)
-	if !eval[bool](b, `window.mark === true`) {
-		t.Error("the list was drawn anew under the person's hands")
+	b.until("the status changes in place", row+`task-status').textContent === 'Verifying' && `+row+`[data-part=stage]').textContent === 'restarts from its own disk'`)
+	if !eval[bool](b, `window.mark === true && document.querySelector('page-changed').hidden`) {
+		t.Error("the list was drawn anew")
 	}
 	b.do("keys", chromedp.KeyEvent("j"), chromedp.KeyEvent("j"))
 	b.until("the row cursor", `[...document.querySelectorAll('tr[data-task]')].findIndex((r) => r.hasAttribute('data-cursor')) === 1`)
@@ -444,5 +446,140 @@ func TestBrowserEveryPage(t *testing.T) {
 				b.picture(name)
 			}
 		}
+	}
+}
+
+// A hundred thousand tasks: few rows are in the page, the order stays, and what
+// is selected is what was seen.
+func TestBrowserManyTasks(t *testing.T) {
+	const many = 100_000
+	s := newSite(t, time.Now())
+	s.addMany(many)
+	b := newTab(t, s)
+	b.open("/tasks?q=many-")
+	b.connected()
+	b.until("the order", `document.querySelector('task-table [data-part=shown]').textContent.startsWith('100,000 tasks')`)
+	rows := `[...document.querySelectorAll('tr[data-task]')]`
+	eval[bool](b, `(scrollTo(0, document.documentElement.scrollHeight), true)`)
+	b.until("the last row", rows+`.some((r) => r.querySelector('[data-part=host]').textContent === 'many-99999')`)
+	if n := eval[int](b, rows+`.length`); n > 160 {
+		t.Errorf("%d rows are in the page; want at most 160", n)
+	}
+	if at := eval[int](b, `Number(`+rows+`.at(-1).getAttribute('aria-rowindex'))`); at != many+1 {
+		t.Errorf("the last row says it is number %d of the table; want %d", at, many+1)
+	}
+	eval[bool](b, `(scrollTo(0, 0), true)`)
+	b.until("the first row", rows+`[0].querySelector('[data-part=host]').textContent === 'many-0'`)
+
+	// New ones wait: one that matches and one that does not.
+	matching := lpmos.Task{ID: lpmos.NewTaskID(), Status: lpmos.Pending, Attempt: 1, CreatedAt: s.now, UpdatedAt: s.now, Spec: lpmos.Spec{RegionID: "lab-1", Hostname: "many-new", OSType: "debian", OSVersion: "12"}}
+	other := matching
+	other.ID, other.Hostname = lpmos.NewTaskID(), "else"
+	s.mu.Lock()
+	s.tasks[matching.ID], s.tasks[other.ID] = matching, other
+	s.mu.Unlock()
+	b.hub.send(t, map[string]any{"type": "status", "rev": 1001, "task_id": matching.ID, "status": "pending", "attempt": 1})
+	b.hub.send(t, map[string]any{"type": "status", "rev": 1002, "task_id": other.ID, "status": "pending", "attempt": 1})
+	b.until("the line", `document.querySelector('.waiting').textContent === '1 new task: show it'`)
+	if host := eval[string](b, rows+`[0].querySelector('[data-part=host]').textContent`); host != "many-0" {
+		t.Errorf("the first row became %s by itself", host)
+	}
+	b.do("show it", chromedp.Click(chromedp.CSS(".waiting button")))
+	b.until("the new order", rows+`[0].querySelector('[data-part=host]').textContent === 'many-new'`)
+
+	// Selecting: a range with shift, by keyboard, and all there may be.
+	eval[bool](b, `document.querySelectorAll('[name=task]')[2].click() ?? true`)
+	eval[bool](b, `document.querySelectorAll('[name=task]')[6].dispatchEvent(new MouseEvent('click', { bubbles: true, shiftKey: true }))`)
+	b.until("five", `document.querySelector('.bulk [data-part=selected]').textContent === '5 selected in 1 region' && document.querySelector('.bulk [value=cancel]').textContent === 'Cancel 5…'`)
+	if !eval[bool](b, `document.querySelector('.bulk [value=retry]').getAttribute('aria-disabled') === 'true'`) {
+		t.Error("nothing can be retried, and the button does not say so")
+	}
+	b.do("j and x", chromedp.KeyEvent("j"), chromedp.KeyEvent("x"))
+	b.until("six", `document.querySelector('.bulk [data-part=selected]').textContent.startsWith('6 selected')`)
+	b.do("all", chromedp.Click(chromedp.CSS("[name=all]")))
+	b.until("a thousand", `document.querySelector('.bulk [value=cancel]').textContent === 'Cancel 1,000…'`)
+	b.do("cancel", chromedp.Click(chromedp.CSS(".bulk [value=cancel]")), chromedp.WaitVisible(chromedp.CSS(".bulk-form")))
+	if h1, err := chromedp.Run(b.ctx, chromedp.TextContent(chromedp.CSS("h1"))); err != nil || h1 != "Cancel 1,000 tasks?" {
+		t.Errorf("the page asks %q, %v", h1, err)
+	}
+}
+
+// The worker keeps the static files, also without a server, and nothing else.
+func TestBrowserServiceWorker(t *testing.T) {
+	b := newTab(t, newSite(t, time.Now()))
+	b.allow = []string{"WebSocket connection", "Failed to load resource"}
+	b.open("/dashboard")
+	b.until("the worker", `navigator.serviceWorker.controller !== null`)
+	files := eval[string](b, `(window.kept = '', caches.keys().then(async (names) => { const c = await caches.open(names[0]); window.kept = (await c.keys()).map((r) => new URL(r.url).pathname).join(' ') }), document.querySelector('link[rel=stylesheet]').getAttribute('href'))`)
+	b.until("files are kept", `window.kept.includes('/js/app.js')`)
+	for _, path := range strings.Fields(eval[string](b, `window.kept`)) {
+		if !strings.HasPrefix(path, "/static/") {
+			t.Errorf("the worker keeps %s", path)
+		}
+	}
+	b.stop()
+	eval[bool](b, `(window.answers = [], ['`+files+`', '/dashboard', '/tasks/rows?ids=`+idFailed+`', '/api/v1/tasks'].forEach((path, i) => fetch(path, { cache: 'no-store' }).then((r) => { answers[i] = r.status }, () => { answers[i] = 0 })), true)`)
+	b.until("four answers", `Object.keys(window.answers).length === 4`)
+	if got := eval[string](b, `window.answers.join(' ')`); got != "200 0 0 0" {
+		t.Errorf("without a server the file, the page, the rows and the API answer %s; want 200 0 0 0", got)
+	}
+}
+
+// What machines and people say is text, whatever it looks like, and shown as
+// it is: in the pages and in the rows that scripts make.
+func TestBrowserHostileText(t *testing.T) {
+	words := []string{`<script>alert(1)</script>`, `{{.ID}} {{template "x"}}`, "${alert(1)} `x`", "\u202Edesrever\u202C abc \u2066x", `"><img src=x onerror=alert(1)>`, `&lt;b&gt; &amp;`}
+	s := newSite(t, time.Now())
+	long := strings.Repeat("long ", 2<<10)
+	for i, text := range append(words, long) {
+		h := dellR760("1", "7c:c2:55:10:91:01")
+		h.System.Serial = text
+		id := fmt.Sprintf("%08x-0000-4000-8000-000000000bad", i)
+		s.tasks[id] = lpmos.Task{ID: id, Status: lpmos.Failed, Attempt: 1, CreatedBy: text, CreatedAt: s.now, UpdatedAt: s.now.Add(-time.Hour), Hardware: h, Rev: s.rev,
+			Spec:  lpmos.Spec{RegionID: "bj-1", TargetMAC: lpmos.MustMAC("7c:c2:55:10:91:01"), OSType: "debian", OSVersion: "13", Arch: "amd64", Hostname: text},
+			Error: &lpmos.Failure{Code: "x", Cause: text, NextStep: text, At: s.now}}
+	}
+	b := newTab(t, s)
+	check := func(id, text, css string) {
+		t.Helper()
+		want := lpmos.Shorten(text, maxWords)
+		if got := eval[string](b, `document.querySelector('[data-task="`+id+`"] `+css+`').textContent`); got != want {
+			t.Errorf("%s of %q is shown as %q", css, want, got)
+		}
+		// Isolated: what turns the direction of text ends where the text does.
+		if !eval[bool](b, `document.querySelector('[data-task="`+id+`"] `+css+`').closest('bdi') !== null || document.querySelector('[data-task="`+id+`"] `+css+` > bdi') !== null`) {
+			t.Errorf("%s is not isolated from the text around it", css)
+		}
+	}
+	b.open("/tasks?sort=updated")
+	b.connected()
+	for _, made := range []string{"by the server", "by a script"} {
+		for i, text := range append(words, long) {
+			id := fmt.Sprintf("%08x-0000-4000-8000-000000000bad", i)
+			for _, css := range []string{"[data-part=host]", "[data-part=summary]", "[data-part=by]", "[data-part=serial]"} {
+				check(id, text, css)
+			}
+		}
+		if over := eval[int](b, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); over > 0 {
+			t.Errorf("rows made %s make the page scroll sideways by %d px", made, over)
+		}
+		if made == "by a script" {
+			break
+		}
+		eval[bool](b, `document.querySelectorAll('tr[data-task]').forEach((r) => { r.querySelector('task-status').dataset.status = 'old' }) ?? true`)
+		for i := range append(words, long) {
+			b.hub.send(t, map[string]any{"type": "status", "rev": 1001 + i, "task_id": fmt.Sprintf("%08x-0000-4000-8000-000000000bad", i), "status": "failed", "attempt": 1})
+		}
+		b.until("rows made anew", `document.querySelectorAll('tr[data-task$="bad"] task-status[data-status=failed]').length === 7`)
+	}
+	b.open("/dashboard")
+	for i, text := range words {
+		id := fmt.Sprintf("%08x-0000-4000-8000-000000000bad", i)
+		if got, want := eval[string](b, `document.querySelector('.need[data-task="`+id+`"] .need-title').textContent`), text+" failed"; got != want {
+			t.Errorf("the overview says %q; want %q", got, want)
+		}
+	}
+	if over := eval[int](b, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); over > 0 {
+		t.Errorf("the overview scrolls sideways by %d px", over)
 	}
 }

@@ -56,26 +56,120 @@ func (s *fakeSite) Task(id string) (lpmos.Task, bool) {
 }
 
 func (s *fakeSite) Tasks(q api.Query) api.Page {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	all := slices.SortedFunc(maps.Values(s.tasks), func(a, b lpmos.Task) int {
-		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), strings.Compare(a.ID, b.ID))
-	})
-	p := api.Page{Rev: s.rev}
-	for _, t := range all {
-		if len(q.Statuses) > 0 && !slices.Contains(q.Statuses, t.Status) || q.RegionID != "" && q.RegionID != t.RegionID ||
-			slices.ContainsFunc(q.Filter.Terms, func(c query.Term) bool {
-				return !strings.Contains(t.ID+" "+t.Hostname+" "+t.TargetMAC.String(), c.Values[0])
-			}) {
-			continue
+	all, groups := s.find(q)
+	p := api.Page{Rev: s.Rev(), Total: len(all)}
+	if q.Groups {
+		p.Groups = groups
+	}
+	for _, t := range all[min(q.Offset, len(all)):] {
+		if q.Limit > 0 && len(p.Tasks) == q.Limit {
+			break
 		}
-		p.Total++
-		if q.Limit == 0 || len(p.Tasks) < q.Limit {
-			t.Hardware, t.Plan, t.LogTail = nil, nil, nil // as the real reader: they are large
-			p.Tasks = append(p.Tasks, t)
+		p.Rows = append(p.Rows, summaryOf(t))
+		t.Hardware, t.Plan, t.LogTail = nil, nil, nil // as the real reader: they are large
+		p.Tasks = append(p.Tasks, t)
+	}
+	return p
+}
+
+func (s *fakeSite) Rows(ids []string) (p api.Page) {
+	for _, id := range ids {
+		if t, ok := s.Task(id); ok {
+			p.Tasks, p.Rows = append(p.Tasks, t), append(p.Rows, summaryOf(t))
 		}
 	}
 	return p
+}
+
+// summaryOf is what a list says of a task's hardware and plan.
+func summaryOf(t lpmos.Task) api.Summary {
+	var v api.Summary
+	if h := t.Hardware; h != nil {
+		v.Serial, v.Manufacturer, v.Model = h.System.Serial, h.System.Manufacturer, h.System.Product
+	}
+	if p := t.Plan; p != nil && t.Status.Live() {
+		v.Planned, v.Problem = true, p.Problem
+		for i := range p.Observed {
+			if p.Problem == "" && p.Observed[i].Disk == p.Effect.Target {
+				v.Target = &p.Observed[i]
+			}
+		}
+	}
+	return v
+}
+
+func (s *fakeSite) IDs(q api.Query) (ids []string, total int) {
+	all, _ := s.find(q)
+	for _, t := range all[:min(len(all), q.Limit)] {
+		ids = append(ids, t.ID)
+	}
+	return ids, len(all)
+}
+
+// find knows of the query language what the pages themselves ask for.
+func (s *fakeSite) find(q api.Query) ([]lpmos.Task, *api.Groups) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := &api.Groups{Status: map[lpmos.Status]int{}, Region: map[string]int{}}
+	holds := func(t lpmos.Task, c query.Term) bool {
+		return c.Not != slices.ContainsFunc(c.Values, func(v string) bool {
+			switch c.Key {
+			case "status":
+				return string(t.Status) == v
+			case "region":
+				return t.RegionID == v
+			case "id":
+				return strings.HasPrefix(t.ID, v)
+			case "is":
+				limit, ok := api.Warnings[t.Status]
+				at := t.UpdatedAt
+				if t.Progress != nil && t.Progress.UpdatedAt.After(at) {
+					at = t.Progress.UpdatedAt
+				}
+				return v == query.Live && t.Status.Live() || v == query.Ended && !t.Status.Live() || v == query.Stuck && ok && s.now.Sub(at) > limit
+			}
+			return strings.Contains(t.ID+" "+t.Hostname+" "+t.TargetMAC.String(), v)
+		})
+	}
+	var out []lpmos.Task
+	for _, t := range s.tasks {
+		if len(q.Statuses) > 0 && !slices.Contains(q.Statuses, t.Status) ||
+			slices.ContainsFunc(q.Filter.Without("status").Terms, func(c query.Term) bool { return !holds(t, c) }) {
+			continue
+		}
+		g.Status[t.Status]++
+		if slices.ContainsFunc(q.Filter.Terms, func(c query.Term) bool { return c.Key == "status" && !holds(t, c) }) {
+			continue
+		}
+		g.Region[t.RegionID]++
+		out = append(out, t)
+	}
+	slices.SortFunc(out, func(a, b lpmos.Task) int {
+		c := 0
+		switch q.Sort.By {
+		case "host":
+			c = strings.Compare(a.Hostname, b.Hostname)
+		case "updated":
+			c = a.UpdatedAt.Compare(b.UpdatedAt)
+		}
+		if q.Sort.Desc {
+			c = -c
+		}
+		return cmp.Or(c, b.CreatedAt.Compare(a.CreatedAt), strings.Compare(a.ID, b.ID))
+	})
+	return out, g
+}
+
+func (s *fakeSite) RegionCounts(region string) map[lpmos.Status]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[lpmos.Status]int{}
+	for _, t := range s.tasks {
+		if t.RegionID == region {
+			out[t.Status]++
+		}
+	}
+	return out
 }
 
 func (s *fakeSite) Counts() map[lpmos.Status]int {
@@ -323,6 +417,15 @@ func newSite(t testing.TB, now time.Time) *fakeSite {
 	add(idCanceled, "lab-n05", lpmos.Canceled, 50*time.Hour, false, nil)
 	add(idNeverBooted, "cache-11", lpmos.Pending, 41*time.Minute, false, nil)
 	return s
+}
+
+// addMany adds tasks that wait for their machines, the oldest last.
+func (s *fakeSite) addMany(n int) {
+	for i := range n {
+		id := fmt.Sprintf("%08x-0000-4000-8000-00000000beef", i)
+		s.tasks[id] = lpmos.Task{ID: id, Status: lpmos.Pending, Attempt: 1, CreatedAt: s.now.Add(-time.Hour - time.Duration(i)*time.Second), UpdatedAt: s.now.Add(-10 * time.Minute), CreatedBy: "ops-bot", Rev: s.rev,
+			Spec: lpmos.Spec{RegionID: "lab-1", TargetMAC: lpmos.MAC{0x52, 0x54, byte(i >> 24), byte(i >> 16), byte(i >> 8), byte(i)}, OSType: "debian", OSVersion: "12", Arch: "amd64", Hostname: fmt.Sprintf("many-%d", i)}}
+	}
 }
 
 // addHostile puts markup into every string that comes from a machine or a

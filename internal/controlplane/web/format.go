@@ -20,7 +20,10 @@ func (w *Web) parse() (map[string]*template.Template, error) {
 		return nil, err
 	}
 	pages := map[string]*template.Template{}
-	for _, name := range []string{"dashboard", "tasks", "create", "task", "approve", "stale", "regions", "problem", "machines", "machine", "images", "profiles", "profile", "templates", "template"} {
+	for _, name := range []string{
+		"dashboard", "tasks", "bulk", "bulk-done", "create", "task", "approve", "stale", "regions", "problem",
+		"machines", "machine", "images", "profiles", "profile", "templates", "template",
+	} {
 		t, err := base.Clone()
 		if err != nil {
 			return nil, err
@@ -50,6 +53,8 @@ func (w *Web) funcs() template.FuncMap {
 		"inc":     func(i int) int { return i + 1 },
 		"problem": func(id, text string) map[string]string { return map[string]string{"ID": id, "Text": text} },
 		"join":    strings.Join,
+		"lower":   strings.ToLower,
+		"bulk":    func(action string) string { return w.T(bulkTexts[action].button) },
 		"meaning": http.StatusText,
 	}
 }

@@ -29,7 +29,10 @@ type Reader interface {
 	StoreID() string // changes when the store is another one, so revisions mean nothing
 	Task(id string) (lpmos.Task, bool)
 	Tasks(api.Query) api.Page
+	Rows(ids []string) api.Page              // as a page shows them, without those that are gone
+	IDs(api.Query) (ids []string, total int) // at most Limit of them, in order
 	Counts() map[lpmos.Status]int
+	RegionCounts(region string) map[lpmos.Status]int
 	Regions() []lpmos.Region // by id
 	Images() []lpmos.Image   // by name
 	Machines(api.MachineQuery) api.MachinePage
@@ -140,11 +143,22 @@ var routes = func() []route {
 	home := func(_ *Web, rw http.ResponseWriter, r *http.Request) {
 		http.Redirect(rw, r, "/dashboard", http.StatusFound)
 	}
+	// What was selected was sent, and is gone with the page.
+	toList := func(_ *Web, rw http.ResponseWriter, r *http.Request) {
+		http.Redirect(rw, r, "/tasks", http.StatusSeeOther)
+	}
 	asset := func(w *Web, rw http.ResponseWriter, r *http.Request) { w.static.serve(rw, r) }
 	return []route{
 		{"GET /{$}", home},
 		{"GET /dashboard", (*Web).dashboard},
 		{"GET /tasks", (*Web).taskList},
+		{"GET /tasks/order", (*Web).taskOrder},
+		{"GET /tasks/rows", (*Web).taskRows},
+		{"GET /tasks/bulk", toList},
+		{"GET /tasks/bulk/run", toList},
+		{"POST /tasks/bulk", (*Web).bulk},
+		{"POST /tasks/bulk/counts", (*Web).bulkCounts},
+		{"POST /tasks/bulk/run", (*Web).bulkRun},
 		{"GET /tasks/create", (*Web).createForm},
 		{"POST /tasks/create", (*Web).create},
 		{"GET /tasks/{id}", (*Web).task},
@@ -171,6 +185,7 @@ var routes = func() []route {
 		{"POST /templates/{name}/delete", (*Web).deleteTemplate},
 		{"POST /preferences", (*Web).preferences},
 		{"GET /static/{hash}/{path...}", asset},
+		{"GET /sw.js", func(w *Web, rw http.ResponseWriter, r *http.Request) { w.static.serveWorker(rw, r) }},
 	}
 }()
 

@@ -14,8 +14,11 @@ import './task-run.js'
 import './task-figure.js'
 import './task-progress.js'
 import './task-log.js'
+import './task-table.js'
+import './recent-events.js'
 import './page-changed.js'
 import './keys.js'
+import './worker.js'
 
 localTimes(document)
 live.start()

@@ -4,12 +4,15 @@ const EVERY = 10_000
 
 /** How long ago something was, kept up to date. */
 class ElapsedTime extends HTMLElement {
+  static observedAttributes = ['since']
   #timer = 0
 
   connectedCallback() {
     this.#draw()
     this.#timer = setInterval(() => this.#draw(), EVERY)
   }
+
+  attributeChangedCallback() { this.#draw() }
 
   disconnectedCallback() { clearInterval(this.#timer) }
 

@@ -31,6 +31,12 @@ export function size(n) {
   return Number(n.toFixed(digits)) + NBSP + unit
 }
 
+/** How many bytes of how many are there. */
+export function amount({ bytes_downloaded: done, bytes_total: total } = {}) {
+  if (!(total > 0)) return '–'
+  return done > 0 ? t('%s of %s', size(done), size(total)) : t('0 of %s', size(total))
+}
+
 /** Bytes per second as MB/s. */
 export function speed(n) {
   if (!(n > 0)) return t('unknown')
@@ -42,7 +48,12 @@ export function speed(n) {
 export function left(details) {
   const { bytes_total: total, bytes_downloaded: done, bytes_per_second: rate } = details ?? {}
   if (!(rate > 0) || !(total > 0)) return t('unknown')
-  const s = Math.floor((total - (done ?? 0)) / rate)
+  return rounded((total - (done ?? 0)) / rate)
+}
+
+/** A time to come, of so many seconds. */
+export function rounded(seconds) {
+  const s = Math.floor(seconds)
   if (s < 0) return t('unknown')
   if (s < 60) return `${Math.floor(s / 10) * 10 + 10}${NBSP}${t('s')}`
   if (s < 7200) return `${Math.floor((s + 30) / 60)}${NBSP}${t('min')}`

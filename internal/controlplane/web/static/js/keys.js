@@ -1,14 +1,16 @@
 /**
- * Keyboard: / search, j and k row, Enter open, a the row's approval page,
- * g d / g t / g a / g r go to. No key ever decides anything.
+ * Keyboard: / search, j and k row, x select, Enter open, a the row's approval
+ * page, g d / g t / g a / g m / g r go to. No key ever decides anything.
  */
-const GO = { d: '/dashboard', t: '/tasks', a: '/tasks?status=awaiting_approval', r: '/regions' }
+const GO = { d: '/dashboard', t: '/tasks', a: '/tasks?q=status%3Aawaiting_approval', m: '/machines', r: '/regions' }
 const GO_WITHIN = 1_200
 let goSince = 0
 
 const rows = () => [...document.querySelectorAll('table[data-keys] tr[data-task]')]
 
 function move(step) {
+  const table = document.querySelector('task-table')
+  if (table) return table.move(step)
   const all = rows()
   if (!all.length) return
   const at = all.findIndex((r) => r.hasAttribute('data-cursor'))
@@ -27,19 +29,21 @@ addEventListener('keydown', (e) => {
     return
   }
   if (typing) return
-  if (Date.now() - goSince < GO_WITHIN && GO[e.key]) {
+  if (Date.now() - goSince < GO_WITHIN) {
     goSince = 0
-    location.assign(GO[e.key])
+    // A page that the rail does not lead to is not there.
+    if (GO[e.key] && document.querySelector(`.rail a[href="${GO[e.key]}"]`)) location.assign(GO[e.key])
     return
   }
   switch (e.key) {
     case '/':
       e.preventDefault()
-      document.querySelector('.topbar input[type="search"]')?.select()
+      document.querySelector('main .filters input[name="q"], .topbar input[type="search"]')?.select()
       break
     case 'g': goSince = Date.now(); break
     case 'j': move(1); break
     case 'k': move(-1); break
+    case 'x': document.querySelector('task-table')?.toggle(); break
     case 'a': {
       const row = document.querySelector('tr[data-cursor]')
       if (row?.querySelector('[data-status="awaiting_approval"]')) location.assign(`/tasks/${row.dataset.task}/approve`)

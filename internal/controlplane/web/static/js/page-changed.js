@@ -31,6 +31,7 @@ class PageChanged extends HTMLElement {
 
   #status({ task_id: id, status, attempt, rev, polled }) {
     if (this.#watch === 'all') {
+      if (document.querySelector('task-table')) return // it looks after itself
       const shown = document.querySelectorAll(`[data-task="${CSS.escape(id)}"]`)
       const same = [...shown].some((el) => el.querySelector(`[data-status="${CSS.escape(status)}"]`))
       // Polling names every task there is, also those this page leaves out.

@@ -1,17 +1,26 @@
 import { TaskElement } from './element.js'
-import { left, speed } from './format.js'
+import { amount, left, rounded, speed } from './format.js'
 import { STALE_AFTER } from './stages.js'
 import { t } from './words.js'
 
-/** One figure of a running install in a table: its speed, or the time left. */
+/**
+ * One figure of a running install in a table: bytes, speed, or the time left.
+ * Where earlier runs say when it will be done, "until" does.
+ */
 class TaskFigure extends TaskElement {
   static types = ['progress']
   #timer = 0
 
   draw({ details }) {
     const moving = details?.bytes_per_second > 0
-    if (this.getAttribute('figure') === 'speed') this.textContent = moving ? speed(details.bytes_per_second) : '–'
-    else this.textContent = left(details)
+    switch (this.getAttribute('figure')) {
+      case 'bytes': this.textContent = amount(details); return
+      case 'speed': this.textContent = moving ? speed(details.bytes_per_second) : '–'; break
+      default: {
+        const until = Date.parse(this.getAttribute('until'))
+        this.textContent = until > Date.now() ? rounded((until - Date.now()) / 1000) : left(details)
+      }
+    }
     clearTimeout(this.#timer)
     this.#timer = setTimeout(() => { this.textContent = t('unknown') }, STALE_AFTER)
   }

@@ -38,5 +38,21 @@ export default {
   "%s changes are not shown yet.": "有 %s 处变化尚未显示。",
   "Show it as it is now": "显示最新内容",
   "Times are UTC": "时间为 UTC",
-  "Times are %s (UTC%s)": "时间为 %s（UTC%s）"
+  "Times are %s (UTC%s)": "时间为 %s（UTC%s）",
+  "%s of %s": "%s / %s",
+  "0 of %s": "0 / %s",
+  "The first %s of %s tasks.": "前 %s 个任务，共 %s 个。",
+  "1 task.": "1 个任务。",
+  "%s tasks. They stay in this order until you ask for another.": "%s 个任务。顺序保持不变，直到您另行排序。",
+  "1 new task: show it": "1 个新任务：显示",
+  "%s new tasks: show them": "%s 个新任务：显示",
+  "1 selected": "已选 1 个",
+  "%s selected": "已选 %s 个",
+  "Not now: none of the selected tasks can take it.": "现在不行：所选任务都不能执行。",
+  "in 1 region": "（1 个机房）",
+  "in %s regions": "（%s 个机房）",
+  "was deleted": "已删除",
+  "unknown yet": "尚不清楚",
+  "Select %s": "选择 %s",
+  "attempt %s": "第 %s 次尝试"
 }

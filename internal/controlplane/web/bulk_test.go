@@ -1,0 +1,234 @@
+package web
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+
+	"golang.org/x/net/html"
+
+	"github.com/lpmos/lpmos"
+)
+
+// sent is the form of a page as a browser would send it, with what was typed.
+func sent(body string, typed url.Values) url.Values {
+	form := url.Values{}
+	for _, m := range hidden.FindAllStringSubmatch(body, -1) {
+		form.Set(m[1], html.UnescapeString(m[2]))
+	}
+	for name, v := range typed {
+		form[name] = v
+	}
+	return form
+}
+
+func TestBulk(t *testing.T) {
+	some := url.Values{"task": {idPending, idBlank, idInstalling, idFailed, idCompleted, idPending, "nonsense"}}
+	with := func(action string) url.Values { return sent("", url.Values{"task": some["task"], "action": {action}}) }
+	t.Run("shows what would become of each and changes nothing", func(t *testing.T) {
+		s := newSite(t, testNow)
+		h := newTestWeb(t, s).Handler()
+		rev := s.Rev()
+		for action, want := range map[string][]string{
+			"cancel": {"Cancel 2 tasks?", "stop before anything is erased", "erasing has begun", "they have ended already", "5 tasks are selected"},
+			"retry":  {"Retry 1 task?", "written already", "still running", "only failed tasks can be retried"},
+			"reject": {"Reject 1 plan?", "no decision is asked for"},
+			"delete": {"Delete 2 tasks and their history?", "Cancel them first"},
+		} {
+			res, body := post(t, h, "/tasks/bulk", with(action))
+			checkMarkup(t, body)
+			plain := html.UnescapeString(body)
+			for _, text := range want {
+				if res.StatusCode != 200 || !strings.Contains(plain, text) {
+					t.Errorf("%s: %d, and the page does not say %q", action, res.StatusCode, text)
+				}
+			}
+		}
+		if s.Rev() != rev {
+			t.Error("looking changed a task")
+		}
+	})
+	t.Run("wants the number typed, then does it task by task", func(t *testing.T) {
+		s := newSite(t, testNow)
+		h := newTestWeb(t, s).Handler()
+		_, page := post(t, h, "/tasks/bulk", with("cancel"))
+		for _, typed := range []string{"", "3", "two", "2 tasks"} {
+			res, body := post(t, h, "/tasks/bulk/run", sent(page, url.Values{"count": {typed}, "reason": {"moved"}}))
+			if res.StatusCode != 400 || !strings.Contains(body, "#f-count") || !strings.Contains(body, ">moved</textarea>") || s.tasks[idPending].Status != lpmos.Pending {
+				t.Errorf("typed %q: %d, %s", typed, res.StatusCode, s.tasks[idPending].Status)
+			}
+			checkMarkup(t, body)
+		}
+		res, body := post(t, h, "/tasks/bulk/run", sent(page, url.Values{"count": {" 2 "}, "reason": {"moved"}}))
+		checkMarkup(t, body)
+		if res.StatusCode != 200 || !strings.Contains(body, "2 tasks were canceled") || s.tasks[idPending].Status != lpmos.Canceled || s.tasks[idBlank].Status != lpmos.Canceled || s.tasks[idInstalling].Status != lpmos.Installing {
+			t.Errorf("run = %d; tasks are %s, %s, %s", res.StatusCode, s.tasks[idPending].Status, s.tasks[idBlank].Status, s.tasks[idInstalling].Status)
+		}
+		// The same form again: none of them is left to do.
+		if res, body := post(t, h, "/tasks/bulk/run", sent(page, url.Values{"count": {"2"}})); res.StatusCode != 409 || !strings.Contains(body, "None of the selected tasks can be canceled") {
+			t.Errorf("again = %d; want 409", res.StatusCode)
+		}
+	})
+	t.Run("rejects only with a reason", func(t *testing.T) {
+		s := newSite(t, testNow)
+		h := newTestWeb(t, s).Handler()
+		form := url.Values{"action": {"reject"}, "ids": {idBlank + "," + idData}, "count": {"2"}}
+		if res, body := post(t, h, "/tasks/bulk/run", form); res.StatusCode != 400 || !strings.Contains(body, "#f-reason") {
+			t.Errorf("without a reason = %d", res.StatusCode)
+		}
+		form.Set("reason", "wrong rack")
+		if res, _ := post(t, h, "/tasks/bulk/run", form); res.StatusCode != 200 || s.tasks[idData].Status != lpmos.Rejected || s.tasks[idData].Approval.Notes != "wrong rack" {
+			t.Errorf("with one = %d, %s", res.StatusCode, s.tasks[idData].Status)
+		}
+	})
+	t.Run("says of each what went wrong and offers to try those again", func(t *testing.T) {
+		s := newSite(t, testNow)
+		h := newTestWeb(t, s).Handler()
+		s.fail = errors.New("disk full")
+		res, body := post(t, h, "/tasks/bulk/run", url.Values{"action": {"retry"}, "ids": {idFailed + "," + idCompleted}})
+		plain := html.UnescapeString(body)
+		if res.StatusCode != 200 || !strings.Contains(plain, "0 tasks begin again, 1 not") || !strings.Contains(plain, "the cause is in its log") || strings.Contains(plain, "disk full") {
+			t.Errorf("run = %d %s", res.StatusCode, plain)
+		}
+		s.fail = nil
+		_, again := post(t, h, "/tasks/bulk", sent(body, nil))
+		if form := sent(again, nil); form.Get("ids") != idFailed || form.Get("action") != "retry" {
+			t.Errorf("trying again sends %v", form)
+		}
+		if res, body := post(t, h, "/tasks/bulk/run", sent(again, nil)); res.StatusCode != 200 || !strings.Contains(body, "1 task begins again") || s.tasks[idFailed].Status != lpmos.Pending {
+			t.Errorf("again = %d, %s", res.StatusCode, s.tasks[idFailed].Status)
+		}
+	})
+	t.Run("takes all that match, up to a bound", func(t *testing.T) {
+		s := newSite(t, testNow)
+		s.addMany(bulkMost + 7)
+		h := newTestWeb(t, s).Handler()
+		res, body := post(t, h, "/tasks/bulk", url.Values{"action": {"cancel"}, "all": {"1"}, "q": {"many-"}, "task": {idBlank}})
+		if res.StatusCode != 200 || !strings.Contains(body, "Cancel 1,000 tasks?") || !strings.Contains(body, "7 more tasks match and stay as they are") {
+			t.Errorf("all = %d", res.StatusCode)
+		}
+		res, body = post(t, h, "/tasks/bulk/run", sent(body, url.Values{"count": {"1000"}}))
+		if res.StatusCode != 200 || !strings.Contains(body, "1,000 tasks were canceled") || s.Counts()[lpmos.Canceled] != 1001 {
+			t.Errorf("run = %d, %d are canceled", res.StatusCode, s.Counts()[lpmos.Canceled])
+		}
+	})
+	t.Run("leads to the plans instead of approving", func(t *testing.T) {
+		s := newSite(t, testNow)
+		h := newTestWeb(t, s).Handler()
+		for _, c := range []struct {
+			tasks []string
+			code  int
+			to    string
+		}{
+			{[]string{idBlank, idData, idPending}, 303, "/tasks/approve?ids=" + idBlank + "," + idData},
+			{[]string{idBlank, idPending}, 303, "/tasks/" + idBlank + "/approve"},
+			{[]string{idPending}, 409, ""},
+		} {
+			res, _ := post(t, h, "/tasks/bulk", url.Values{"action": {"approve"}, "task": c.tasks})
+			if res.StatusCode != c.code || res.Header.Get("Location") != c.to {
+				t.Errorf("approve %d = %d %q; want %d %q", len(c.tasks), res.StatusCode, res.Header.Get("Location"), c.code, c.to)
+			}
+		}
+		if res, _ := post(t, h, "/tasks/bulk/run", url.Values{"action": {"approve"}, "ids": {idBlank}}); res.StatusCode != 400 || s.tasks[idBlank].Status != lpmos.AwaitingApproval {
+			t.Errorf("approving without a page = %d, %s", res.StatusCode, s.tasks[idBlank].Status)
+		}
+	})
+	t.Run("refuses a selection of nothing and an action that is none", func(t *testing.T) {
+		h := newTestWeb(t, newSite(t, testNow)).Handler()
+		for _, form := range []url.Values{{"action": {"cancel"}}, {"action": {"explode"}, "task": {idBlank}}, {"action": {"delete"}, "all": {"1"}, "q": {"colour:red"}}} {
+			if res, body := post(t, h, "/tasks/bulk", form); res.StatusCode != 400 {
+				t.Errorf("%v = %d; want 400", form, res.StatusCode)
+			} else {
+				checkMarkup(t, body)
+			}
+		}
+	})
+	t.Run("counts what each action would change", func(t *testing.T) {
+		h := newTestWeb(t, newSite(t, testNow)).Handler()
+		_, body := post(t, h, "/tasks/bulk/counts", url.Values{"ids": {strings.Join([]string{idPending, idBlank, idStuck, idFailed}, ",")}})
+		var got struct {
+			Counts            map[string]int
+			Selected, Regions int
+		}
+		if err := json.Unmarshal([]byte(body), &got); err != nil || got.Selected != 4 || got.Regions != 2 || got.Counts["cancel"] != 2 || got.Counts["approve"] != 1 || got.Counts["retry"] != 1 || got.Counts["delete"] != 1 {
+			t.Errorf("counts = %s, %v", body, err)
+		}
+	})
+}
+
+func TestTaskOrderAndRows(t *testing.T) {
+	s := newSite(t, testNow)
+	h := newTestWeb(t, s).Handler()
+	res, body := get(t, h, "/tasks/order?q=status%3Apending,failed&sort=host")
+	if res.StatusCode != 200 || len(body) != 3*16 || res.Header.Get("Lpmos-Total") != "3" {
+		t.Fatalf("order = %d with %d bytes, total %s", res.StatusCode, len(body), res.Header.Get("Lpmos-Total"))
+	}
+	if res, body := get(t, h, "/tasks/order?q=colour:red"); res.StatusCode != 400 || !strings.Contains(body, "unknown key") {
+		t.Errorf("order of a query that cannot be read = %d %q", res.StatusCode, body)
+	}
+	rows := func(query string) (out struct {
+		Rev  int64
+		Rows []rowJSON
+	}) {
+		t.Helper()
+		r := httptest.NewRequest("GET", "/tasks/rows?"+query, nil)
+		r.Header.Set("Accept-Language", "zh-CN")
+		res, body := send(t, h, r)
+		if err := json.Unmarshal([]byte(body), &out); err != nil || res.StatusCode != 200 {
+			t.Fatalf("rows = %d %s", res.StatusCode, body)
+		}
+		return out
+	}
+	got := rows("ids=" + idFailed + "," + taskID(15) + "," + idInstalling)
+	if len(got.Rows) != 2 || got.Rows[0].Word != "失败" || got.Rows[1].Run == nil || got.Rows[1].Run.Percent != 48 || got.Rows[1].Run.Stage != "2/4 下载" {
+		t.Errorf("rows = %+v", got.Rows)
+	}
+	if got := rows("q=status%3Afailed&ids=" + idFailed + "," + idInstalling); len(got.Rows) != 1 || got.Rows[0].ID != idFailed {
+		t.Errorf("rows that match = %+v", got.Rows)
+	}
+	for _, query := range []string{"", "ids=", "ids=x", "ids=" + strings.Repeat(idFailed+",", 101), "q=colour:red&ids=" + idFailed} {
+		if res, _ := get(t, h, "/tasks/rows?"+query); res.StatusCode != 400 {
+			t.Errorf("rows?%.40s = %d; want 400", query, res.StatusCode)
+		}
+	}
+}
+
+func TestTaskListQuery(t *testing.T) {
+	s := newSite(t, testNow)
+	h := newTestWeb(t, s).Handler()
+	for path, want := range map[string][]string{
+		"/tasks?status=failed&region_id=bj-1":    {`value="status:failed region:bj-1"`, `lpmos task list -q &#39;status:failed region:bj-1&#39;`},
+		"/tasks?q=status%3Afailed":               {`href="/tasks?q=status%3Afailed" aria-current="page"`},
+		"/tasks?sort=-host":                      {`aria-sort="descending"`, `href="/tasks?sort=host"`},
+		"/tasks?q=colour%3Ared":                  {`aria-invalid="true"`, `unknown key &#34;colour&#34;`, "region, host, mac"},
+		"/tasks?q=" + url.QueryEscape(`it's "a`): {"quotation mark that is not closed", `-q &#39;it&#39;\&#39;&#39;s &#34;a&#39;`},
+		"/tasks?q=nothing":                       {"No task matches"},
+		"/tasks?sort=colour":                     {"app-118"},
+	} {
+		_, body := get(t, h, path)
+		for _, text := range want {
+			if !strings.Contains(body, text) {
+				t.Errorf("%s does not hold %s", path, text)
+			}
+		}
+	}
+}
+
+func TestServiceWorker(t *testing.T) {
+	w := newTestWeb(t, newSite(t, testNow))
+	res, body := get(t, w.Handler(), "/sw.js")
+	if res.StatusCode != 200 || !strings.HasPrefix(res.Header.Get("Content-Type"), "text/javascript") || res.Header.Get("Cache-Control") != "no-cache" {
+		t.Errorf("/sw.js = %d %v", res.StatusCode, res.Header)
+	}
+	for _, want := range []string{`const DIR = "` + w.static.dir + `"`, `"js/app.js"`, `"app.css"`} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the worker does not hold %s", want)
+		}
+	}
+	if strings.Contains(body, `"sw.js"`) {
+		t.Error("the worker keeps itself")
+	}
+}

@@ -1,0 +1,79 @@
+package browser
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/site"
+)
+
+// fleet is a site with a task in every state that its pages can show.
+type fleet struct {
+	*world
+	id map[string]string // task ids by what they are there for: pending, blank, data, problem, installing, failed, completed, rejected, canceled
+}
+
+// lost is how long an install of the fleet may be silent before it fails; the
+// ones that go on report every second.
+const lost = 40 * time.Second
+
+func newFleet(t testing.TB) *fleet {
+	f := &fleet{id: map[string]string{}}
+	f.world = newWorld(t, "Frankfurt", func(c *site.Config) {
+		c.Region.RegionID = "fra-1"
+		c.ControlPlane.Deadlines.InstallingDeadline = lost
+	})
+	f.publish("debian", "12", "Debian 12 (bookworm)", 256<<20)
+	n := 0
+	add := func(name, host string, hw func(*lpmos.Hardware), takes time.Duration) (off func()) {
+		mac := lpmos.MAC{0xb0, 0x7b, 0x25, 0xc4, byte(n), 0x10}
+		f.id[name] = f.create(lpmos.Spec{RegionID: "fra-1", TargetMAC: mac, OSType: "debian", OSVersion: "12", Hostname: host, Notes: "Ticket 4471: replaces " + host + "-old",
+			SSHKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEJ5c3RlbUtleUZvckRvY3VtZW50YXRpb25Pbmx5MDE= ops@bastion"}})
+		serial := fmt.Sprintf("7GXK2M%d", n)
+		n++
+		if hw == nil {
+			return func() {}
+		}
+		h := server(mac, serial)
+		hw(h)
+		off = f.power(mac, takes, h)
+		f.until(f.id[name], lpmos.AwaitingApproval)
+		return off
+	}
+	whole := func(*lpmos.Hardware) {}
+	blank := func(h *lpmos.Hardware) { h.Disks = h.Disks[1:2] }
+	add("completed", "web-01", whole, time.Second)
+	f.approve(f.id["completed"])
+	add("canceled", "web-03", nil, 0)
+	if _, err := f.api.Cancel(f.ctx, f.id["canceled"], "wrong rack"); err != nil {
+		t.Fatal(err)
+	}
+	off := add("failed", "web-04", blank, 2*time.Minute)
+	f.approve(f.id["failed"])
+	f.until(f.id["failed"], lpmos.Installing)
+	f.wait("progress", func() bool { task, err := f.api.Task(f.ctx, f.id["failed"]); return err == nil && task.Progress != nil })
+	off()
+	add("pending", "gpu-01", nil, 0)
+	add("problem", "edge-09", func(h *lpmos.Hardware) {
+		h.Disks = h.Disks[:1]
+		h.Disks[0].SizeBytes, h.Disks[0].Content = 200<<20, lpmos.Content{}
+	}, time.Second)
+	add("data", "db-07", func(h *lpmos.Hardware) { h.Disks = append(h.Disks[:1], h.Disks[2:]...) }, time.Second)
+	add("blank", "ceph-osd-41", blank, time.Second)
+	add("blank2", "ceph-osd-42", blank, time.Second)
+	add("rejected", "log-02", blank, time.Second)
+	if _, err := f.api.Decide(f.ctx, f.id["rejected"], false, "", "wrong rack"); err != nil {
+		t.Fatal(err)
+	}
+	for i, takes := range []time.Duration{15 * time.Minute, 6 * time.Minute, 10 * time.Minute} {
+		name := []string{"installing", "installing2", "installing3"}[i]
+		add(name, fmt.Sprintf("app-%d", 112+i), blank, takes)
+		f.approve(f.id[name])
+		f.until(f.id[name], lpmos.Installing)
+	}
+	f.completed(f.id["completed"])
+	f.until(f.id["failed"], lpmos.Failed)
+	return f
+}

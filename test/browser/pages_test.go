@@ -1,0 +1,129 @@
+package browser
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/lpmos/lpmos/test/browser/tab"
+)
+
+// page is one page of the web interface as TestPages looks at it.
+type page struct {
+	name  string
+	path  func(f *fleet) string
+	ready string                     // what must become true in it, "" for nothing but being loaded
+	steps func(b *tab.Tab, f *fleet) // done before it is looked at, nil for nothing
+	allow []string                   // console messages that belong to it, such as "404 (Not Found)"
+}
+
+func at(path string) func(*fleet) string { return func(*fleet) string { return path } }
+
+func task(name, below string) func(*fleet) string {
+	return func(f *fleet) string { return "/tasks/" + f.id[name] + below }
+}
+
+// pages are all pages. A new one is added here, and is then looked at in both
+// languages, light and dark, wide and narrow.
+var pages = []page{
+	{name: "dashboard", path: at("/dashboard"), ready: `document.querySelectorAll('.list tr[data-task]').length === 3`},
+	{name: "tasks", path: at("/tasks"), ready: `document.querySelectorAll('tr[data-task]').length > 8`},
+	{name: "tasks-selected", path: at("/tasks"), steps: func(b *tab.Tab, _ *fleet) {
+		b.Click(`thead [name="all"]`)
+		b.Until("count", 10*time.Second, `/\d/.test(document.querySelector('.bulk [value="cancel"] [data-part="n"]').textContent)`)
+	}},
+	{name: "tasks-none", path: at("/tasks?q=status%3Afailed+nothing")},
+	{name: "tasks-bad-query", path: at("/tasks?q=colour%3Ared"), allow: []string{"400 (Bad Request)"}},
+	{name: "bulk-cancel", path: at("/tasks"), steps: func(b *tab.Tab, _ *fleet) { selectAll(b, "cancel") }},
+	{name: "bulk-delete", path: at("/tasks"), steps: func(b *tab.Tab, _ *fleet) { selectAll(b, "delete") }},
+	{name: "task-installing", path: task("installing", "")},
+	{name: "task-failed", path: task("failed", "")},
+	{name: "task-completed", path: task("completed", "")},
+	{name: "task-pending", path: task("pending", "")},
+	{name: "approve-data", path: task("data", "/approve")},
+	{name: "approve-blank", path: task("blank", "/approve")},
+	{name: "approve-problem", path: task("problem", "/approve")},
+	{name: "create", path: at("/tasks/create")},
+	{name: "regions", path: at("/regions")},
+	{name: "missing", path: at("/no/such/page"), allow: []string{"404 (Not Found)"}},
+}
+
+// selectAll ticks every task and asks for an action.
+func selectAll(b *tab.Tab, action string) {
+	b.Click(`thead [name="all"]`)
+	b.Visible(`.bulk [value="` + action + `"]`)
+	b.Click(`.bulk [value="` + action + `"]`)
+	b.Visible(".bulk-form")
+}
+
+// TestPages looks at every page: axe finds no violation, nothing scrolls
+// sideways, and neither the console nor the content security policy complains.
+// The pictures go to pages/ below where LPMOS_SCREENSHOTS says, relative to the
+// repository. LPMOS_PAGE names one page to look at alone.
+func TestPages(t *testing.T) {
+	tab.Chromium(t)
+	axe := tab.AxeSource(t, "testdata/axe/axe.min.js")
+	f := newFleet(t)
+	for _, lang := range []string{"en", "zh-CN"} {
+		for _, theme := range []string{"light", "dark"} {
+			t.Run(lang+" "+theme, func(t *testing.T) { lookAtPages(t, f, axe, lang, theme) })
+		}
+	}
+}
+
+func lookAtPages(t *testing.T, f *fleet, axe, lang, theme string) {
+	b := tab.New(t, f.url)
+	b.Cookie("lpmos_lang", lang)
+	b.Prefer("prefers-color-scheme", theme)
+	for _, p := range pages {
+		if only := os.Getenv("LPMOS_PAGE"); only != "" && only != p.name {
+			continue
+		}
+		b.Allow = append(b.Allow, p.allow...)
+		for _, size := range []struct {
+			name          string
+			width, height int64
+		}{{"wide", 1280, 900}, {"phone", 390, 844}} {
+			b.Width(size.width, size.height)
+			b.Open(p.path(f))
+			if p.steps != nil {
+				p.steps(b, f)
+			}
+			if tab.Eval[bool](b, `document.querySelector('live-badge') !== null`) {
+				b.Live()
+			}
+			if p.ready != "" {
+				b.Until("show "+p.name, 15*time.Second, p.ready)
+			}
+			name := p.name + "." + lang + "." + theme + "." + size.name
+			if over := tab.Eval[int](b, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); over > 0 {
+				t.Errorf("%s scrolls sideways by %d px", name, over)
+			}
+			// As high as the page, so that what sticks to an edge is there once.
+			b.Width(size.width, max(size.height, tab.Eval[int64](b, `document.documentElement.scrollHeight`)))
+			keep(t, name+".png", b.Picture())
+			for _, v := range b.Axe(axe) {
+				t.Errorf("%s: %s", name, v)
+			}
+		}
+	}
+}
+
+func keep(t *testing.T, name string, picture []byte) {
+	t.Helper()
+	dir := os.Getenv("LPMOS_SCREENSHOTS")
+	if dir == "" {
+		return
+	}
+	if !filepath.IsAbs(dir) {
+		dir = filepath.Join("..", "..", dir)
+	}
+	dir = filepath.Join(dir, "pages")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, name), picture, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
