@@ -178,7 +178,8 @@ func (o *Orchestrator) DeleteTemplate(ctx context.Context, name string, based in
 }
 
 // DeleteImage takes an image out of the catalogue that no live task and no
-// profile installs, if rev wrote the entry; -1 stands for any. Its blobs stay.
+// profile installs, if its entry is still the one that rev wrote (-1: whatever
+// is there). Its blobs stay.
 func (o *Orchestrator) DeleteImage(ctx context.Context, os, version, arch string, rev int64, by string) error {
 	name := os + "/" + version + "/" + arch
 	if err := inUse("the image "+name, o.read.ImageUse(os, version, arch)); err != nil {

@@ -42,6 +42,7 @@ type Reader interface {
 	Regions() []lpmos.Region
 	Region(id string) (lpmos.Region, bool)
 	Images() []lpmos.Image
+	ImageRev(os, version, arch string) (lpmos.Image, int64, bool)
 	Machines(api.MachineQuery) api.MachinePage
 	Machine(mac lpmos.MAC) (lpmos.Machine, bool)
 	Profiles() []lpmos.Profile
@@ -50,7 +51,6 @@ type Reader interface {
 	Template(name string) (lpmos.Template, bool)
 	ProfileUse(name string) api.Use
 	TemplateUse(name string) api.Use
-	ImageRev(os, version, arch string) (lpmos.Image, int64, bool)
 }
 
 // Actions is the orchestrator.
@@ -60,16 +60,17 @@ type Actions interface {
 	Cancel(ctx context.Context, id, reason, by string) (lpmos.Task, error)
 	Retry(ctx context.Context, id, by string) (lpmos.Task, error)
 	Delete(ctx context.Context, id, by string) error
+	CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error)
+	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error)
+	Batch(ctx context.Context, id string) (lpmos.Batch, error)
 	PutProfile(ctx context.Context, p lpmos.Profile, based int, by string) (lpmos.Profile, error)
 	DeleteProfile(ctx context.Context, name string, based int, by string) error
 	PutTemplate(ctx context.Context, t lpmos.Template, based int, by string) (lpmos.Template, error)
 	DeleteTemplate(ctx context.Context, name string, based int, by string) error
-	// DeleteImage removes the entry that rev wrote; -1 stands for any.
+	// DeleteImage takes the entry that rev wrote out of the catalogue (-1:
+	// whatever is there).
 	DeleteImage(ctx context.Context, os, version, arch string, rev int64, by string) error
 	Preview(template, taskID string) (string, error)
-	CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error)
-	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error)
-	Batch(ctx context.Context, id string) (lpmos.Batch, error)
 }
 
 // Store is what goes to the store without a decision.

@@ -262,6 +262,27 @@ func (s *State) applyTask(c store.Change, touched map[string]bool) {
 		return
 	}
 	t.Rev = max(t.Rev, c.Rev)
+	if c.Key.Kind == store.KindProgress {
+		t.recall()
+	}
+}
+
+// recall adds to a report when the stages before it began, which after a
+// restart only the folded progress knows; a listing brings it after the report.
+func (t *task) recall() {
+	f, r := t.Task.Progress, t.reports[t.Attempt]
+	if f == nil || r == nil || r.Progress == nil || f.Attempt != r.Progress.Attempt {
+		return
+	}
+	p := *r.Progress
+	known := p.Begun
+	p.Begun = f.Begun
+	for _, b := range known {
+		p = *p.Begin(b.Stage, b.At)
+	}
+	if len(p.Begun) > len(known) {
+		r.Progress = &p
+	}
 }
 
 func (s *State) applyReport(c store.Change) (api.Event, bool) {
