@@ -80,6 +80,7 @@ type Disk struct {
 	Model                 string  `json:"model,omitempty"`
 	Serial                string  `json:"serial,omitempty"`
 	WWN                   string  `json:"wwn,omitempty"`
+	Firmware              string  `json:"firmware,omitempty"`  // revision of the drive's own
 	Transport             string  `json:"transport,omitempty"` // nvme, sata, sas, scsi, virtio, usb, mmc, iscsi, fc, nvme-tcp, nvme-rdma
 	Rotational            bool    `json:"rotational"`
 	Removable             bool    `json:"removable,omitempty"`
