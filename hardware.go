@@ -256,3 +256,14 @@ func (h *Hardware) Digest() string {
 	})
 	return DigestOf(id)
 }
+
+// UniqueUUID reports whether a system UUID is one machine's own: boards whose
+// maker set none carry one of a few that many share.
+func UniqueUUID(uuid string) bool {
+	switch uuid = strings.ToLower(uuid); uuid {
+	case "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff", "03000200-0400-0500-0006-000700080009":
+		return false
+	default:
+		return ValidTaskID(uuid)
+	}
+}

@@ -106,7 +106,7 @@ Run it: "lpmos up" is a whole site in one process.`,
 	f := root.PersistentFlags()
 	f.StringVar(&a.server, "server", "http://localhost:8080", "control plane (LPMOS_SERVER)")
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json or yaml")
-	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(), a.versionCommand(), exitCodesTopic())
+	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.profileCommand(), a.templateCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(), a.versionCommand(), exitCodesTopic())
 	refuseUnknown(root)
 	return root
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,14 +20,15 @@ import (
 type metadata struct {
 	TaskID string `json:"task_id"`
 	lpmos.Spec
-	Attempt   int         `json:"attempt"`
-	CreatedAt time.Time   `json:"created_at"`
-	CreatedBy string      `json:"created_by,omitempty"`
-	UpdatedAt time.Time   `json:"updated_at"`
-	Claims    []lpmos.MAC `json:"claims,omitempty"`
-	ClaimUUID string      `json:"claim_uuid,omitempty"`
-	EventSeq  int64       `json:"event_seq"`
-	EventHash string      `json:"event_hash"`
+	Attempt    int         `json:"attempt"`
+	CreatedAt  time.Time   `json:"created_at"`
+	CreatedBy  string      `json:"created_by,omitempty"`
+	UpdatedAt  time.Time   `json:"updated_at"`
+	Claims     []lpmos.MAC `json:"claims,omitempty"`
+	ClaimUUID  string      `json:"claim_uuid,omitempty"`
+	EventSeq   int64       `json:"event_seq"`
+	EventHash  string      `json:"event_hash"`
+	HardwareAt time.Time   `json:"hardware_at,omitzero"`
 }
 
 // Record is a task as the store has it, taken apart the way it is kept.
@@ -51,16 +53,31 @@ type Move struct {
 // quicker. Each try re-reads and re-decides.
 const maxRaces = 20
 
-// CreateTask stores a new task and its order, in one transaction with the claim
+// NewTask is a task that is to be stored.
+type NewTask struct {
+	Spec     lpmos.Spec // with everything that was left out filled in
+	Template *lpmos.TaskTemplate
+	By       string
+	Key      string // Idempotency-Key, "" for none
+	Request  string // digest of what was asked, before anything was filled in; "" means of Spec
+}
+
+// CreateTask is Create for a spec that stands for itself.
+func (s *Store) CreateTask(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error) {
+	return s.Create(ctx, NewTask{Spec: spec, By: by, Key: idempotencyKey})
+}
+
+// Create stores a new task and its order, in one transaction with the claim
 // of its MAC: a machine has one live task. With an idempotency key, a
 // repetition of the same request returns the first one's task.
-func (s *Store) CreateTask(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error) {
+func (s *Store) Create(ctx context.Context, n NewTask) (lpmos.Task, error) {
 	now := time.Now().UTC()
+	spec, by, idempotencyKey := n.Spec, n.By, n.Key
 	rec := Record{Task: lpmos.Task{
-		ID: lpmos.NewTaskID(), Spec: spec, Attempt: 1, CreatedAt: now, CreatedBy: by, Claims: []lpmos.MAC{spec.TargetMAC},
+		ID: lpmos.NewTaskID(), Spec: spec, Attempt: 1, CreatedAt: now, CreatedBy: by, Claims: []lpmos.MAC{spec.TargetMAC}, TemplateText: n.Template,
 	}}
 	var idem string
-	request := lpmos.DigestOf(spec)
+	request := cmp.Or(n.Request, lpmos.DigestOf(spec))
 	if idempotencyKey != "" {
 		idem = Key{Kind: KindIdempotency, Name: strings.TrimPrefix(lpmos.DigestBytes([]byte(by+"\x00"+idempotencyKey)), "sha256:")}.String()
 	}
@@ -75,6 +92,9 @@ func (s *Store) CreateTask(ctx context.Context, spec lpmos.Spec, by, idempotency
 		next := rec
 		t := &next.Task
 		ops, err := next.apply(Move{Cause: lpmos.CauseCreated, By: by, Message: "Task created."}, now, nil)
+		if t.TemplateText != nil {
+			ops = append(ops, clientv3.OpPut(Key{Kind: KindTaskTemplate, TaskID: t.ID}.String(), string(encode(t.TemplateText))))
+		}
 		if err != nil {
 			return lpmos.Task{}, err
 		}
@@ -258,6 +278,12 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	}
 	from := t.Status
 	t.Status, t.UpdatedAt = to, now
+	switch {
+	case t.Hardware == nil:
+		t.HardwareAt = time.Time{}
+	case before.Hardware != t.Hardware:
+		t.HardwareAt = now
+	}
 	if to.Live() && len(t.Claims) == 0 {
 		t.Claims = []lpmos.MAC{t.TargetMAC}
 	}
@@ -272,7 +298,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	ops := []clientv3.Op{
 		clientv3.OpPut(key(KindStatus).String(), string(to)),
 		put(key(KindMetadata), metadata{
-			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash,
+			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt,
 		}),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}
@@ -287,6 +313,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 		{kind: KindProgress, was: before.Progress, is: t.Progress, gone: t.Progress == nil},
 		{kind: KindError, was: before.Error, is: t.Error, gone: t.Error == nil},
 		{kind: KindReceipt, was: before.Receipt, is: t.Receipt, gone: t.Receipt == nil},
+		{kind: KindPrevious, was: before.Previous, is: t.Previous, gone: t.Previous == nil},
 	} {
 		if was, is := encode(part.was), encode(part.is); !bytes.Equal(was, is) {
 			if part.gone {

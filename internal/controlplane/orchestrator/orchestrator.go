@@ -61,11 +61,25 @@ type reader interface {
 	Reports(id string) api.Reports
 	Logs(id string) ([]string, bool)
 	Live() []string
+	Machine(mac lpmos.MAC) (lpmos.Machine, bool)
+	Seen(taskID string, mac lpmos.MAC, h *lpmos.Hardware) *lpmos.Sighting
+	Profiles() []lpmos.Profile
+	Profile(name string) (lpmos.Profile, bool)
+	Templates() []lpmos.Template
+	Template(name string) (lpmos.Template, bool)
+	ProfileUse(name string) api.Use
+	TemplateUse(name string) api.Use
+	ImageUse(os, version, arch string) api.Use
 }
 
 // writer is the store.
 type writer interface {
-	CreateTask(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error)
+	Create(ctx context.Context, n store.NewTask) (lpmos.Task, error)
+	PutProfile(ctx context.Context, p lpmos.Profile, based int) (lpmos.Profile, error)
+	DeleteProfile(ctx context.Context, name string, based int) error
+	PutTemplate(ctx context.Context, t lpmos.Template, based int) (lpmos.Template, error)
+	DeleteTemplate(ctx context.Context, name string, based int) error
+	DeleteImage(ctx context.Context, os, version, arch string) error
 	Transition(ctx context.Context, id string, m store.Move, edit func(*store.Record, *store.Move) error) (lpmos.Task, error)
 	DeleteTask(ctx context.Context, id string) error
 	FoldProgress(ctx context.Context, p *lpmos.Progress, logTail []string) error

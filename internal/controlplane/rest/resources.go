@@ -31,12 +31,6 @@ func (a *API) getRegion(c *gin.Context) {
 	c.JSON(http.StatusOK, r)
 }
 
-func (a *API) listMachines(c *gin.Context) {
-	c.JSON(http.StatusOK, struct {
-		Machines []lpmos.Discovered `json:"machines"`
-	}{list(a.read.Discovered())})
-}
-
 func (a *API) listImages(c *gin.Context) {
 	c.JSON(http.StatusOK, struct {
 		Images []lpmos.Image `json:"images"`
@@ -86,7 +80,7 @@ func (a *API) putImage(c *gin.Context) {
 		a.fail(c, &lpmos.InvalidError{Field: "digest", Problem: "names a manifest whose pack was not uploaded", Value: m.Pack.SHA256})
 		return
 	}
-	i.SizeBytes, i.UsedBytes, i.StoredBytes = m.SizeBytes, m.UsedBytes, m.Pack.Bytes
+	i.SizeBytes, i.UsedBytes, i.StoredBytes, i.CloudInit = m.SizeBytes, m.UsedBytes, m.Pack.Bytes, m.CloudInit
 	if len(i.BootModes) == 0 {
 		i.BootModes = []string{"bios", "uefi"}
 	}
@@ -101,7 +95,7 @@ func (a *API) putImage(c *gin.Context) {
 }
 
 func (a *API) deleteImage(c *gin.Context) {
-	if err := a.store.DeleteImage(c.Request.Context(), c.Param("os"), c.Param("version"), c.Param("arch")); err != nil {
+	if err := a.act.DeleteImage(c.Request.Context(), c.Param("os"), c.Param("version"), c.Param("arch"), who(c)); err != nil {
 		a.fail(c, err)
 		return
 	}

@@ -37,7 +37,14 @@ type Reader interface {
 	Regions() []lpmos.Region
 	Region(id string) (lpmos.Region, bool)
 	Images() []lpmos.Image
-	Discovered() []lpmos.Discovered
+	Machines(api.MachineQuery) api.MachinePage
+	Machine(mac lpmos.MAC) (lpmos.Machine, bool)
+	Profiles() []lpmos.Profile
+	Profile(name string) (lpmos.Profile, bool)
+	Templates() []lpmos.Template
+	Template(name string) (lpmos.Template, bool)
+	ProfileUse(name string) api.Use
+	TemplateUse(name string) api.Use
 }
 
 // Actions is the orchestrator.
@@ -47,6 +54,12 @@ type Actions interface {
 	Cancel(ctx context.Context, id, reason, by string) (lpmos.Task, error)
 	Retry(ctx context.Context, id, by string) (lpmos.Task, error)
 	Delete(ctx context.Context, id, by string) error
+	PutProfile(ctx context.Context, p lpmos.Profile, based int, by string) (lpmos.Profile, error)
+	DeleteProfile(ctx context.Context, name string, based int, by string) error
+	PutTemplate(ctx context.Context, t lpmos.Template, based int, by string) (lpmos.Template, error)
+	DeleteTemplate(ctx context.Context, name string, based int, by string) error
+	DeleteImage(ctx context.Context, os, version, arch, by string) error
+	Preview(template, taskID string) (string, error)
 }
 
 // Store is what goes to the store without a decision.
@@ -54,7 +67,6 @@ type Store interface {
 	Events(ctx context.Context, id string) ([]lpmos.Event, error)
 	Healthy(ctx context.Context) error
 	PutImage(ctx context.Context, i lpmos.Image) error
-	DeleteImage(ctx context.Context, os, version, arch string) error
 }
 
 // Blobs are files by content.
@@ -105,6 +117,16 @@ func (a *API) routes() []Route {
 		{"GET", v1 + "/regions", a.listRegions},
 		{"GET", v1 + "/regions/:id", a.getRegion},
 		{"GET", v1 + "/machines", a.listMachines},
+		{"GET", v1 + "/machines/:mac", a.getMachine},
+		{"GET", v1 + "/profiles", a.listProfiles},
+		{"GET", v1 + "/profiles/:name", a.getProfile},
+		{"PUT", v1 + "/profiles/:name", a.putProfile},
+		{"DELETE", v1 + "/profiles/:name", a.deleteProfile},
+		{"GET", v1 + "/templates", a.listTemplates},
+		{"GET", v1 + "/templates/:name", a.getTemplate},
+		{"PUT", v1 + "/templates/:name", a.putTemplate},
+		{"DELETE", v1 + "/templates/:name", a.deleteTemplate},
+		{"POST", v1 + "/templates/:name/preview", a.previewTemplate},
 		{"GET", v1 + "/images", a.listImages},
 		{"PUT", v1 + "/images/:os/:version/:arch", a.putImage},
 		{"DELETE", v1 + "/images/:os/:version/:arch", a.deleteImage},

@@ -43,6 +43,9 @@ func (s *State) Task(id string) (lpmos.Task, bool) {
 	if log := t.log(t.Attempt); len(log) > 0 {
 		v.LogTail = tail(log, logTailLines)
 	}
+	if v.Previous != nil {
+		v.Differences = lpmos.DiffHardware(v.Previous.Hardware, v.Hardware)
+	}
 	return v, true
 }
 
@@ -76,7 +79,7 @@ func (s *State) Tasks(q api.Query) api.Page {
 			continue
 		}
 		v := t.view()
-		v.Hardware, v.Plan, v.LogTail = nil, nil, nil
+		v.Hardware, v.Plan, v.LogTail, v.Previous, v.TemplateText = nil, nil, nil, nil, nil
 		page.Tasks = append(page.Tasks, v)
 	}
 	return page
@@ -148,13 +151,6 @@ func (s *State) Region(id string) (lpmos.Region, bool) {
 		return lpmos.Region{}, false
 	}
 	return r.Region, true
-}
-
-// Discovered are machines without a task that booted the agent.
-func (s *State) Discovered() []lpmos.Discovered {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return slices.SortedFunc(maps.Values(s.found), func(a, b lpmos.Discovered) int { return slices.Compare(a.MAC[:], b.MAC[:]) })
 }
 
 // Global is config/global.

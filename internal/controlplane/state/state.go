@@ -45,8 +45,11 @@ type State struct {
 	counts  map[lpmos.Status]int
 	regions map[string]*region
 	images  map[string]lpmos.Image
-	found   map[lpmos.MAC]lpmos.Discovered
 	global  store.Global
+	fleet   fleet
+
+	profiles  map[string]lpmos.Profile
+	templates map[string]lpmos.Template
 }
 
 type task struct {
@@ -76,8 +79,9 @@ func New(src source, log *slog.Logger, listen ...func(api.Update)) *State {
 
 func (s *State) clear() {
 	s.tasks, s.order, s.counts = map[string]*task{}, nil, map[lpmos.Status]int{}
-	s.regions, s.images, s.found = map[string]*region{}, map[string]lpmos.Image{}, map[lpmos.MAC]lpmos.Discovered{}
-	s.global = store.Global{}
+	s.regions, s.images = map[string]*region{}, map[string]lpmos.Image{}
+	s.profiles, s.templates = map[string]lpmos.Profile{}, map[string]lpmos.Template{}
+	s.global, s.fleet = store.Global{}, newFleet()
 }
 
 // Listen adds a listener. It must not be called once Run has begun.
@@ -110,12 +114,13 @@ func (s *State) apply(b store.Batch) api.Update {
 		s.clear()
 	}
 	s.rev = b.Rev
-	touched := map[string]bool{}
+	touched, moved := map[string]bool{}, map[string]bool{}
 	var statuses []string
 	for _, c := range b.Changes {
+		s.applyFleet(c, moved)
 		switch c.Key.Kind {
 		case store.KindMetadata, store.KindStatus, store.KindHardware, store.KindPlan, store.KindApproval,
-			store.KindProgress, store.KindLogs, store.KindError, store.KindReceipt:
+			store.KindProgress, store.KindLogs, store.KindError, store.KindReceipt, store.KindTaskTemplate, store.KindPrevious:
 			s.applyTask(c, touched)
 			if c.Value == nil {
 				continue
@@ -146,19 +151,20 @@ func (s *State) apply(b store.Batch) api.Update {
 			} else {
 				s.images[name] = i
 			}
-		case store.KindDiscovered:
-			if d, err := store.Decode[lpmos.Discovered](c); c.Value == nil || err != nil {
-				delete(s.found, c.Key.MAC)
-				s.report(err, c)
-			} else {
-				s.found[c.Key.MAC] = d
-			}
+		case store.KindProfile:
+			applyNamed(s, s.profiles, c)
+		case store.KindTemplate:
+			applyNamed(s, s.templates, c)
 		case store.KindGlobal:
 			g, err := store.Decode[store.Global](c)
 			s.report(err, c)
 			s.global = g
 		}
 	}
+	for id := range moved {
+		s.fleet.setTask(id, s.tasks[id])
+	}
+	s.fleet.flush()
 	for id := range touched {
 		if t := s.tasks[id]; t != nil {
 			t.index()
