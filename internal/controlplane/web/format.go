@@ -20,7 +20,7 @@ func (w *Web) parse() (map[string]*template.Template, error) {
 		return nil, err
 	}
 	pages := map[string]*template.Template{}
-	for _, name := range []string{"dashboard", "tasks", "create", "task", "approve", "stale", "regions", "problem"} {
+	for _, name := range []string{"dashboard", "tasks", "create", "task", "approve", "summary", "batch", "stale", "together", "regions", "problem"} {
 		t, err := base.Clone()
 		if err != nil {
 			return nil, err
@@ -51,6 +51,16 @@ func (w *Web) funcs() template.FuncMap {
 		"problem": func(id, text string) map[string]string { return map[string]string{"ID": id, "Text": text} },
 		"join":    strings.Join,
 		"meaning": http.StatusText,
+		"sub":     func(a, b int) int { return a - b },
+		"rich":    w.rich,
+		"strong":  strong,
+		"kept":    kept,
+		"code":    code,
+		"age":     func(t time.Time) string { return w.age(w.cfg.Now().Sub(t)) },
+		"took":    func(a, b time.Time) string { return w.took(b.Sub(a)) },
+		"stage":   w.stageWord,
+		"list":    w.list,
+		"quote":   w.quote,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"net/http/httptest"
 	"path"
 	"path/filepath"
@@ -20,7 +21,7 @@ import (
 )
 
 // untranslated are the files whose text is not in the catalogues yet.
-var untranslated = []string{"dashboard.html", "tasks.html", "create.html", "task.html", "approve.html", "stale.html", "regions.html", "problem.html"}
+var untranslated = []string{"dashboard.html", "tasks.html", "regions.html", "problem.html"}
 
 // asked collects the English texts that templates and Go ask a tongue for, each
 // with a place that asks.
@@ -46,7 +47,7 @@ func asked(t *testing.T) map[string]string {
 					if !ok {
 						return
 					}
-					at := map[string]int{"t": 1, "n": 3}[id.Ident]
+					at := map[string]int{"t": 1, "n": 3, "rich": 1}[id.Ident]
 					if at == 0 {
 						return
 					}
@@ -81,7 +82,7 @@ func asked(t *testing.T) map[string]string {
 			if !ok {
 				return true
 			}
-			at, ok := map[string]int{"T": 0, "N": 2, "unit": 1}[sel.Sel.Name]
+			at, ok := map[string]int{"T": 0, "N": 2, "unit": 1, "rich": 0}[sel.Sel.Name]
 			if !ok || at >= len(c.Args) {
 				return true
 			}
@@ -115,7 +116,20 @@ func wordTables() [][]string {
 	for _, w := range signatureWords {
 		signature = append(signature, w)
 	}
-	return [][]string{status, cause, signature}
+	var stage, field []string
+	for _, w := range stageWords {
+		stage = append(stage, w)
+	}
+	for _, w := range differenceWords {
+		field = append(field, w)
+	}
+	for _, w := range factWords {
+		field = append(field, w)
+	}
+	for _, w := range csvColumns {
+		field = append(field, w.Says)
+	}
+	return [][]string{status, cause, signature, stage, field, slices.Collect(maps.Values(roleWords))}
 }
 
 func walkTemplate(n parse.Node, see func(*parse.CommandNode)) {
@@ -243,7 +257,7 @@ func TestScriptsAreTranslated(t *testing.T) {
 func TestTemplatesHoldNoText(t *testing.T) {
 	action := regexp.MustCompile(`\{\{(?:[^}"]|"(?:[^"\\]|\\.)*")*\}\}`)
 	words := regexp.MustCompile(`[A-Za-z]{2,}`)
-	same := []string{"LPMOS", "EN", "glish", "English", "MAC", "UUID", "WWN", "CPU", "BIOS", "UEFI", "JSON", "YAML", "CSV", "DHCP", "SSH", "URL", "API", "TFTP", "HTTP", "PXE", "UTC", "SHA"}
+	same := []string{"LPMOS", "EN", "glish", "English", "MAC", "UUID", "WWN", "CPU", "BIOS", "UEFI", "JSON", "YAML", "CSV", "DHCP", "SSH", "URL", "API", "TFTP", "HTTP", "PXE", "UTC", "SHA", "Linux"}
 	files, _ := fs.Glob(templateFiles, "templates/*.html")
 	for _, name := range files {
 		if slices.Contains(untranslated, path.Base(name)) {
@@ -262,7 +276,9 @@ func TestTemplatesHoldNoText(t *testing.T) {
 		for z.Next() != html.ErrorToken {
 			switch tok := z.Token(); tok.Type {
 			case html.TextToken:
-				check(tok.Data)
+				if !strings.HasPrefix(strings.TrimSpace(tok.Data), "data-width=") { // main-attributes stand outside of a tag
+					check(tok.Data)
+				}
 			case html.StartTagToken, html.SelfClosingTagToken:
 				for _, a := range tok.Attr {
 					if slices.Contains([]string{"title", "placeholder", "alt", "aria-label"}, a.Key) {

@@ -57,6 +57,9 @@ type Config struct {
 	SiteName string                     // shown under the product's name
 	Person   func(*http.Request) string // who is asking; nil means "operator"
 	Now      func() time.Time           // nil means time.Now
+
+	Inventory Inventory // nil: machines and profiles are not offered
+	Batches   Batches   // nil: one task at a time
 }
 
 // Web serves the pages. Make one with New.
@@ -127,6 +130,9 @@ var routes = func() []route {
 		{"GET /tasks", (*Web).taskList},
 		{"GET /tasks/create", (*Web).createForm},
 		{"POST /tasks/create", (*Web).create},
+		{"GET /batches/{id}", (*Web).batch},
+		{"GET /tasks/approve", (*Web).togetherForm},
+		{"POST /tasks/approve", (*Web).together},
 		{"GET /tasks/{id}", (*Web).task},
 		{"GET /tasks/{id}/approve", (*Web).approveForm},
 		{"POST /tasks/{id}/approve", (*Web).decide},

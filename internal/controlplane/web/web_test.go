@@ -170,8 +170,8 @@ func TestTaskPageSaysWhatMayBeDone(t *testing.T) {
 		idInstalling: {"is downloading its image", "48\u00a0%", "31\u00a0MB/s", "Not now: erasing has begun", "Not now: only ended tasks can be deleted."},
 		idStuck:      {"as of", "unknown"},
 		idFailed:     {"failed in stage 3 of 4, installing", "Disk S64GNE0R903417 (960 GB) refused a write.", "Replace the disk", "input/output error", "Retry as attempt 2", "is erased and may not boot"},
-		idCompleted:  {"runs Ubuntu 24.04", "Ubuntu 24.04.3 LTS", "Not now: only failed tasks can be retried"},
-		idRejected:   {"was rejected", "wrong rack", "Not now: it was rejected by chen.yu."},
+		idCompleted:  {"runs <bdi>Ubuntu 24.04</bdi>", "Ubuntu 24.04.3 LTS", "Not now: only failed tasks can be retried"},
+		idRejected:   {"was rejected", "wrong rack", "Not now: chen.yu rejected it at "},
 		idCanceled:   {"was canceled", "21 Nov 2026"},
 		idProblem:    {"cannot be installed as asked", "Every disk is too small"},
 	} {
