@@ -79,7 +79,9 @@ type createForm struct {
 }
 
 // Shown are the columns of the table of bad lines.
-func (v createView) Shown() []string { return []string{"mac", "hostname", "region", "os", "version", "profile"} }
+func (v createView) Shown() []string {
+	return []string{"mac", "hostname", "region", "os", "version", "profile"}
+}
 
 func (v createView) Problem(field string) string { return problemsOf(v.Problems).Of(field) }
 
@@ -285,7 +287,7 @@ func (w *Web) create(rw http.ResponseWriter, r *http.Request) {
 
 func (w *Web) createOne(rw http.ResponseWriter, r *http.Request, v createView) {
 	check := r.PostForm.Get("step") == "check"
-	spec, shown, problems := w.readSpec(v.Form)
+	spec, shown, problems := w.readSpec(v.Form, check)
 	if len(problems) == 0 && check {
 		w.showSummary(rw, r, v, []csvLine{{Spec: shown}})
 		return
@@ -320,8 +322,11 @@ func (w *Web) createOne(rw http.ResponseWriter, r *http.Request, v createView) {
 }
 
 // readSpec names every problem at once, in the order of the form. spec is what
-// is asked for, shown the same with what its profile fills in.
-func (w *Web) readSpec(f createForm) (spec, shown lpmos.Spec, out []fieldProblem) {
+// is asked for, shown the same with what its profile fills in. Looking ahead it
+// also says what stands in the way now: a live task of the machine, hardware
+// that the image does not fit. When the answer to a summary is sent twice, the
+// first one's task would be in the way of the second, which is the same.
+func (w *Web) readSpec(f createForm, ahead bool) (spec, shown lpmos.Spec, out []fieldProblem) {
 	bad := func(field, text string) { out = append(out, fieldProblem{field, text}) }
 	s := lpmos.Spec{RegionID: f.RegionID, Hostname: strings.TrimSpace(f.Hostname), Profile: f.Profile, Notes: strings.TrimSpace(strings.ReplaceAll(f.Notes, "\r\n", "\n"))}
 	mac, err := lpmos.ParseMAC(strings.TrimSpace(f.TargetMAC))
@@ -375,6 +380,10 @@ func (w *Web) readSpec(f createForm) (spec, shown lpmos.Spec, out []fieldProblem
 			}
 		}
 	}
+	image, ok := findImage(w.reader.Images(), shown.OSType, shown.OSVersion, shown.Arch)
+	if shown.OSType != "" && !ok {
+		bad("image", w.T("There is no image %s in the catalogue.", lpmos.Shorten(shown.OSType+" "+shown.OSVersion+" "+cmp.Or(shown.Arch, "amd64"), 80)))
+	}
 	if len(out) > 0 {
 		return s, shown, out
 	}
@@ -383,15 +392,11 @@ func (w *Web) readSpec(f createForm) (spec, shown lpmos.Spec, out []fieldProblem
 		bad(createField(invalid.Field), w.sentence(invalid.Error()))
 		return s, shown, out
 	}
-	image, ok := findImage(w.reader.Images(), normal.OSType, normal.OSVersion, normal.Arch)
-	if !ok {
-		bad("image", w.T("There is no image %s in the catalogue.", normal.OSType+" "+normal.OSVersion+" "+normal.Arch))
-	}
-	if k := w.known(mac); k != nil {
+	if k := w.known(mac); k != nil && ahead {
 		switch why := w.unfit(image, k.Hardware); {
 		case k.Live != "":
 			bad("target_mac", w.T("This machine has the live task %s already: cancel it, or wait until it ends.", short(k.Live)))
-		case ok && why != "":
+		case why != "":
 			bad("image", w.sentence(why))
 		}
 	}

@@ -33,6 +33,9 @@ type fakeSite struct {
 	fail    error // what the next action answers
 	created int
 	byKey   map[string]string // idempotency key → task
+	found   []lpmos.Machine
+	batches map[string]lpmos.Batch // by idempotency key
+	refuse  []lpmos.BatchLine      // what the next batch is refused for
 	now     time.Time
 }
 
@@ -345,9 +348,17 @@ func (s *fakeSite) addHostile() {
 	s.regions = append(s.regions, lpmos.Region{ID: "evil-1", Status: hostile, Capabilities: &lpmos.Capabilities{Version: hostile, Hostname: hostile, DHCP: hostile, BootURL: "javascript:alert(1)", AgentURL: hostile, Unknown: hostile}})
 }
 
+// personOf is chen.yu, or who the cookie says.
+func personOf(r *http.Request) string {
+	if c, err := r.Cookie("person"); err == nil {
+		return c.Value
+	}
+	return "chen.yu"
+}
+
 func newTestWeb(t testing.TB, s *fakeSite) *Web {
 	t.Helper()
-	w, err := New(s, s, s, Config{Version: "0.2.0", SiteName: "lpmos.example.net", Now: func() time.Time { return s.now }, Person: func(*http.Request) string { return "chen.yu" }}, slog.New(slog.DiscardHandler))
+	w, err := New(s, s, s, Config{Version: "0.2.0", SiteName: "lpmos.example.net", Now: func() time.Time { return s.now }, Person: personOf, Inventory: s, Batches: s}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,8 @@ type summaryView struct {
 	Form     createForm
 	FormID   string
 	Lines    []csvLine
-	Hidden   int // lines that are not listed for want of room
+	Names    string // numbers of the lines, where others are left out
+	Hidden   int    // lines that are not listed for want of room
 	Left     int // bad lines that are left out
 	Changed  bool
 	Offline  []string // regions that are asked for and not there
@@ -51,7 +52,14 @@ func (w *Web) showSummary(rw http.ResponseWriter, r *http.Request, v createView,
 	}
 	s.Hidden = len(lines) - min(len(lines), listedLines)
 	s.Lines = lines[:len(lines)-s.Hidden]
-	s.Changed = r.PostForm.Get("step") != "check"
+	s.Changed = r.PostForm.Get("step") == "create"
+	if v.Form.GoodOnly {
+		var names []string
+		for _, l := range lines {
+			names = append(names, strconv.Itoa(l.Line))
+		}
+		s.Names = strings.Join(names, ",")
+	}
 	title := w.T("New task: look before it is created")
 	if v.Many {
 		title = w.N(len(lines), "1 new task: look before it is created", "%s new tasks: look before they are created")
@@ -84,7 +92,13 @@ func (w *Web) createMany(rw http.ResponseWriter, r *http.Request, v createView) 
 	if len(problems) == 0 && len(lines) == 0 {
 		problems = append(problems, lineProblem{Line: 1, Text: w.T("There is no machine in it.")})
 	}
-	w.readLines(v.Form, lines)
+	check := r.PostForm.Get("step") != "create"
+	if shown := r.PostForm.Get("lines"); v.Form.GoodOnly && !check && shown != "" {
+		// What was left out in the summary stays left out.
+		names := strings.Split(shown, ",")
+		lines = slices.DeleteFunc(lines, func(l csvLine) bool { return !slices.Contains(names, strconv.Itoa(l.Line)) })
+	}
+	w.readLines(v.Form, lines, check)
 	var good []csvLine
 	bad := problems
 	for _, l := range lines {
@@ -101,7 +115,7 @@ func (w *Web) createMany(rw http.ResponseWriter, r *http.Request, v createView) 
 		return
 	}
 	expect, _ := strconv.Atoi(r.PostForm.Get("expect"))
-	if r.PostForm.Get("step") == "check" || expect != len(good) {
+	if check || expect != len(good) {
 		w.showSummary(rw, r, v, good)
 		return
 	}
@@ -150,7 +164,7 @@ func (w *Web) showLines(rw http.ResponseWriter, r *http.Request, status int, v c
 
 // readLines makes a spec of every line and says what is wrong with it. Empty
 // cells take what the form says for all.
-func (w *Web) readLines(all createForm, lines []csvLine) {
+func (w *Web) readLines(all createForm, lines []csvLine, ahead bool) {
 	images := w.reader.Images()
 	seen := map[lpmos.MAC]int{}
 	column := map[string]string{"target_mac": "mac", "region_id": "region", "image": "os"}
@@ -200,7 +214,7 @@ func (w *Web) readLines(all createForm, lines []csvLine) {
 		case version != "":
 			bad("os", w.T("The operating system is missing."))
 		}
-		spec, _, problems := w.readSpec(f)
+		spec, _, problems := w.readSpec(f, ahead)
 		for _, p := range problems {
 			field := p.Field
 			if c, ok := column[field]; ok {
@@ -247,7 +261,7 @@ func (w *Web) batch(rw http.ResponseWriter, r *http.Request) {
 		w.fail(rw, r, err)
 		return
 	}
-	v := batchView{Batch: b, Command: "lpmos task list --batch " + short(b.ID), Percent: 100}
+	v := batchView{Batch: b, Command: "lpmos task list -q batch:" + short(b.ID), Percent: 100}
 	if b.Total > 0 {
 		v.Percent = b.Done * 100 / b.Total
 	}

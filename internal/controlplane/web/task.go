@@ -522,7 +522,9 @@ func (w *Web) newLog(t lpmos.Task, lines []string, search string) logView {
 	return v
 }
 
-func containsFold(s, part string) bool { return strings.Contains(strings.ToLower(s), strings.ToLower(part)) }
+func containsFold(s, part string) bool {
+	return strings.Contains(strings.ToLower(s), strings.ToLower(part))
+}
 
 // splitLog parts a line from its time where it begins with one, in RFC 3339 or
 // as a time of day. Everything else of a line is the machine's own words, but

@@ -71,6 +71,9 @@ func (w *Web) timeline(t lpmos.Task, events []lpmos.Event, began map[lpmos.Stage
 	}
 	if t.Status.Live() && len(out) > 0 {
 		age := w.cfg.Now().Sub(out[len(out)-1].At)
+		if p := t.Progress; t.Status == lpmos.Installing && p != nil && w.cfg.Now().Sub(p.UpdatedAt) <= staleAfter {
+			return out, &momentView{Icon: "installing", Text: w.rich("Stage %s of 4, %s, goes on.", strconv.Itoa(p.Stage.Number()), w.stageWord(p.Stage))}
+		}
 		now = &momentView{Status: t.Status, Icon: "clock", Text: w.rich("Nothing else has happened for %s.", w.age(age)), Long: age >= longGap}
 	}
 	return out, now

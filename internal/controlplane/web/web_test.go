@@ -46,6 +46,9 @@ func everyPage(s *fakeSite) map[string]int {
 	pages := map[string]int{
 		"/dashboard": 200, "/tasks": 200, "/tasks?status=failed&q=web&region_id=bj-1": 200, "/tasks?q=" + url.QueryEscape(hostile): 200,
 		"/tasks/create": 200, "/tasks/create?hostname=" + url.QueryEscape(hostile): 200, "/regions": 200,
+		"/tasks/create?mode=many": 200, "/tasks/create?mode=many&fill=discovered": 200, "/tasks/create?target_mac=7c:c2:55:10:92:01": 200,
+		"/tasks/approve": 200, "/tasks/approve?like=" + idBlank: 200, "/tasks/approve?ids=" + idBlank + "," + idData + "," + idCompleted + ",x": 200, "/batches/" + taskID(15): 404, "/batches/x": 404,
+		"/tasks/" + idInstalling + "?log=chunk": 200, "/tasks/" + idInstalling + "?log=" + url.QueryEscape(hostile): 200,
 		"/nothing/" + url.PathEscape(hostile): 404, "/tasks/" + taskID(15): 404, "/tasks/x": 404,
 	}
 	for id, t := range s.tasks {
