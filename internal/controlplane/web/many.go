@@ -18,7 +18,7 @@ type summaryView struct {
 	Lines    []csvLine
 	Names    string // numbers of the lines, where others are left out
 	Hidden   int    // lines that are not listed for want of room
-	Left     int // bad lines that are left out
+	Left     int    // bad lines that are left out
 	Changed  bool
 	Offline  []string // regions that are asked for and not there
 	NoKeys   int      // machines nobody can log into
