@@ -88,6 +88,10 @@ func (s *fakeSite) Batch(_ context.Context, id string) (lpmos.Batch, error) {
 	return lpmos.Batch{}, fmt.Errorf("batch %s: %w", id, lpmos.ErrNotFound)
 }
 
+func (s *fakeSite) estimate(id string) (Estimate, bool) {
+	return Estimate{Model: true, Runs: 41, Expected: 6 * time.Minute, Left: 5*time.Minute - 20*time.Second, FasterThan: 58}, id == idInstalling
+}
+
 // addDiscovered lets machines without a task be seen: an ordinary one and one
 // that neither image of the site can start.
 func (s *fakeSite) addDiscovered() {
@@ -499,7 +503,7 @@ func TestTimeline(t *testing.T) {
 	s.logs[idInstalling] = []string{log(2*time.Hour, "installing"), log(65*time.Second, "partitioning"), log(56*time.Second, "downloading"), "words of a machine", `time=2026-11-23T14:31:39Z level=WARN msg="chunk 81 differs"`}
 	_, body := get(t, newTestWeb(t, s).Handler(), "/tasks/"+idInstalling)
 	plain := html.UnescapeString(body)
-	for _, want := range []string{"2\u00a0h\u00a05\u00a0min later", "data-long", "Stage <bdi>1</bdi> of 4, <bdi>partitioning</bdi>, began.", "Stage <bdi>2</bdi> of 4", "Stage <bdi>2</bdi> of 4, <bdi>downloading</bdi>, goes on.", "<strong>1 partitioning</strong><span>9\u00a0s</span>", "54\u00a0s so far", `data-level="warn"`} {
+	for _, want := range []string{"2\u00a0h\u00a05\u00a0min later", "data-long", "Stage <bdi>1</bdi> of 4, <bdi>partitioning</bdi>, began.", "Stage <bdi>2</bdi> of 4", "Stage <bdi>2</bdi> of 4, <bdi>downloading</bdi>, goes on.", "<strong>1 partitioning</strong><span>9\u00a0s</span>", "54\u00a0s so far", "Usual for this model: <bdi>6\u00a0min</bdi> in all; this run is faster than <bdi>58\u00a0%</bdi> of <bdi>41</bdi>.", "<dd>5\u00a0min <small>until", `data-level="warn"`} {
 		if !strings.Contains(plain, want) {
 			t.Errorf("the page does not say %q", want)
 		}

@@ -20,6 +20,8 @@ type taskView struct {
 	Steps    []step
 	Progress *progressView
 	Usual    template.HTML // what earlier runs took, "" without any
+	LeftAll  string        // until the call home, as earlier runs took; "" when not known
+	Until    instant
 	Failure  *failureView
 	Machine  *machineView
 	Plan     *planView
@@ -32,6 +34,15 @@ type taskView struct {
 	Deadline string
 	Command  string
 	Approval *lpmos.Approval
+}
+
+// Estimate is what earlier runs of the same kind say of a task.
+type Estimate struct {
+	Model      bool          // the runs were on the same model of machine, not only of the same image
+	Runs       int           // that were looked at
+	Expected   time.Duration // of a whole run, from the permit to the call home
+	Left       time.Duration // 0 once the task has ended
+	FasterThan int           // percent of those runs that had taken longer to come so far; -1 when not known
 }
 
 // step is one of the six of a task's life.
@@ -163,6 +174,14 @@ func (w *Web) newTaskView(ctx context.Context, t lpmos.Task, search string) task
 	v.Steps = w.steps(t, events)
 	v.Timeline, v.Now = w.timeline(t, events, began)
 	v.Progress = w.newProgress(t, began)
+	if w.cfg.Estimate != nil && t.Status.Live() {
+		if e, ok := w.cfg.Estimate(t.ID); ok && e.Runs > 0 && e.Expected > 0 {
+			v.Usual = w.usual(e)
+			if e.Left > 0 && v.Progress != nil && v.Progress.Live {
+				v.LeftAll, v.Until = w.about(e.Left), w.moment(w.cfg.Now().Add(e.Left))
+			}
+		}
+	}
 	v.Failure = w.newFailure(t)
 	v.Machine = w.newMachine(t)
 	if t.Plan != nil {
@@ -172,6 +191,28 @@ func (w *Web) newTaskView(ctx context.Context, t lpmos.Task, search string) task
 	v.Actions = w.actionsFor(t)
 	v.Log = w.newLog(t, lines, search)
 	return v
+}
+
+// usual says how long such a run takes, and how this one compares.
+func (s *tongue) usual(e Estimate) template.HTML {
+	all, runs := s.about(e.Expected), count(e.Runs)
+	switch {
+	case e.Model && e.FasterThan >= 0:
+		return s.rich("Usual for this model: %s in all; this run is faster than %s of %s.", all, s.percent(e.FasterThan), runs)
+	case e.Model:
+		return s.rich("Usual for this model: %s in all, of %s runs.", all, runs)
+	case e.FasterThan >= 0:
+		return s.rich("Usual for this image: %s in all; this run is faster than %s of %s.", all, s.percent(e.FasterThan), runs)
+	}
+	return s.rich("Usual for this image: %s in all, of %s runs.", all, runs)
+}
+
+// about is a time that is only guessed, rounded as far as it is known.
+func (s *tongue) about(d time.Duration) string {
+	if d < 90*time.Second {
+		return s.took(max(10*time.Second, d.Round(10*time.Second)))
+	}
+	return s.took(d.Round(time.Minute))
 }
 
 func (s *tongue) headline(t lpmos.Task, os string) template.HTML {

@@ -60,6 +60,9 @@ type Config struct {
 
 	Inventory Inventory // nil: machines and profiles are not offered
 	Batches   Batches   // nil: one task at a time
+	// Estimate is what earlier runs say of a task; ok is false where nothing is
+	// known. nil: nothing ever is.
+	Estimate func(taskID string) (e Estimate, ok bool)
 }
 
 // Web serves the pages. Make one with New.
