@@ -142,7 +142,7 @@ func newTab(t testing.TB, s *fakeSite) *tab {
 	t.Cleanup(stop)
 	ctx, stop := chromedp.NewContext(actx)
 	t.Cleanup(stop)
-	ctx, stop = context.WithTimeout(ctx, 3*time.Minute)
+	ctx, stop = context.WithTimeout(ctx, 6*time.Minute)
 	t.Cleanup(stop)
 	b := &tab{t: t, ctx: ctx, site: s, hub: hub, url: srv.URL}
 	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil {
