@@ -24,6 +24,31 @@ type Hardware struct {
 	BootMAC    MAC     `json:"boot_mac,omitzero"`
 }
 
+// Found is what identifies a machine and its disks: the part of its hardware
+// that lists show and searches look through.
+type Found struct {
+	Serial       string      `json:"serial,omitempty"`
+	Manufacturer string      `json:"manufacturer,omitempty"`
+	Product      string      `json:"product,omitempty"`
+	UUID         string      `json:"uuid,omitempty"`
+	Disks        []FoundDisk `json:"disks,omitempty"`
+}
+
+// FoundDisk is one disk of a Found.
+type FoundDisk struct {
+	Serial string `json:"serial,omitempty"`
+	Model  string `json:"model,omitempty"`
+}
+
+// Found is h in short.
+func (h *Hardware) Found() *Found {
+	f := &Found{Serial: h.System.Serial, Manufacturer: h.System.Manufacturer, Product: h.System.Product, UUID: h.System.UUID}
+	for _, d := range h.Disks {
+		f.Disks = append(f.Disks, FoundDisk{d.Serial, d.Model})
+	}
+	return f
+}
+
 // System is SMBIOS type 1.
 type System struct {
 	Manufacturer string `json:"manufacturer,omitempty"`

@@ -1,6 +1,9 @@
 package lpmos
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Stage is a part of an installation.
 type Stage string
@@ -59,6 +62,31 @@ type Progress struct {
 	Message    string           `json:"message"`
 	Details    *ProgressDetails `json:"details,omitempty"`
 	UpdatedAt  time.Time        `json:"updated_at"` // the region's clock, when it arrived
+	// Begun says when each stage of the attempt began, in order, and when
+	// verifying did. The control plane keeps it; what an agent sends of it
+	// counts for nothing.
+	Begun []StageBegin `json:"begun,omitempty"`
+}
+
+// StageBegin is when a stage began, by the region's clock.
+type StageBegin struct {
+	Stage Stage     `json:"stage"`
+	At    time.Time `json:"at"`
+}
+
+// StageVerify stands beside the four in Progress.Begun: the machine restarts
+// from its own disk. Agents never report it.
+const StageVerify Stage = "verifying"
+
+// Phases are all parts of a run that are timed, in order.
+var Phases = []Stage{Partitioning, Downloading, StageInstall, Configuring, StageVerify}
+
+// Begin is p with one more entry in Begun, unless it is there.
+func (p Progress) Begin(s Stage, at time.Time) *Progress {
+	if !slices.ContainsFunc(p.Begun, func(b StageBegin) bool { return b.Stage == s }) {
+		p.Begun = append(slices.Clip(p.Begun), StageBegin{s, at})
+	}
+	return &p
 }
 
 // ProgressDetails are the figures of a stage that moves bytes.

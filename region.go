@@ -77,6 +77,26 @@ type AgentRecord struct {
 	BootedAt      time.Time `json:"booted_at"`
 	Quarantined   string    `json:"quarantined,omitempty"` // why, when two agents claimed the same permit
 	HardwareKnown bool      `json:"hardware_known,omitempty"`
+
+	// Older are earlier boots whose credentials are still recognised, newest
+	// first, and Holder is the BootSeq of the one among them that holds the
+	// permit until this boot speaks; 0 means none does.
+	Older  []AgentBoot `json:"older,omitempty"`
+	Holder int64       `json:"holder,omitempty"`
+}
+
+// AgentBoot is an earlier start of the agent: what a region must know of it to
+// let the holder of a permit go on, and to tell a revoked credential from one
+// that never was.
+type AgentBoot struct {
+	Attempt    int       `json:"attempt"`
+	BootSeq    int64     `json:"boot_seq"`
+	BootMAC    MAC       `json:"boot_mac"`
+	UUID       string    `json:"uuid,omitempty"`
+	Address    string    `json:"address"`
+	Credential string    `json:"credential"` // "sha256:…"
+	Used       bool      `json:"used"`
+	BootedAt   time.Time `json:"booted_at"`
 }
 
 // PermitRequest travels up when an agent is about to write.

@@ -158,7 +158,9 @@ type Task struct {
 	Attempt   int       `json:"attempt"` // 1 for the first
 	CreatedAt time.Time `json:"created_at"`
 	CreatedBy string    `json:"created_by,omitempty"`
+	BatchID   string    `json:"batch_id,omitempty"` // of the batch it was created in
 	UpdatedAt time.Time `json:"updated_at"`
+	Found     *Found    `json:"found,omitempty"` // Hardware in short; lists carry it, too
 	Hardware  *Hardware `json:"hardware,omitempty"`
 	Plan      *Plan     `json:"plan,omitempty"`
 	Approval  *Approval `json:"approval,omitempty"`

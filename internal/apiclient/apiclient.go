@@ -288,3 +288,42 @@ func (u *upload) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// Region reads one data centre.
+func (c *Client) Region(ctx context.Context, id string) (r lpmos.Region, err error) {
+	err = c.get(ctx, v1+"/regions/"+url.PathEscape(id), &r)
+	return r, err
+}
+
+// DeleteImage takes an image out of the catalogue. Its blobs stay.
+func (c *Client) DeleteImage(ctx context.Context, os, version, arch string) error {
+	return c.do(ctx, http.MethodDelete, v1+"/images/"+url.PathEscape(os)+"/"+url.PathEscape(version)+"/"+url.PathEscape(arch), nil, nil, nil)
+}
+
+// Plan reads what would be erased and written.
+func (c *Client) Plan(ctx context.Context, id string) (p lpmos.Plan, err error) {
+	err = c.get(ctx, v1+"/tasks/"+url.PathEscape(id)+"/plan", &p)
+	return p, err
+}
+
+// Wrap puts something around the transport of requests, but not of Watch. It
+// must be called before any of them.
+func (c *Client) Wrap(around func(http.RoundTripper) http.RoundTripper) {
+	c.http.Transport = around(c.http.Transport)
+}
+
+// Health asks whether the control plane lives; the header of its answer says
+// what time it has.
+func (c *Client) Health(ctx context.Context) (http.Header, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base.JoinPath("healthz").String(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", c.base, err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", c.base, err)
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
+	return resp.Header, err
+}

@@ -119,11 +119,6 @@ func (c *Client) Preview(ctx context.Context, name, taskID string) (string, erro
 	return out.Text, err
 }
 
-// DeleteImage takes an image out of the catalogue.
-func (c *Client) DeleteImage(ctx context.Context, os, version, arch string) error {
-	return c.do(ctx, http.MethodDelete, v1+"/images/"+url.PathEscape(os)+"/"+url.PathEscape(version)+"/"+url.PathEscape(arch), nil, nil, nil)
-}
-
 func ifMatch(version int) http.Header {
 	if version == 0 {
 		return nil

@@ -1,25 +1,28 @@
 // Package cli is the lpmos command: the operator's tool, which talks to the
 // control plane's API and nothing else, and the single-site server.
+//
+// Whatever comes from a machine, a person or a server passes plain before it
+// is printed: it may hold anything.
 package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
+	"slices"
 	"strings"
-	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v4"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/conf"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 	"github.com/lpmos/lpmos/internal/service"
 	"github.com/lpmos/lpmos/internal/version"
 )
@@ -30,43 +33,114 @@ const (
 	ExitFailed      = 1 // something went wrong, or a waited-for task did not complete
 	ExitUsage       = 2 // the command line, or a value in it, cannot be accepted
 	ExitNotFound    = 3
-	ExitConflict    = 4 // the state it was based on is no longer so
-	ExitUnavailable = 5 // try again later
+	ExitConflict    = 4   // the state it was based on is no longer so
+	ExitUnavailable = 5   // try again later
+	ExitTimeout     = 6   // --timeout passed
+	ExitInterrupted = 130 // a signal, as shells count
 )
 
 // Main runs the command line and returns the exit code.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{out: stdout, err: stderr}
+	a := &app{in: os.Stdin, asks: stdinIsTerminal(), out: stdout, err: stderr}
+	return a.main(ctx, args)
+}
+
+func (a *app) main(ctx context.Context, args []string) int {
 	root := a.root()
 	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return ExitOK
 	}
-	if !errors.Is(err, errQuiet) {
-		// What a server or a machine said may be part of it.
-		for i, line := range strings.Split(err.Error(), "\n") {
-			if i == 0 {
-				line = "lpmos: " + line
-			}
-			fmt.Fprintln(stderr, plain(line))
-		}
+	if _, quiet := errors.AsType[quietError](err); !quiet {
+		a.complain(err)
 	}
 	return exitCode(err)
 }
 
-// errQuiet ends a command whose outcome was already told.
-var errQuiet = errors.New("")
+// complain says on standard error what went wrong and what to do about it.
+func (a *app) complain(err error) {
+	// What a server or a machine said may be part of it, and must not look like a
+	// line of ours.
+	for i, line := range strings.Split(err.Error(), "\n") {
+		if i == 0 {
+			line = "lpmos: " + line
+		} else {
+			line = "  " + line
+		}
+		fmt.Fprintln(a.err, clip(plain(line), 4000))
+	}
+	if next := nextStep(err); next != "" {
+		fmt.Fprintln(a.err, "  next: "+plain(next))
+	}
+}
+
+// nextStep is what a person does about an error that does not say so itself.
+func nextStep(err error) string {
+	if h, ok := errors.AsType[hinted](err); ok {
+		return h.next
+	}
+	p, ok := errors.AsType[*apiclient.Problem](err)
+	if !ok {
+		return ""
+	}
+	switch {
+	case p.Status == http.StatusConflict && p.Plan != nil:
+		return "look at the plan as it is now (lpmos task plan TASK) and approve that one"
+	case p.Status == http.StatusConflict && p.TaskStatus != "":
+		return "see what the task is doing: lpmos task show TASK"
+	case p.Status == http.StatusNotFound:
+		return "lpmos task list, region list and image list show what there is"
+	case p.Status == http.StatusServiceUnavailable:
+		return "try again in a moment; lpmos doctor says what is wrong if it stays so"
+	case p.Status >= 500:
+		return "the control plane's log has the reason"
+	}
+	return ""
+}
+
+// quietError ends a command whose outcome was already told, with this code.
+type quietError int
+
+func (quietError) Error() string { return "" }
+
+// errQuiet ends a command whose failure was already told.
+var errQuiet error = quietError(ExitFailed)
 
 type usageError struct{ error }
+
+func (u usageError) Unwrap() error { return u.error }
+
+// hinted is an error with what to do about it.
+type hinted struct {
+	error
+	next string
+}
+
+func (h hinted) Unwrap() error { return h.error }
+
+// errTimeout is the cause of a context that --timeout ended.
+var errTimeout = errors.New("--timeout passed")
+
+// errInterrupted ends a command that a signal stopped.
+var errInterrupted = errors.New("stopped; what was asked for before goes on")
 
 func exitCode(err error) int {
 	var invalid *lpmos.InvalidError
 	var usage usageError
 	var problem *apiclient.Problem
+	var quiet quietError
 	switch {
+	case err == nil:
+		return ExitOK
+	case errors.As(err, &quiet):
+		return int(quiet)
+	case errors.Is(err, errTimeout):
+		return ExitTimeout
+	case errors.Is(err, errInterrupted):
+		return ExitInterrupted
 	case errors.As(err, &usage), errors.As(err, &invalid), errors.As(err, &problem) && (problem.Status == 400 || problem.Status == 413):
 		return ExitUsage
 	case errors.Is(err, lpmos.ErrNotFound):
@@ -80,9 +154,25 @@ func exitCode(err error) int {
 }
 
 type app struct {
+	in       io.Reader
+	asks     bool // in is a terminal: questions can be put
 	out, err io.Writer
 	server   string
 	format   string
+
+	// transport, if not nil, is put around the client's; the tests hold every
+	// exchange against the contract with it.
+	transport func(http.RoundTripper) http.RoundTripper
+}
+
+// groups are the parts of `lpmos --help`, and what stands in each.
+var groups = []struct {
+	id, title string
+	commands  []string
+}{
+	{"operate", "Operate a site:", []string{"task", "machine", "region", "image", "profile", "template"}},
+	{"run", "Run a site:", []string{"up", "doctor", "bootimage", "user", "token", "audit", "login"}},
+	{"try", "Try it out:", []string{"lab", "sim"}},
 }
 
 func (a *app) root() *cobra.Command {
@@ -94,21 +184,80 @@ network, reports its hardware, a person approves exactly what will be erased,
 and the task is complete when the installed system itself calls home.
 
 Try it: "lpmos lab up" provisions a blank virtual server before your eyes.
-Run it: "lpmos up" is a whole site in one process.`,
+Run it: "lpmos up" is a whole site in one process.
+
+Every flag is also taken from the environment: --server from LPMOS_SERVER.`,
+		Example: `  lpmos task create --region dc1 --mac 52:54:00:12:34:56 --os debian --os-version 12
+  lpmos task list -q 'status:failed after:2h'
+  lpmos task approve web-01 --wait
+  lpmos doctor --interface eth1`,
 		SilenceUsage: true, SilenceErrors: true, Version: version.String(),
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			return conf.FromEnvironment(cmd, nil)
+			if err := conf.FromEnvironment(cmd, nil); err != nil {
+				return err
+			}
+			if !slices.Contains(formats, a.format) { // before anything is done
+				return unknownValue("output", a.format, formats)
+			}
+			return nil
 		},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())}
+		hint := "see " + cmd.CommandPath() + " --help"
+		if near := nearestFlag(cmd, err); near != "" {
+			hint = "did you mean " + near + "?"
+		}
+		return usageError{fmt.Errorf("%w (%s)", err, hint)}
 	})
 	f := root.PersistentFlags()
-	f.StringVar(&a.server, "server", "http://localhost:8080", "control plane (LPMOS_SERVER)")
+	f.StringVar(&a.server, "server", "http://localhost:8080", "control plane")
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json or yaml")
-	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.profileCommand(), a.templateCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(), a.versionCommand(), exitCodesTopic())
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.profileCommand(), a.templateCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(),
+		a.versionCommand(), a.doctorCommand(), a.completionCommand(), exitCodesTopic(), outputTopic(), searchTopic())
+	for _, g := range groups {
+		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+		for _, cmd := range root.Commands() {
+			if slices.Contains(g.commands, cmd.Name()) {
+				cmd.GroupID = g.id
+			}
+		}
+	}
+	a.completeFlags(root)
+	alsoCalled(root)
 	refuseUnknown(root)
 	return root
+}
+
+// alsoCalled lets people use the words they know from other tools: plural
+// nouns, ls, get, rm.
+func alsoCalled(root *cobra.Command) {
+	verbs := map[string][]string{"list": {"ls"}, "show": {"get", "describe"}, "delete": {"rm"}}
+	for _, noun := range root.Commands() {
+		if !noun.HasSubCommands() {
+			continue
+		}
+		if !slices.Contains([]string{"lab", "audit", "sim"}, noun.Name()) {
+			noun.Aliases = append(noun.Aliases, noun.Name()+"s")
+		}
+		for _, verb := range noun.Commands() {
+			verb.Aliases = append(verb.Aliases, verbs[verb.Name()]...)
+		}
+	}
+}
+
+// nearestFlag is the flag a person may have meant by one that does not exist.
+func nearestFlag(cmd *cobra.Command, err error) string {
+	_, name, ok := strings.Cut(err.Error(), "unknown flag: --")
+	if !ok {
+		return ""
+	}
+	var names []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	if near := nearest(name, names); len(near) > 0 {
+		return "--" + near[0]
+	}
+	return ""
 }
 
 // refuseUnknown makes groups of commands say so when they are given a name that
@@ -126,16 +275,24 @@ func refuseUnknown(cmd *cobra.Command) {
 			return cmd.Help()
 		}
 		hint := "see " + cmd.CommandPath() + " --help"
-		if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
-			hint = "did you mean " + strings.Join(s, " or ") + "?"
+		var names []string
+		for _, sub := range cmd.Commands() {
+			if sub.IsAvailableCommand() {
+				names = append(names, sub.Name())
+			}
 		}
-		return usageError{fmt.Errorf("%s has no command %q (%s)", cmd.CommandPath(), args[0], hint)}
+		if near := nearest(args[0], names); len(near) > 0 {
+			hint = "did you mean " + strings.Join(near, " or ") + "?"
+		}
+		return usageError{fmt.Errorf("%s has no command %q (%s)", cmd.CommandPath(), lpmos.Shorten(args[0], 64), hint)}
 	}
 }
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: exactly(0),
+		Long:    "Version prints what this program was built from. The version of a region is in `lpmos region list`.",
+		Example: "  lpmos version",
 		RunE: func(*cobra.Command, []string) error {
 			fmt.Fprintln(a.out, version.String())
 			return nil
@@ -144,15 +301,69 @@ func (a *app) versionCommand() *cobra.Command {
 }
 
 func exitCodesTopic() *cobra.Command {
-	return &cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: `0  done
-1  something went wrong, or a task that was waited for did not complete
-2  the command line, or a value in it, cannot be accepted
-3  there is no such task, region or image
-4  conflict: what the request was based on is no longer so
-5  unavailable: the same command may work later`}
+	return &cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: `0    done
+1    something went wrong, a task that was waited for did not complete, or a check
+     of lpmos doctor failed
+2    the command line, or a value in it, cannot be accepted; nothing was done
+3    there is no such task, region or image
+4    conflict: what the request was based on is no longer so
+5    unavailable: the same command may work later
+6    --timeout passed; the task itself goes on
+130  stopped by Ctrl-C or a signal; what was asked for before goes on
+
+A command for several tasks does all it can. Its code is 0 if everything was
+done, the common code if all that went wrong went wrong alike, and 1 otherwise.`}
 }
 
-func (a *app) client() (*apiclient.Client, error) { return apiclient.New(a.server, nil) }
+func outputTopic() *cobra.Command {
+	return &cobra.Command{Use: "output", Short: "Tables, JSON and YAML, pipes and terminals", Long: `-o table   for people; the columns and their order stay
+-o wide    more columns, added on the right
+-o json    what the API answers, with its names; with --watch one line each
+-o yaml    the same as YAML; with --watch one document each
+
+Times in tables are local, in JSON and YAML they are UTC.
+
+On a terminal, columns give way to its width, statuses have colours (not with
+NO_COLOR set) and progress is a bar that is drawn again. In a pipe, or with
+TERM=dumb, there are no escape codes: one line for each change, written at once.
+
+Host names, serial numbers and messages come from machines and people. What a
+terminal would obey in them is shown as "·", and escaped in JSON and YAML.`}
+}
+
+func searchTopic() *cobra.Command {
+	var b strings.Builder
+	b.WriteString(`A search is terms beside each other, which must all hold. A term is key:value, or a
+word that must occur somewhere in the task. "!" before a term turns it round, a
+comma means any of, "=" after the colon demands the whole value, and quotation
+marks keep spaces together.
+
+`)
+	for _, k := range query.Keys {
+		fmt.Fprintf(&b, "  %-9s %s\n", k.Name, k.Help)
+		if k.Values != nil {
+			for _, l := range wrap("one of "+strings.Join(k.Values, ", "), 70) {
+				fmt.Fprintf(&b, "  %-9s %s\n", "", l)
+			}
+		}
+	}
+	b.WriteString(`
+The same search works in the web interface, where its address can be shared.
+
+  lpmos task list -q 'status:failed !region:dc1 after:2h'
+  lpmos task list -q 'is:stuck' --sort updated
+  lpmos task list -q 'os:debian host:web "rack 7"' --sort -progress --all
+  lpmos task list -q status:failed --ids | xargs lpmos task retry`)
+	return &cobra.Command{Use: "search", Short: "The search language of task list", Long: b.String()}
+}
+
+func (a *app) client() (*apiclient.Client, error) {
+	c, err := apiclient.New(a.server, nil)
+	if err == nil && a.transport != nil {
+		c.Wrap(a.transport)
+	}
+	return c, err
+}
 
 // with makes a RunE that has a client and a context ending at a signal.
 func (a *app) with(run func(ctx context.Context, c *apiclient.Client, args []string) error) func(*cobra.Command, []string) error {
@@ -163,69 +374,12 @@ func (a *app) with(run func(ctx context.Context, c *apiclient.Client, args []str
 		}
 		ctx, cancel := service.Signals(cmd.Context(), quietLog)
 		defer cancel()
-		return run(ctx, c, args)
-	}
-}
-
-// print shows v as the person asked: rows for table and wide, v itself else.
-func (a *app) print(v any, table func(w *tabwriter.Writer, wide bool)) error {
-	switch a.format {
-	case "table", "wide":
-		w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-		table(w, a.format == "wide")
-		return w.Flush()
-	case "json":
-		e := json.NewEncoder(a.out)
-		e.SetIndent("", "  ")
-		e.SetEscapeHTML(false)
-		return e.Encode(v)
-	case "yaml":
-		// Through JSON, so that names and forms are those of the API.
-		b, err := json.Marshal(v)
-		if err != nil {
-			return err
+		err = run(ctx, c, args)
+		if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			return errInterrupted
 		}
-		var generic any
-		if err := json.Unmarshal(b, &generic); err != nil {
-			return err
-		}
-		y, err := yaml.Marshal(generic)
-		if err != nil {
-			return err
-		}
-		_, err = a.out.Write(y)
 		return err
 	}
-	return usageError{fmt.Errorf("--output is none of table, wide, json, yaml (got %q)", a.format)}
-}
-
-// plain makes text from outside harmless to a terminal: control characters and
-// bidirectional overrides are shown, not obeyed.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r < 0x20 || r >= 0x7f && r < 0xa0,
-			r >= 0x200e && r <= 0x200f, r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
-			return '·'
-		}
-		return r
-	}, s)
-}
-
-func age(t time.Time) string {
-	if t.IsZero() {
-		return "–"
-	}
-	d := time.Since(t)
-	switch {
-	case d < time.Minute:
-		return fmt.Sprintf("%d s", max(0, int(d.Seconds())))
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%d min", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h", int(d.Hours()))
-	}
-	return t.Local().Format("2006-01-02")
 }
 
 func stdinIsTerminal() bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -106,37 +107,16 @@ func (a *app) lab(ctx context.Context, cfg labConfig) error {
 	ctx, cancelTimeout := context.WithTimeoutCause(ctx, cfg.timeout, fmt.Errorf("the lab did not finish within %s (--timeout)", cfg.timeout))
 	defer cancelTimeout()
 
-	bootDir, imageDir := filepath.Join(cfg.cache, "bootimage"), filepath.Join(cfg.cache, "images")
-	step := func(format string, args ...any) {
-		fmt.Fprintf(a.out, "%s  %s\n", time.Now().Format("15:04:05"), fmt.Sprintf(format, args...))
-	}
-	step("boot image: kernel, drivers, tools and agent from Debian's packages")
-	boot, _, err := bootimage.Build(ctx, bootimage.Config{OutDir: bootDir, AgentPath: cfg.agent, CacheDir: cfg.cache, Version: version.String()}, log, a.steps("  boot image"))
-	if err != nil {
-		return err
-	}
-	step("operating system image: %s", cfg.os)
-	var last string
-	img, err := osimage.Build(ctx, osimage.Config{Name: cfg.os, OutDir: imageDir, CacheDir: cfg.cache}, log, func(s string, _ int) {
-		if s != last {
-			last = s
-			a.steps("  " + cfg.os)(s)
-		}
-	})
-	if err != nil {
-		return err
-	}
+	out := &labOut{w: a.out}
+	run := &labRun{app: a, cfg: cfg, firmwares: firmwares, out: out}
 
-	dir := cfg.keep
-	if dir == "" {
-		if dir, err = os.MkdirTemp("", "lpmos-lab-"); err != nil {
-			return fmt.Errorf("make lab directory: %w", err)
-		}
+	// What can go wrong at once is done first: a build takes minutes.
+	dir, err := labDir(cfg.keep)
+	if err != nil {
+		return err
+	}
+	if cfg.keep == "" {
 		defer os.RemoveAll(dir)
-	} else if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make lab directory: %w", err)
-	} else if old, err := os.ReadDir(dir); err != nil || len(old) > 0 {
-		return errors.Join(err, usageError{fmt.Errorf("--keep %s is not empty: the lab begins with blank disks", dir)})
 	}
 	network, err := lab.NewNetwork(ctx, lab.Config{Dir: filepath.Join(dir, "machines")}, log)
 	if err != nil {
@@ -155,11 +135,20 @@ func (a *app) lab(ctx context.Context, cfg labConfig) error {
 	if err != nil {
 		return err
 	}
-	run := &labRun{app: a, cfg: cfg, network: network, site: s, img: img, firmwares: firmwares, dir: dir, step: step}
+	run.network, run.site, run.dir = network, s, dir
+	if listen != cfg.listen {
+		out.step("%s is taken, so the site is at another port", cfg.listen)
+	}
+	out.step("a site of its own, and a network that only it and its machines see: %s", s.ControlPlane.URL())
 	err = service.Run(ctx, s.Run, func(ctx context.Context) error {
-		if err := publish(ctx, s, bootDir, boot, imageDir, img); err != nil {
+		b := labBuild{bootDir: filepath.Join(cfg.cache, "bootimage"), imageDir: filepath.Join(cfg.cache, "images")}
+		if err := b.make(ctx, cfg, log, out); err != nil {
 			return err
 		}
+		if err := b.publish(ctx, s); err != nil {
+			return err
+		}
+		run.img = b.image
 		return run.provision(ctx)
 	})
 	if ctx.Err() != nil && !run.done {
@@ -169,6 +158,92 @@ func (a *app) lab(ctx context.Context, cfg labConfig) error {
 		}
 	}
 	return err
+}
+
+// labDir makes the lab's directory: keep, which must be empty, or a temporary one.
+func labDir(keep string) (string, error) {
+	if keep == "" {
+		dir, err := os.MkdirTemp("", "lpmos-lab-")
+		if err != nil {
+			return "", fmt.Errorf("make lab directory: %w", err)
+		}
+		return dir, nil
+	}
+	if err := os.MkdirAll(keep, 0o700); err != nil {
+		return "", fmt.Errorf("make lab directory: %w", err)
+	}
+	if old, err := os.ReadDir(keep); err != nil || len(old) > 0 {
+		return "", errors.Join(err, usageError{fmt.Errorf("--keep %s is not empty: the lab begins with blank disks", keep)})
+	}
+	return keep, nil
+}
+
+// labOut is the terminal, which several parts of a lab share. Each line that it
+// is given arrives whole.
+type labOut struct {
+	mu sync.Mutex // held while a line is written
+	w  io.Writer
+}
+
+func (o *labOut) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.w.Write(b)
+}
+
+// step says what happens now.
+func (o *labOut) step(format string, args ...any) {
+	fmt.Fprintf(o, "%s  %s\n", time.Now().Format("15:04:05"), fmt.Sprintf(format, args...))
+}
+
+// about returns a function that says a step of one of several things at once,
+// each only once.
+func (o *labOut) about(what string) func(string) {
+	var last string
+	return func(step string) {
+		if step != last {
+			last = step
+			o.step("%-12s %s", what, step)
+		}
+	}
+}
+
+// labBuild is what machines boot and what is installed on them.
+type labBuild struct {
+	bootDir, imageDir string
+	boot              lpmos.BootImage
+	image             lpmos.Image
+}
+
+// make builds both at once, or finds them in the cache. They take turns with
+// the network and the processors: what each waits for is seldom the same.
+func (b *labBuild) make(ctx context.Context, cfg labConfig, log *slog.Logger, out *labOut) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	build := func(what string, f func(say func(string)) (size int64, err error)) {
+		wg.Go(func() {
+			began, say := time.Now(), out.about(what)
+			size, err := f(say)
+			if err != nil {
+				cancel(err)
+				return
+			}
+			say(fmt.Sprintf("ready: %s, after %.1f s", lpmos.FormatBytes(size), time.Since(began).Seconds()))
+		})
+	}
+	build("boot image", func(say func(string)) (int64, error) {
+		var err error
+		b.boot, _, err = bootimage.Build(ctx, bootimage.Config{OutDir: b.bootDir, AgentPath: cfg.agent, CacheDir: cfg.cache, Version: version.String()}, log, say)
+		return b.boot.Kernel.Bytes + b.boot.Initrd.Bytes, err
+	})
+	build(cfg.os, func(say func(string)) (int64, error) {
+		var err error
+		b.image, err = osimage.Build(ctx, osimage.Config{Name: cfg.os, OutDir: b.imageDir, CacheDir: cfg.cache}, log, func(s string, _ int) { say(s) })
+		return b.image.StoredBytes, err
+	})
+	wg.Wait()
+	return context.Cause(ctx)
 }
 
 // freeAddr takes addr, or the next port above it that is free.
@@ -188,13 +263,13 @@ func freeAddr(addr string) (string, error) {
 }
 
 // publish puts what was built into the site's catalogue.
-func publish(ctx context.Context, s *site.Site, bootDir string, boot lpmos.BootImage, imageDir string, img lpmos.Image) error {
-	for _, b := range bootBlobs(boot) {
-		if err := s.ControlPlane.Blobs().PutFile(ctx, b, filepath.Join(bootDir, "blobs", b.SHA256)); err != nil {
+func (b *labBuild) publish(ctx context.Context, s *site.Site) error {
+	for _, blob := range bootBlobs(b.boot) {
+		if err := s.ControlPlane.Blobs().PutFile(ctx, blob, filepath.Join(b.bootDir, "blobs", blob.SHA256)); err != nil {
 			return err
 		}
 	}
-	if err := s.ControlPlane.PublishBootImage(ctx, boot); err != nil {
+	if err := s.ControlPlane.PublishBootImage(ctx, b.boot); err != nil {
 		return err
 	}
 	c, err := apiclient.New(s.ControlPlane.URL(), nil)
@@ -204,7 +279,7 @@ func publish(ctx context.Context, s *site.Site, bootDir string, boot lpmos.BootI
 	if err := waitReady(ctx, c); err != nil {
 		return err
 	}
-	if err := uploadImage(ctx, c, imageDir, img, func(string) {}); err != nil {
+	if err := uploadImage(ctx, c, b.imageDir, b.image, func(string) {}); err != nil {
 		return err
 	}
 	return poll(ctx, func() (bool, error) {
@@ -236,7 +311,7 @@ type labRun struct {
 	img       lpmos.Image
 	firmwares []lab.Firmware
 	dir       string
-	step      func(string, ...any)
+	out       *labOut
 	done      bool
 }
 
@@ -266,8 +341,12 @@ func (r *labRun) provision(ctx context.Context) error {
 		}
 		machines = append(machines, m)
 	}
-	fmt.Fprintf(r.out, "\n  Watch it live:  %s/tasks/%s\n\n", url, machines[0].task)
-	screen := NewScreen(r.out)
+	watch := "\n  Watch it live:"
+	for _, m := range machines {
+		watch += fmt.Sprintf("  %s/tasks/%s\n                ", url, m.task)
+	}
+	fmt.Fprintln(r.out, strings.TrimRight(watch, " "))
+	screen := NewScreen(r.app.out)
 	if len(machines) > 1 {
 		screen.Labels()
 	}
@@ -280,7 +359,7 @@ func (r *labRun) provision(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.step("%s is on: %s firmware, blank disk of %d GB, serial log %s", m.name, m.firmware, r.cfg.disk, filepath.Join(m.vm.Dir(), "serial.log"))
+		r.out.step("%s is on: %s firmware, blank disk of %d GB, serial log %s", m.name, m.firmware, r.cfg.disk, filepath.Join(m.vm.Dir(), "serial.log"))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -94,7 +94,7 @@ func writeMachines(w *tabwriter.Writer, machines []lpmos.Machine, wide bool) {
 			if m.DiskCount > 0 {
 				disks = fmt.Sprintf("%d, %s", m.DiskCount, lpmos.FormatBytes(m.DiskBytes))
 			}
-			fmt.Fprintf(w, "\t%s\t%s\t%s\t%s\t%s\t%s", dash(number(m.Cores)), gib(m.MemoryBytes), disks, dash(m.Address), dash(lpmos.Prefix(m.TaskID, 8)), dash(m.UUID))
+			fmt.Fprintf(w, "\t%s\t%s\t%s\t%s\t%s\t%s", dash(number(m.Cores)), memory(m.MemoryBytes), disks, dash(m.Address), dash(lpmos.Prefix(m.TaskID, 8)), dash(m.UUID))
 		}
 		fmt.Fprintln(w)
 	}
@@ -122,11 +122,11 @@ func number(n int) string {
 	return strconv.Itoa(n)
 }
 
-func gib(n int64) string {
+func memory(n int64) string {
 	if n == 0 {
 		return "–"
 	}
-	return fmt.Sprintf("%.0f GiB", float64(n)/(1<<30))
+	return gib(n)
 }
 
 func (a *app) machineShow() *cobra.Command {
@@ -154,7 +154,7 @@ func writeMachine(w *tabwriter.Writer, m lpmos.Machine) {
 	fmt.Fprintf(w, "addresses\t%s\nstate\t%s\nregion\t%s\nmodel\t%s\nserial\t%s\nuuid\t%s\nlast seen\t%s\n",
 		strings.Join(macs, ", "), machineState(m), m.RegionID, dash(strings.TrimSpace(m.Manufacturer+" "+m.Model)), dash(m.Serial), dash(m.UUID), age(m.LastSeen))
 	if h := m.Hardware; h != nil {
-		fmt.Fprintf(w, "processor\t%s, %d cores\nmemory\t%s\nfirmware\t%s %s, boots by %s\n", dash(h.CPU.Model), h.CPU.Cores, gib(h.Memory.TotalBytes), dash(h.BIOS.Vendor), plain(h.BIOS.Version), plain(h.BootMode))
+		fmt.Fprintf(w, "processor\t%s, %d cores\nmemory\t%s\nfirmware\t%s %s, boots by %s\n", dash(h.CPU.Model), h.CPU.Cores, memory(h.Memory.TotalBytes), dash(h.BIOS.Vendor), plain(h.BIOS.Version), plain(h.BootMode))
 		for _, d := range h.Disks {
 			fmt.Fprintf(w, "disk\t%s %s, serial %s\n", lpmos.FormatBytes(d.SizeBytes), plain(strings.TrimSpace(d.Vendor+" "+d.Model)), dash(d.Serial))
 		}

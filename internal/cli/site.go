@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -17,98 +16,6 @@ import (
 	"github.com/lpmos/lpmos/internal/osimage"
 	"github.com/lpmos/lpmos/internal/version"
 )
-
-func (a *app) regionCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "region", Short: "Look at the data centres"}
-	list := &cobra.Command{Use: "list", Short: "List regions", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
-		regions, err := c.Regions(ctx)
-		if err != nil {
-			return err
-		}
-		return a.print(regions, func(w *tabwriter.Writer, wide bool) { writeRegions(w, regions, wide) })
-	})}
-	show := &cobra.Command{Use: "show REGION", Short: "Show one region", Args: exactly(1), RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
-		regions, err := c.Regions(ctx)
-		if err != nil {
-			return err
-		}
-		for _, r := range regions {
-			if r.ID == args[0] {
-				return a.print(r, func(w *tabwriter.Writer, _ bool) { writeRegions(w, []lpmos.Region{r}, true) })
-			}
-		}
-		return fmt.Errorf("region %s: %w", args[0], lpmos.ErrNotFound)
-	})}
-	cmd.AddCommand(list, show)
-	return cmd
-}
-
-func writeRegions(w *tabwriter.Writer, regions []lpmos.Region, wide bool) {
-	if len(regions) == 0 {
-		fmt.Fprintln(w, "No region has registered. Start one:  regional-client --help, or lpmos up")
-		return
-	}
-	head := "REGION\tSTATUS\tSINCE\tHOST\tVERSION"
-	if wide {
-		head += "\tDHCP\tBOOT\tAGENT\tUNKNOWN MACHINES"
-	}
-	fmt.Fprintln(w, head)
-	for _, r := range regions {
-		caps := lpmos.Capabilities{}
-		if r.Capabilities != nil {
-			caps = *r.Capabilities
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s", r.ID, r.Status, age(r.Since), plain(caps.Hostname), plain(caps.Version))
-		if wide {
-			fmt.Fprintf(w, "\t%s\t%s\t%s\t%s", plain(caps.DHCP), plain(caps.BootURL), plain(caps.AgentURL), plain(caps.Unknown))
-		}
-		fmt.Fprintln(w)
-	}
-}
-
-func (a *app) imageCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "Build and list what can be installed"}
-	list := &cobra.Command{Use: "list", Short: "List the catalogue", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
-		images, err := c.Images(ctx)
-		if err != nil {
-			return err
-		}
-		return a.print(images, func(w *tabwriter.Writer, wide bool) { writeImages(w, images, wide) })
-	})}
-	show := &cobra.Command{Use: "show OS/VERSION/ARCH", Short: "Show one image", Args: exactly(1), RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
-		images, err := c.Images(ctx)
-		if err != nil {
-			return err
-		}
-		for _, i := range images {
-			if i.Name() == args[0] || strings.HasPrefix(i.Name(), args[0]+"/") {
-				return a.print(i, func(w *tabwriter.Writer, _ bool) { writeImages(w, []lpmos.Image{i}, true) })
-			}
-		}
-		return fmt.Errorf("image %s: %w", args[0], lpmos.ErrNotFound)
-	})}
-	cmd.AddCommand(list, show, a.imageBuild())
-	return cmd
-}
-
-func writeImages(w *tabwriter.Writer, images []lpmos.Image, wide bool) {
-	if len(images) == 0 {
-		fmt.Fprintln(w, "The catalogue is empty. Build an image:  lpmos image build debian-12")
-		return
-	}
-	head := "IMAGE\tTITLE\tTRANSFER\tWRITTEN\tBOOT\tBUILT"
-	if wide {
-		head += "\tDIGEST"
-	}
-	fmt.Fprintln(w, head)
-	for _, i := range images {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s", i.Name(), plain(i.Title), lpmos.FormatBytes(i.StoredBytes), lpmos.FormatBytes(i.UsedBytes), strings.Join(i.BootModes, ","), age(i.CreatedAt))
-		if wide {
-			fmt.Fprintf(w, "\t%s", i.Digest)
-		}
-		fmt.Fprintln(w)
-	}
-}
 
 func cacheDir() string {
 	if d, err := os.UserCacheDir(); err == nil {

@@ -1,12 +1,13 @@
 package cli
 
 import (
-	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -15,96 +16,165 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
-	"github.com/lpmos/lpmos/internal/controlplane/api"
 )
 
 var quietLog = slog.New(slog.DiscardHandler)
 
 func (a *app) taskCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "task", Short: "Create, approve and follow installations"}
-	cmd.AddCommand(a.taskCreate(), a.taskList(), a.taskShow(), a.taskPlan(), a.taskDecide(true), a.taskDecide(false),
+	cmd := &cobra.Command{
+		Use: "task", Short: "Create, approve and follow installations",
+		Long: `A task installs one machine. It waits for the machine to report its hardware, then
+for a person to approve what would be erased; it is complete when the installed
+system itself calls home.
+
+TASK is a task's id, the beginning of one (four characters or more), or a host
+name or MAC that one task has, or one task that has not ended.`,
+		Example: `  lpmos task create --region dc1 --mac 52:54:00:12:34:56 --os debian --os-version 12
+  lpmos task plan web-01
+  lpmos task approve web-01 --wait`,
+	}
+	cmd.AddCommand(a.taskCreate(), a.taskList(), a.taskShow(), a.taskPlan(), a.taskApprove(), a.taskReject(),
 		a.taskCancel(), a.taskRetry(), a.taskDelete(), a.taskLogs(), a.taskEvents(), a.taskWatch())
 	return cmd
 }
 
-// find takes a whole task id or the beginning of one.
-func find(ctx context.Context, c *apiclient.Client, id string) (string, error) {
-	if lpmos.ValidTaskID(id) {
-		return id, nil
+// find takes a whole task id, the beginning of one, or a host name or MAC that
+// only one task has, or only one that lives.
+func find(ctx context.Context, c *apiclient.Client, name string) (string, error) {
+	if lpmos.ValidTaskID(name) {
+		return name, nil
 	}
-	if len(id) < 4 {
-		return "", &lpmos.InvalidError{Field: "task", Problem: "needs at least 4 characters of a task id", Value: id}
+	if len(name) < 4 {
+		return "", &lpmos.InvalidError{Field: "task", Problem: "needs at least 4 characters of a task id, or a host name or MAC", Value: name}
 	}
-	l, err := c.Tasks(ctx, url.Values{"q": {id}, "limit": {"50"}})
+	l, err := c.Tasks(ctx, url.Values{"q": {quoted(name)}, "limit": {"50"}})
 	if err != nil {
 		return "", err
 	}
-	var match []string
-	for _, t := range l.Tasks {
-		if strings.HasPrefix(t.ID, strings.ToLower(id)) {
-			match = append(match, t.ID)
+	mac, macErr := lpmos.ParseMAC(name)
+	if macErr == nil && len(l.Tasks) == 0 { // stored in another spelling
+		if l, err = c.Tasks(ctx, url.Values{"q": {quoted(mac.String())}, "limit": {"50"}}); err != nil {
+			return "", err
 		}
 	}
-	switch len(match) {
-	case 0:
-		return "", fmt.Errorf("task %s: %w", id, lpmos.ErrNotFound)
-	case 1:
-		return match[0], nil
+	var match, live []string
+	for _, t := range l.Tasks {
+		if !strings.HasPrefix(t.ID, strings.ToLower(name)) && t.Hostname != name && (macErr != nil || t.TargetMAC != mac && !slices.Contains(t.Claims, mac)) {
+			continue
+		}
+		match = append(match, t.ID)
+		if t.Status.Live() {
+			live = append(live, t.ID)
+		}
 	}
-	return "", &lpmos.InvalidError{Field: "task", Problem: fmt.Sprintf("is the beginning of %d task ids", len(match)), Value: id}
+	switch {
+	case len(match) == 0:
+		return "", hinted{fmt.Errorf("task %s: %w", lpmos.Shorten(name, 64), lpmos.ErrNotFound), "see what there is: lpmos task list"}
+	case len(match) == 1:
+		return match[0], nil
+	case len(live) == 1:
+		return live[0], nil
+	}
+	return "", &lpmos.InvalidError{Field: "task", Problem: fmt.Sprintf("is meant by %d tasks (%s, …): give a whole id", len(match), strings.Join(match[:2], ", ")), Value: name}
 }
 
+// quoted makes a word of the search language that means just these characters.
+func quoted(word string) string {
+	if strings.ContainsAny(word, ` :",\`) || strings.IndexAny(word, "!-=") == 0 {
+		return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(word) + `"`
+	}
+	return word
+}
+
+// one is a command for one task.
 func (a *app) one(use, short string, run func(ctx context.Context, c *apiclient.Client, id string) error) *cobra.Command {
-	return &cobra.Command{Use: use + " TASK", Short: short, Args: exactly(1), RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
-		id, err := find(ctx, c, args[0])
-		if err != nil {
-			return err
-		}
-		return run(ctx, c, id)
-	})}
+	return &cobra.Command{
+		Use: use + " TASK", Short: short, Args: exactly(1), ValidArgsFunction: a.completeTasks(nil),
+		RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+			id, err := find(ctx, c, args[0])
+			if err != nil {
+				return err
+			}
+			return run(ctx, c, id)
+		}),
+	}
 }
 
 func exactly(n int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usageError{fmt.Errorf("%s takes %d argument(s), got %d (see %s --help)", cmd.Name(), n, len(args), cmd.CommandPath())}
+			return usageError{fmt.Errorf("%s takes %s, got %d (see %s --help)", cmd.Name(), count(n, "argument", "arguments"), len(args), cmd.CommandPath())}
 		}
 		return nil
 	}
 }
 
+func atLeast(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < n {
+			return usageError{fmt.Errorf("%s takes at least %s, got %d (see %s --help)", cmd.Name(), count(n, "argument", "arguments"), len(args), cmd.CommandPath())}
+		}
+		return nil
+	}
+}
+
+// waiting are the flags of commands that can wait for what they began.
+type waiting struct {
+	wait    bool
+	timeout time.Duration
+}
+
+func (o *waiting) flags(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&o.wait, "wait", false, "follow what was begun until it ends; the exit code is 0 only if it completed")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", 0, "with --wait, give up after this long, with exit code 6 (0: never)")
+}
+
+// bound makes a context that ends with --timeout.
+func (o *waiting) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if o.timeout <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeoutCause(ctx, o.timeout, errTimeout)
+}
+
 func (a *app) taskCreate() *cobra.Command {
 	var spec lpmos.Spec
-	var mac, keyFile, key string
-	var wait bool
+	var mac, keyFile, key, csvFile string
+	var wait waiting
 	cmd := &cobra.Command{
-		Use: "create", Short: "Ask for a machine to be installed",
+		Use: "create", Short: "Ask for machines to be installed",
 		Long: `Create stores a task. Nothing is erased: the machine reports its hardware when it
-boots from the network, and waits until a person approves what would be erased.`,
+boots from the network, and waits until a person approves what would be erased.
+
+With --from-csv, many tasks are created at once. The first line names the columns:
+mac and hostname, and any of region, os, version, arch, ssh_key, notes; the flags
+fill what a line leaves empty. All lines are checked first, and every bad one is
+named; nothing is created unless all are good. Repeated with the same
+--idempotency-key, it goes on where it was cut off.`,
 		Example: `  lpmos task create --region dc1 --mac 52:54:00:12:34:56 --os debian --os-version 12 \
-        --hostname web-01 --ssh-key-file ~/.ssh/id_ed25519.pub`,
+        --hostname web-01 --ssh-key-file ~/.ssh/id_ed25519.pub
+  lpmos task create --region dc1 --os debian --os-version 12 --from-csv rack7.csv
+  lpmos task create --region dc1 --mac 52-54-00-12-34-56 --os debian --os-version 12 --wait --timeout 1h`,
 		Args: exactly(0),
 	}
 	f := cmd.Flags()
 	f.StringVar(&spec.RegionID, "region", "", "data centre the machine is in (required)")
 	f.StringVar(&mac, "mac", "", "address of any of its NICs (required)")
 	f.StringVar(&spec.OSType, "os", "", "operating system, as `lpmos image list` has it (required)")
+	f.Lookup("os").Usage = "operating system, as lpmos image list has it (required)"
 	f.StringVar(&spec.OSVersion, "os-version", "", "its version (required)")
 	f.StringVar(&spec.Arch, "arch", "amd64", "amd64 or arm64")
 	f.StringVar(&spec.Hostname, "hostname", "", "host name (default: machine- and the end of the MAC)")
 	f.StringVar(&keyFile, "ssh-key-file", "", "file of public keys that may log in")
 	f.StringVar(&spec.Notes, "notes", "", "anything to remember")
+	f.StringVar(&csvFile, "from-csv", "", "file with a line for each machine; - is standard input")
 	f.StringVar(&key, "idempotency-key", "", "repeating the command with the same key creates nothing new")
-	f.BoolVar(&wait, "wait", false, "follow the task until it ends")
+	wait.flags(cmd)
 	cmd.RunE = a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
-		var err error
-		if spec.TargetMAC, err = lpmos.ParseMAC(mac); err != nil {
-			return err
-		}
 		if keyFile != "" {
 			b, err := os.ReadFile(keyFile)
 			if err != nil {
-				return fmt.Errorf("read SSH keys: %w", err)
+				return fmt.Errorf("read SSH keys (--ssh-key-file): %w", err)
 			}
 			for line := range strings.Lines(string(b)) {
 				if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
@@ -112,13 +182,28 @@ boots from the network, and waits until a person approves what would be erased.`
 				}
 			}
 		}
+		if csvFile != "" {
+			if mac != "" || spec.Hostname != "" {
+				return usageError{errors.New("--mac and --hostname are columns of --from-csv, not flags beside it")}
+			}
+			return a.createMany(ctx, c, spec, csvFile, key, wait)
+		}
+		for _, need := range [][2]string{{spec.RegionID, "region"}, {mac, "mac"}, {spec.OSType, "os"}, {spec.OSVersion, "os-version"}} {
+			if need[0] == "" {
+				return usageError{fmt.Errorf("--%s is missing (see lpmos task create --help)", need[1])}
+			}
+		}
+		var err error
+		if spec.TargetMAC, err = lpmos.ParseMAC(mac); err != nil {
+			return err
+		}
 		id, err := c.CreateTask(ctx, spec, key)
 		if err != nil {
 			return err
 		}
-		if wait {
+		if wait.wait {
 			fmt.Fprintln(a.out, id)
-			return a.follow(ctx, c, id)
+			return a.await(ctx, c, []string{id}, wait)
 		}
 		return a.print(map[string]string{"task_id": id, "status": string(lpmos.Pending)}, func(w *tabwriter.Writer, _ bool) {
 			fmt.Fprintf(w, "%s\n\nBoot the machine from the network, then:  lpmos task watch %s\n", id, id[:8])
@@ -127,109 +212,291 @@ boots from the network, and waits until a person approves what would be erased.`
 	return cmd
 }
 
-func (a *app) taskList() *cobra.Command {
-	var status, region, text string
-	var limit int
-	cmd := &cobra.Command{Use: "list", Short: "List tasks, newest first", Args: exactly(0)}
+// sorts are what --sort takes; with "-" before it, descending.
+var sorts = []string{"created", "updated", "status", "host", "region", "os", "progress"}
+
+// selection is which tasks a list shows.
+type selection struct {
+	status, region, text, sort string
+	limit                      int
+	all                        bool
+}
+
+// maxPage is the largest page the API gives.
+const maxPage = 1000
+
+func (s *selection) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&status, "status", "", "only these, separated by commas")
-	f.StringVar(&region, "region", "", "only of this data centre")
-	f.StringVarP(&text, "query", "q", "", "only with these words in id, host name, MAC, serial number …")
-	f.IntVar(&limit, "limit", 100, "at most so many")
-	cmd.RunE = a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
-		q := url.Values{"limit": {fmt.Sprint(limit)}}
-		for k, v := range map[string]string{"status": status, "region_id": region, "q": text} {
-			if v != "" {
-				q.Set(k, v)
+	f.StringVar(&s.status, "status", "", "only these, separated by commas")
+	f.StringVar(&s.region, "region", "", "only of this data centre")
+	f.StringVarP(&s.text, "query", "q", "", "only what the search finds, such as 'status:failed !region:dc1 after:2h' (see lpmos help search)")
+	f.StringVar(&s.sort, "sort", "", strings.Join(sorts, ", ")+`; with "-" before it, descending (default: newest first)`)
+	f.IntVar(&s.limit, "limit", 100, "at most so many, from 1 on")
+	f.BoolVar(&s.all, "all", false, "all that match, however many")
+}
+
+func (s *selection) values() (url.Values, error) {
+	q := url.Values{}
+	if s.status != "" {
+		for one := range strings.SplitSeq(s.status, ",") {
+			if !lpmos.Status(one).Valid() {
+				return nil, unknownValue("status", one, statusNames())
 			}
 		}
+		q.Set("status", s.status)
+	}
+	if s.sort != "" && !slices.Contains(sorts, strings.TrimPrefix(s.sort, "-")) {
+		return nil, unknownValue("sort", s.sort, sorts)
+	}
+	if s.limit < 1 {
+		return nil, usageError{fmt.Errorf("--limit is not a number from 1 on (got %d; --all shows all)", s.limit)}
+	}
+	for k, v := range map[string]string{"region_id": s.region, "q": s.text, "sort": s.sort} {
+		if v != "" {
+			q.Set(k, v)
+		}
+	}
+	return q, nil
+}
+
+func statusNames() (names []string) {
+	for _, s := range lpmos.Statuses {
+		names = append(names, string(s))
+	}
+	return names
+}
+
+// read asks for as many pages as are wanted.
+func (s *selection) read(ctx context.Context, c *apiclient.Client) (apiclient.TaskList, error) {
+	q, err := s.values()
+	if err != nil {
+		return apiclient.TaskList{}, err
+	}
+	var all apiclient.TaskList
+	seen := map[string]bool{} // a task that moves while pages are read may come twice
+	for {
+		page := maxPage
+		if !s.all {
+			page = min(page, s.limit-len(all.Tasks))
+		}
+		q.Set("limit", fmt.Sprint(page))
 		l, err := c.Tasks(ctx, q)
+		if err != nil {
+			return all, err
+		}
+		if all.Rev == 0 {
+			all.Rev = l.Rev // what happens while the rest is read is seen by who watches from here
+		}
+		all.Total, all.NextCursor = l.Total, l.NextCursor
+		for _, t := range l.Tasks {
+			if !seen[t.ID] {
+				seen[t.ID] = true
+				all.Tasks = append(all.Tasks, t)
+			}
+		}
+		if l.NextCursor == "" || len(l.Tasks) == 0 || !s.all && len(all.Tasks) >= s.limit {
+			return all, nil
+		}
+		q.Set("cursor", l.NextCursor)
+	}
+}
+
+func (a *app) taskList() *cobra.Command {
+	var sel selection
+	var ids, watch bool
+	cmd := &cobra.Command{
+		Use: "list", Short: "List tasks, newest first", Args: exactly(0),
+		Long: `List shows tasks. With --watch it goes on: on a terminal the list is kept up to
+date, in a pipe a line is written for each change.`,
+		Example: `  lpmos task list
+  lpmos task list -q 'status:failed !region:dc1 after:2h' -o wide
+  lpmos task list --status installing,verifying --watch
+  lpmos task list -q status:failed --all --ids | xargs lpmos task retry`,
+	}
+	sel.flags(cmd)
+	cmd.Flags().BoolVar(&ids, "ids", false, "print the ids only, one on each line")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on showing changes until stopped")
+	cmd.RunE = a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
+		if watch {
+			if ids {
+				return usageError{errors.New("--ids and --watch do not go together")}
+			}
+			return a.watchList(ctx, c, &sel)
+		}
+		l, err := sel.read(ctx, c)
 		if err != nil {
 			return err
 		}
-		return a.print(l, func(w *tabwriter.Writer, wide bool) {
-			if len(l.Tasks) == 0 {
-				fmt.Fprintln(w, "No tasks. Create one:  lpmos task create --help")
-				return
-			}
-			head := "TASK\tSTATUS\tPROGRESS\tHOST\tMAC\tSYSTEM\tREGION\tAGE"
-			if wide {
-				head += "\tATTEMPT\tBY\tCAUSE"
-			}
-			fmt.Fprintln(w, head)
+		if ids {
 			for _, t := range l.Tasks {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s %s\t%s\t%s", t.ID[:8], t.Status, percent(t), plain(t.Hostname), t.TargetMAC, t.OSType, t.OSVersion, t.RegionID, age(t.CreatedAt))
-				if wide {
-					cause := ""
-					if t.Error != nil {
-						cause = plain(t.Error.Cause)
-					}
-					fmt.Fprintf(w, "\t%d\t%s\t%s", t.Attempt, plain(t.CreatedBy), cause)
-				}
-				fmt.Fprintln(w)
+				fmt.Fprintln(a.out, t.ID)
 			}
-			if l.Total > len(l.Tasks) {
-				fmt.Fprintf(w, "\n%d of %d shown (--limit)\n", len(l.Tasks), l.Total)
-			}
-		})
+			return nil
+		}
+		return a.show(l, func(wide bool) *table { return taskTable(l, wide, &sel) })
 	})
 	return cmd
+}
+
+func taskHead(wide bool) []string {
+	head := []string{"TASK", "STATUS", "PROGRESS", "HOST", "MAC", "SYSTEM", "REGION", "AGE"}
+	if wide {
+		head = append(head, "ATTEMPT", "BY", "CAUSE")
+	}
+	return head
+}
+
+func taskRow(t lpmos.Task, wide bool) []cell {
+	row := []cell{
+		txt(t.ID[:min(8, len(t.ID))]), {plain(string(t.Status)), statusTone(t.Status)}, txt(percent(t)), txt(t.Hostname), txt(t.TargetMAC.String()),
+		txt(t.OSType + " " + t.OSVersion), txt(t.RegionID), {age(t.CreatedAt), dim},
+	}
+	if wide {
+		cause := ""
+		if t.Error != nil {
+			cause = t.Error.Cause
+		}
+		row = append(row, txt(fmt.Sprint(t.Attempt)), txt(t.CreatedBy), txt(cause))
+	}
+	return row
+}
+
+func taskTable(l apiclient.TaskList, wide bool, sel *selection) *table {
+	t := &table{head: taskHead(wide), empty: "No tasks. Create one:  lpmos task create --help"}
+	if sel.status+sel.region+sel.text != "" {
+		t.empty = "No task matches. All there are:  lpmos task list"
+	}
+	for _, task := range l.Tasks {
+		t.add(taskRow(task, wide)...)
+	}
+	if l.Total > len(l.Tasks) {
+		t.foot = fmt.Sprintf("%d of %d shown (--limit, --all)", len(l.Tasks), l.Total)
+	}
+	return t
 }
 
 func percent(t lpmos.Task) string {
 	if t.Progress == nil || t.Status != lpmos.Installing {
 		return "–"
 	}
-	return fmt.Sprintf("%d/4 %s %d %%", t.Progress.Stage.Number(), t.Progress.Stage, t.Progress.Percentage)
+	return fmt.Sprintf("%d/4 %s %d %%", t.Progress.Stage.Number(), plain(string(t.Progress.Stage)), t.Progress.Percentage)
 }
 
 func (a *app) taskShow() *cobra.Command {
-	return a.one("show", "Show everything about a task", func(ctx context.Context, c *apiclient.Client, id string) error {
+	cmd := a.one("show", "Show everything about a task", func(ctx context.Context, c *apiclient.Client, id string) error {
 		t, err := c.Task(ctx, id)
 		if err != nil {
 			return err
 		}
-		return a.print(t, func(w *tabwriter.Writer, _ bool) {
-			row := func(k, v string) {
-				if v != "" {
-					fmt.Fprintf(w, "%s\t%s\n", k, v)
-				}
-			}
-			row("task", t.ID)
-			row("status", string(t.Status)+", attempt "+fmt.Sprint(t.Attempt))
-			row("machine", t.TargetMAC.String()+" in "+t.RegionID)
-			row("system", t.OSType+" "+t.OSVersion+" "+t.Arch+" as "+plain(t.Hostname))
-			row("created", t.CreatedAt.Local().Format(time.DateTime)+" by "+plain(t.CreatedBy))
-			row("progress", strings.TrimPrefix(percent(t), "–"))
-			if h := t.Hardware; h != nil {
-				row("hardware", plain(strings.TrimSpace(h.System.Manufacturer+" "+h.System.Product))+", serial "+plain(h.System.Serial)+", "+plain(h.BootMode))
-				row("cpu", fmt.Sprintf("%d × %s, %d cores", h.CPU.Sockets, plain(h.CPU.Model), h.CPU.Cores))
-				row("memory", fmt.Sprintf("%.1f GiB", float64(h.Memory.TotalBytes)/(1<<30)))
-				for _, d := range h.Disks {
-					row("disk", diskLine(d))
-				}
-				for _, n := range h.NICs {
-					link := "no link"
-					if n.Link {
-						link = "link"
-						if n.SpeedMbps > 0 {
-							link = fmt.Sprintf("%d Mbit/s", n.SpeedMbps)
-						}
-					}
-					row("nic", fmt.Sprintf("%s %s, %s, %s", n.MAC, plain(n.Name), plain(n.Driver), link))
-				}
-			}
-			if e := t.Error; e != nil {
-				row("failed", plain(e.Cause))
-				row("next step", plain(e.NextStep))
-				row("evidence", plain(e.Evidence))
-			}
-			if r := t.Receipt; r != nil {
-				row("called home", fmt.Sprintf("%s, kernel %s, host %s, %s, root on %s", plain(r.OS), plain(r.Kernel), plain(r.Hostname), plain(r.BootMode), plain(r.RootDisk.String())))
-			}
-		})
+		return a.show(t, func(wide bool) *table { return describeTask(t, wide) })
 	})
+	cmd.Long = `Show prints what is known about a task: what was asked for, the machine's hardware,
+who decided, how far it is, and why it failed and what to do about it.
+With -o wide also firmware, what was found on each disk, and what to type next.`
+	cmd.Example = `  lpmos task show web-01
+  lpmos task show 550e8400 -o json`
+	return cmd
 }
+
+func describeTask(t lpmos.Task, wide bool) *table {
+	v := &table{}
+	v.field("task", t.ID)
+	status := string(t.Status)
+	if t.Attempt > 1 || t.Status != lpmos.Pending {
+		status += fmt.Sprintf(", attempt %d", t.Attempt)
+	}
+	v.field("status", status, statusTone(t.Status))
+	v.field("host", plain(t.Hostname), strong)
+	v.field("machine", t.TargetMAC.String()+" in "+plain(t.RegionID))
+	v.field("system", plain(t.OSType+" "+t.OSVersion+" "+t.Arch))
+	v.field("created", moment(t.CreatedAt)+by(t.CreatedBy))
+	v.field("notes", plain(t.Notes))
+	v.field("progress", strings.TrimPrefix(percent(t), "–"))
+	if a := t.Approval; a != nil {
+		what := "approved"
+		if !a.Approved {
+			what = "rejected"
+		}
+		v.field(what, moment(a.At)+by(a.By)+notes(a.Notes))
+	}
+	if h := t.Hardware; h != nil {
+		v.field("hardware", plain(strings.TrimSpace(h.System.Manufacturer+" "+h.System.Product))+", serial "+plain(h.System.Serial)+", "+plain(h.BootMode))
+		if wide {
+			v.field("firmware", plain(strings.TrimSpace(h.BIOS.Vendor+" "+h.BIOS.Version+" "+h.BIOS.Date)))
+			v.field("uuid", plain(h.System.UUID))
+		}
+		v.field("cpu", fmt.Sprintf("%d × %s, %d cores", h.CPU.Sockets, plain(h.CPU.Model), h.CPU.Cores))
+		v.field("memory", gib(h.Memory.TotalBytes))
+		for _, d := range h.Disks {
+			v.field("disk", diskLine(d))
+			if wide {
+				for _, found := range diskContent(d) {
+					v.field("", found)
+				}
+			}
+		}
+		for _, n := range h.NICs {
+			link, colour := "no link", dim
+			if n.Link {
+				link, colour = "link", normal
+				if n.SpeedMbps > 0 {
+					link = fmt.Sprintf("%d Mbit/s", n.SpeedMbps)
+				}
+			}
+			v.field("nic", fmt.Sprintf("%s %s, %s, %s", n.MAC, plain(n.Name), plain(n.Driver), link), colour)
+		}
+	}
+	if p := t.Plan; p != nil && t.Status == lpmos.AwaitingApproval {
+		if p.Problem != "" {
+			v.field("no plan", plain(p.Problem), bad)
+		} else {
+			v.field("would erase", plain(p.Effect.Target.String()), attention)
+		}
+	}
+	if e := t.Error; e != nil {
+		v.field("failed", plain(e.Cause), bad)
+		v.field("next step", plain(e.NextStep), strong)
+		v.field("evidence", plain(e.Evidence))
+	}
+	if r := t.Receipt; r != nil {
+		v.field("called home", fmt.Sprintf("%s, kernel %s, host %s, %s, root on %s", plain(r.OS), plain(r.Kernel), plain(r.Hostname), plain(r.BootMode), plain(r.RootDisk.String())), good)
+		v.field("addresses", plain(strings.Join(r.Addresses, ", ")))
+	}
+	if wide {
+		v.field("next", nextCommand(t))
+	}
+	return v
+}
+
+// nextCommand is what a person probably types next.
+func nextCommand(t lpmos.Task) string {
+	short := t.ID[:min(8, len(t.ID))]
+	switch {
+	case t.Status == lpmos.AwaitingApproval && t.Plan != nil && t.Plan.Problem == "":
+		return "lpmos task approve " + short
+	case t.Status == lpmos.Failed:
+		return "lpmos task logs " + short + ", then lpmos task retry " + short
+	case t.Status.Live():
+		return "lpmos task watch " + short
+	}
+	return "lpmos task events " + short
+}
+
+func by(who string) string {
+	if who == "" {
+		return ""
+	}
+	return " by " + plain(who)
+}
+
+func notes(s string) string {
+	if s == "" {
+		return ""
+	}
+	return ": " + plain(s)
+}
+
+func gib(bytes int64) string { return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30)) }
 
 func diskLine(d lpmos.Disk) string {
 	s := lpmos.FormatBytes(d.SizeBytes) + " " + plain(strings.TrimSpace(d.Vendor+" "+d.Model)) + ", serial " + plain(d.Serial)
@@ -239,159 +506,121 @@ func diskLine(d lpmos.Disk) string {
 	return s + ", in use"
 }
 
+func diskContent(d lpmos.Disk) (found []string) {
+	say := func(where string, f *lpmos.Filesystem) {
+		s := where + plain(f.Type)
+		if f.Label != "" {
+			s += " “" + plain(f.Label) + "”"
+		}
+		if f.OS != "" {
+			s += ", " + plain(f.OS)
+		}
+		if f.Hostname != "" {
+			s += " of host " + plain(f.Hostname)
+		}
+		found = append(found, s)
+	}
+	if f := d.Content.Filesystem; f != nil {
+		say("whole disk: ", f)
+	}
+	for _, q := range d.Content.Partitions {
+		where := fmt.Sprintf("partition %d, %s: ", q.Number, lpmos.FormatBytes(q.SizeBytes))
+		if q.Filesystem != nil {
+			say(where, q.Filesystem)
+		} else {
+			found = append(found, where+plain(q.Name))
+		}
+	}
+	if d.ContentUnknownBecause != "" {
+		found = append(found, "could not be read: "+plain(d.ContentUnknownBecause))
+	}
+	return found
+}
+
 func (a *app) taskPlan() *cobra.Command {
-	return a.one("plan", "Show what would be erased and written", func(ctx context.Context, c *apiclient.Client, id string) error {
+	cmd := a.one("plan", "Show what would be erased and written", func(ctx context.Context, c *apiclient.Client, id string) error {
 		t, err := c.Task(ctx, id)
 		if err != nil {
 			return err
 		}
 		if t.Plan == nil {
-			return fmt.Errorf("task %s has no plan yet: its machine has not reported: %w", id[:8], lpmos.ErrNotFound)
+			return hinted{fmt.Errorf("task %s has no plan yet: its machine has not reported: %w", id[:8], lpmos.ErrNotFound), "boot the machine from the network, and see lpmos task watch " + id[:8]}
 		}
-		return a.print(t.Plan, func(w *tabwriter.Writer, _ bool) { writePlan(w, t) })
+		return a.show(t.Plan, func(bool) *table { return planTable(t) })
 	})
+	cmd.Long = `Plan shows what approving would do: the disk that is erased and what was found on
+it, the disks that are kept, what is written, and the digest that binds an
+approval to just this plan.`
+	cmd.Example = `  lpmos task plan web-01
+  lpmos task plan web-01 -o json | jq -r .plan_digest`
+	return cmd
 }
 
-func writePlan(w *tabwriter.Writer, t lpmos.Task) {
-	p := t.Plan
+func planTable(t lpmos.Task) *table {
+	p, v := t.Plan, &table{}
 	if p.Problem != "" {
-		fmt.Fprintf(w, "This plan cannot be carried out: %s\n", plain(p.Problem))
-		return
+		v.empty = "This plan cannot be carried out: " + clip(plain(p.Problem), 1000)
+		return v
 	}
 	machine := t.TargetMAC.String()
 	if h := t.Hardware; h != nil && h.System.Serial != "" {
 		machine += ", serial " + plain(h.System.Serial)
 	}
-	fmt.Fprintf(w, "machine\t%s\n", machine)
-	fmt.Fprintf(w, "ERASES\t%s\n", plain(p.Effect.Target.String()))
+	v.field("machine", machine)
+	model := map[lpmos.DiskRef]string{}
+	for _, d := range p.Observed {
+		if m := plain(d.Model); m != "" {
+			model[d.Disk] = ", " + m
+		}
+	}
+	v.add(cell{"ERASES", bad}, cell{plain(p.Effect.Target.String()) + model[p.Effect.Target], strong})
 	if len(p.Hazards) == 0 {
-		fmt.Fprintf(w, "\tnothing was found on it\n")
+		v.add(txt(""), txt("nothing was found on it"))
 	}
 	for _, h := range p.Hazards {
-		fmt.Fprintf(w, "\t%s\n", plain(h))
+		v.add(txt(""), cell{plain(h), bad})
 	}
 	for _, d := range p.Observed {
 		if d.Disk != p.Effect.Target {
-			fmt.Fprintf(w, "keeps\t%s\n", plain(d.Disk.String()))
+			v.add(cell{"keeps", good}, txt(plain(d.Disk.String())+model[d.Disk]))
 		}
 	}
 	for _, q := range p.Effect.Partitions {
-		fmt.Fprintf(w, "writes\t%d %s, %s %s %s\n", q.Number, q.Role, lpmos.FormatBytes(q.SizeBytes), q.FS, q.Mount)
+		v.field("writes", strings.TrimSpace(fmt.Sprintf("%d %s, %s %s %s", q.Number, plain(q.Role), lpmos.FormatBytes(q.SizeBytes), plain(q.FS), plain(q.Mount))))
 	}
-	fmt.Fprintf(w, "image\t%s %s %s, %s\n", p.Effect.Image.OS, p.Effect.Image.Version, p.Effect.Image.Arch, p.Effect.Image.Digest)
-	fmt.Fprintf(w, "host\t%s, %s boot, %d SSH key(s)\n", plain(p.Effect.Hostname), plain(p.Effect.BootMode), len(p.Effect.SSHKeys))
-	fmt.Fprintf(w, "digest\t%s\n", p.Digest)
-}
-
-func (a *app) taskDecide(approve bool) *cobra.Command {
-	var digest, notes, serial string
-	use, short := "approve", "Approve a plan: its disk is erased from then on"
-	if !approve {
-		use, short = "reject", "Reject a plan: nothing is erased"
-	}
-	cmd := a.one(use, short, func(ctx context.Context, c *apiclient.Client, id string) error {
-		if !approve {
-			t, err := c.Decide(ctx, id, false, "", notes)
-			if err != nil {
-				return err
-			}
-			return a.said(t, "rejected; nothing was erased")
-		}
-		t, err := c.Task(ctx, id)
-		if err != nil {
-			return err
-		}
-		if t.Plan == nil {
-			return &lpmos.ConflictError{Problem: "the task has no plan yet: its machine has not reported"}
-		}
-		if digest == "" {
-			if !stdinIsTerminal() {
-				return usageError{fmt.Errorf("--plan is missing: look at `lpmos task plan %s` and give the digest it ends with", id[:8])}
-			}
-			w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-			writePlan(w, t)
-			w.Flush()
-			fmt.Fprintf(a.out, "\nApprove and erase %s? Type yes: ", plain(t.Plan.Effect.Target.String()))
-			if line, _ := bufio.NewReader(os.Stdin).ReadString('\n'); strings.TrimSpace(line) != "yes" {
-				return fmt.Errorf("nothing was approved")
-			}
-			digest = t.Plan.Digest
-		}
-		if end := api.SerialEnd(t.Plan.Effect.Target); t.Plan.ErasesData() && !strings.EqualFold(serial, end) {
-			return usageError{fmt.Errorf("data was found on the disk (%s): give the last characters of its serial number as --serial-end", plain(strings.Join(t.Plan.Hazards, "; ")))}
-		}
-		t, err = c.Decide(ctx, id, true, digest, notes)
-		if err != nil {
-			return err
-		}
-		return a.said(t, "approved; follow it with: lpmos task watch "+id[:8])
-	})
-	f := cmd.Flags()
-	f.StringVar(&notes, "notes", "", "why")
-	if approve {
-		f.StringVar(&digest, "plan", "", "digest of the plan that was looked at (default: show it and ask)")
-		f.StringVar(&serial, "serial-end", "", "last 4 characters of the serial number of the disk to erase, where data was found on it")
-	}
-	return cmd
-}
-
-// said tells the outcome of an action, or shows the task where a program asked.
-func (a *app) said(t lpmos.Task, what string) error {
-	return a.print(t, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "task %s: %s\n", t.ID[:8], what) })
-}
-
-func (a *app) taskCancel() *cobra.Command {
-	var reason string
-	cmd := a.one("cancel", "Cancel a task that has not begun to write", func(ctx context.Context, c *apiclient.Client, id string) error {
-		t, err := c.Cancel(ctx, id, reason)
-		if err != nil {
-			return err
-		}
-		return a.said(t, "canceled; nothing was erased")
-	})
-	cmd.Flags().StringVar(&reason, "reason", "", "why")
-	return cmd
-}
-
-func (a *app) taskRetry() *cobra.Command {
-	return a.one("retry", "Begin a failed task anew", func(ctx context.Context, c *apiclient.Client, id string) error {
-		t, err := c.Retry(ctx, id)
-		if err != nil {
-			return err
-		}
-		return a.said(t, fmt.Sprintf("attempt %d begins when the machine boots from the network", t.Attempt))
-	})
-}
-
-func (a *app) taskDelete() *cobra.Command {
-	return a.one("delete", "Forget a task that has ended", func(ctx context.Context, c *apiclient.Client, id string) error {
-		if err := c.Delete(ctx, id); err != nil {
-			return err
-		}
-		fmt.Fprintf(a.out, "task %s: deleted\n", id[:8])
-		return nil
-	})
+	v.field("image", plain(fmt.Sprintf("%s %s %s, %s", p.Effect.Image.OS, p.Effect.Image.Version, p.Effect.Image.Arch, p.Effect.Image.Digest)))
+	v.field("host", fmt.Sprintf("%s, %s boot, %s", plain(p.Effect.Hostname), plain(p.Effect.BootMode), count(len(p.Effect.SSHKeys), "SSH key", "SSH keys")))
+	v.field("digest", plain(p.Digest))
+	return v
 }
 
 func (a *app) taskEvents() *cobra.Command {
-	return a.one("events", "Show everything that happened to a task", func(ctx context.Context, c *apiclient.Client, id string) error {
+	cmd := a.one("events", "Show everything that happened to a task", func(ctx context.Context, c *apiclient.Client, id string) error {
 		events, err := c.Events(ctx, id)
 		if err != nil {
 			return err
 		}
-		return a.print(events, func(w *tabwriter.Writer, _ bool) {
-			fmt.Fprintln(w, "#\tTIME\tAFTER\tSTATUS\tCAUSE\tBY\tMESSAGE")
-			var last time.Time
-			for _, e := range events {
-				gap := ""
-				if !last.IsZero() {
-					gap = e.At.Sub(last).Round(100 * time.Millisecond).String()
-				}
-				last = e.At
-				fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Seq, e.At.Local().Format(time.DateTime), gap, e.To, e.Cause, plain(e.By), plain(e.Message))
-			}
-		})
+		return a.show(events, func(bool) *table { return eventTable(events) })
 	})
+	cmd.Long = `Events shows each change of a task's status, oldest first and without gaps: when,
+after how long, to what, why, and who or what caused it.`
+	cmd.Example = "  lpmos task events web-01"
+	return cmd
+}
+
+func eventTable(events []lpmos.Event) *table {
+	v := &table{head: []string{"#", "TIME", "AFTER", "STATUS", "CAUSE", "BY", "MESSAGE"}, empty: "Nothing happened yet."}
+	var last time.Time
+	for _, e := range events {
+		gap := ""
+		if !last.IsZero() {
+			gap = e.At.Sub(last).Round(100 * time.Millisecond).String()
+		}
+		last = e.At
+		v.add(txt(fmt.Sprint(e.Seq)), txt(e.At.Local().Format(time.DateTime)), cell{gap, dim}, cell{plain(string(e.To)), statusTone(e.To)},
+			txt(string(e.Cause)), txt(e.By), txt(e.Message))
+	}
+	return v
 }
 
 func (a *app) taskLogs() *cobra.Command {
@@ -405,29 +634,63 @@ func (a *app) taskLogs() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if !follow && (a.format == "json" || a.format == "yaml") {
+			return a.machineReadable(lines)
+		}
 		for _, l := range lines {
 			fmt.Fprintln(a.out, plain(l))
 		}
 		if !follow || !t.Status.Live() {
 			return nil
 		}
-		for m, err := range c.Watch(ctx, id, t.Rev) {
-			if err != nil {
-				return err
-			}
-			for _, l := range m.Lines {
-				fmt.Fprintln(a.out, plain(l))
-			}
-			if m.Type == "status" && !lpmos.Status(m.Status).Live() {
-				return nil
-			}
-		}
-		return nil
+		return a.followLogs(ctx, c, t, lines)
 	})
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the task ends")
+	cmd.Long = `Logs prints what is kept of the log that the agent wrote on the machine, 256 KiB of
+each attempt. With --follow it goes on until the task ends.`
+	cmd.Example = `  lpmos task logs web-01
+  lpmos task logs -f web-01 | grep -i error`
 	return cmd
 }
 
-func (a *app) taskWatch() *cobra.Command {
-	return a.one("watch", "Follow a task until it ends", a.follow)
+// followLogs prints the lines that come, each once, also when the connection
+// was lost for longer than the server remembers.
+func (a *app) followLogs(ctx context.Context, c *apiclient.Client, t lpmos.Task, printed []string) error {
+	for m, err := range c.Watch(ctx, t.ID, t.Rev) {
+		if err != nil {
+			return err
+		}
+		lines := m.Lines
+		if m.Type == "resync" {
+			all, err := c.Logs(ctx, t.ID)
+			if err != nil {
+				return err
+			}
+			lines = since(printed, all)
+		}
+		for _, l := range lines {
+			fmt.Fprintln(a.out, plain(l))
+		}
+		printed = append(printed, lines...)
+		if m.Type == "status" && !lpmos.Status(m.Status).Live() {
+			return nil
+		}
+		if m.Type == "resync" {
+			if now, err := c.Task(ctx, t.ID); err != nil || !now.Status.Live() {
+				return err
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// since is what all has after the lines that were printed, of which the oldest
+// may be gone from it.
+func since(printed, all []string) []string {
+	for n := min(len(printed), len(all)); n > 0; n-- {
+		if slices.Equal(printed[len(printed)-n:], all[:n]) {
+			return all[n:]
+		}
+	}
+	return all
 }

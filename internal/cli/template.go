@@ -64,8 +64,8 @@ func (a *app) templatePut() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "put NAME --file FILE", Short: "Make a template, or the next version of one",
 		Long: `Put stores the text of a file ("-" for standard input). {{name}} in it stands for a
-fact of the machine, {{json name}} for one in quotes; there is
-` + strings.Join(lpmos.TemplateFacts(), ", ") + `.
+fact of the machine, {{json name}} for one in quotes. There is
+` + folded(lpmos.TemplateFacts()) + `.
 Nothing else can be reached from a template. It is rendered when a task's plan is
 made, stands in the plan for the person who approves, and is no place for secrets.
 Tasks that exist keep the template they were created with.`,
@@ -105,6 +105,27 @@ Tasks that exist keep the template they were created with.`,
 		return a.print(out, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "template %s: stored\n", out.Ref()) })
 	})
 	return cmd
+}
+
+// folded is names in lines of at most 80 columns.
+func folded(names []string) string {
+	var b strings.Builder
+	column := 0
+	for i, name := range names {
+		if i > 0 {
+			b.WriteByte(',')
+			if column++; column+len(name)+2 > 78 {
+				b.WriteByte('\n')
+				column = 0
+			} else {
+				b.WriteByte(' ')
+				column++
+			}
+		}
+		b.WriteString(name)
+		column += len(name)
+	}
+	return b.String()
 }
 
 func (a *app) templatePreview() *cobra.Command {

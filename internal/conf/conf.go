@@ -110,12 +110,11 @@ func (e *Etcd) Open(ctx context.Context, dataDir string, log *slog.Logger) (*sto
 				log.Warn("stop etcd", "err", err)
 			}
 		}
-	} else if e.CACert != "" || e.Cert != "" || e.Key != "" {
-		t, err := e.tls()
-		if err != nil {
+	} else {
+		var err error
+		if cfg, err = e.Config(); err != nil {
 			return nil, nil, err
 		}
-		cfg.TLS = t
 	}
 	st, err := store.Open(ctx, cfg, log)
 	if err != nil {
@@ -123,6 +122,17 @@ func (e *Etcd) Open(ctx context.Context, dataDir string, log *slog.Logger) (*sto
 		return nil, nil, err
 	}
 	return st, func() { st.Close(); stop() }, nil
+}
+
+// Config is what the store needs to connect to servers of their own process.
+func (e *Etcd) Config() (store.Config, error) {
+	cfg := store.Config{Endpoints: e.Endpoints}
+	if e.CACert == "" && e.Cert == "" && e.Key == "" {
+		return cfg, nil
+	}
+	var err error
+	cfg.TLS, err = e.tls()
+	return cfg, err
 }
 
 func (e *Etcd) tls() (*tls.Config, error) {

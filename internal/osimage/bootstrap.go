@@ -53,26 +53,43 @@ func (b *builder) bootstrap(ctx context.Context, root string) error {
 		if err != nil {
 			return err
 		}
+		settings := filepath.Dir(filepath.Dir(initramfs))
+		if err := os.WriteFile(filepath.Join(settings, updateInitramfs), []byte("update_initramfs=no\n"), 0o644); err != nil {
+			return err
+		}
 		args = append(args, "--dpkgopt="+dpkg,
 			// A power failure costs a build, not a system; finish removes the
 			// file that these options are in.
 			"--dpkgopt=force-unsafe-io",
 			"--hook-dir="+mergedUsr,
-			"--essential-hook=copy-in '"+filepath.Dir(filepath.Dir(initramfs))+"' /etc")
+			"--dpkgopt=force-confold",
+			"--essential-hook=copy-in '"+settings+"' /etc")
 	}
 	for _, o := range b.cfg.AptOptions {
 		args = append(args, "--aptopt="+o)
 	}
 	args = append(args, suite, root)
 	args = append(args, b.cfg.Mirrors...)
-	return b.run(ctx, func(line string) {
+	err := b.run(ctx, func(line string) {
 		for _, s := range bootstrapSteps {
 			if strings.HasPrefix(line, s.prefix) {
 				b.progress(s.step, s.percent)
 			}
 		}
 	}, "mmdebstrap", args...)
+	if err != nil || b.Variant == "extract" {
+		return err
+	}
+	kept := filepath.Join(root, "etc/initramfs-tools", updateInitramfs)
+	return os.Rename(kept+".dpkg-dist", kept)
 }
+
+// updateInitramfs is the file that says whether an initramfs is made anew when
+// a package with a part in it is installed. While the image is built it says
+// no: the kernel's own installation makes one, after everything has been
+// unpacked, and a second would be the same and take as long as all other
+// packages together. The package's own file is put back afterwards.
+const updateInitramfs = "update-initramfs.conf"
 
 // overlayFile writes one file of the recipe's overlay to scratch space, at its
 // place below it, and returns where.

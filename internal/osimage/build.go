@@ -71,6 +71,10 @@ func Build(ctx context.Context, cfg Config, log *slog.Logger, progress Progress)
 	if err != nil {
 		return lpmos.Image{}, err
 	}
+	// mmdebstrap runs in a directory of its own.
+	if cfg.CacheDir, err = filepath.Abs(cfg.CacheDir); err != nil {
+		return lpmos.Image{}, fmt.Errorf("build image %s: find cache directory: %w", cfg.Name, err)
+	}
 	b := &builder{recipe: r, cfg: cfg, log: log.With("image", cfg.Name), progress: progress}
 	if b.key, err = cacheKey(r, cfg); err != nil {
 		return lpmos.Image{}, fmt.Errorf("build image %s: %w", cfg.Name, err)

@@ -435,6 +435,35 @@ func TestRun(t *testing.T) {
 			t.Errorf("run = %v after %v; want its deadline", err, time.Since(started))
 		}
 	})
+	t.Run("leaves neither mounts nor processes behind when it is stopped", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			t.Skip("namespaces need root")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		dir := mkdir(t, filepath.Join(b.work, "mounted"))
+		// It mounts, starts a child in a session of its own that ignores
+		// SIGTERM, and waits.
+		script := `mount -t tmpfs none "$1" && setsid sh -c 'trap "" TERM; sleep 600.4242' & sleep 0.5; echo ready; wait`
+		err := b.run(ctx, func(line string) {
+			if line == "ready" {
+				cancel()
+			}
+		}, "sh", "-c", script, "sh", dir)
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("run = %v; want it canceled", err)
+		}
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil || strings.Contains(string(mounts), dir) {
+			t.Errorf("%s is still mounted (%v)", dir, err)
+		}
+		lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, f := range lines {
+			if text, err := os.ReadFile(f); err == nil && strings.Contains(string(text), "600.4242") {
+				t.Errorf("%s still runs: %q", f, text)
+			}
+		}
+	})
 }
 
 func TestPackageLists(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -56,10 +57,20 @@ func (b *builder) runAt(ctx context.Context, line func(string), path string, arg
 		"MKE2FS_CONFIG=/dev/null", "MKE2FS_SKIP_PROGRESS=1", "MKE2FS_DETERMINISTIC=1",
 	}
 	cmd.Dir = b.work
-	// mmdebstrap unmounts and removes on SIGTERM; killed outright it would
-	// leave mounts in the tree.
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
+	// In a process group of its own: a Ctrl-C at the terminal is for us to act
+	// on. As root, because only root may, also as the first process of a PID
+	// namespace and with mounts of its own: however it ends, and whatever it
+	// had mounted in the tree or started there, all of that ends with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS // makes them private, too
+		// The parent is a thread to the kernel, and this one must not end.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
 	var last string

@@ -84,6 +84,25 @@ func (s *Store) DeleteTemplate(ctx context.Context, name string, based int) erro
 	return deleteVersion(ctx, s, Key{Kind: KindTemplate, Name: name}, "template "+name, based, func(was lpmos.Template) int { return was.Version })
 }
 
+// pin reads the template that a new task is to keep. ref names its version; one
+// that was changed meanwhile is an lpmos.ErrConflict.
+func (s *Store) pin(ctx context.Context, ref string) (*lpmos.TaskTemplate, error) {
+	name, version, err := lpmos.ParseRef("template", ref)
+	if err != nil {
+		return nil, err
+	}
+	t, rev, err := readVersion[lpmos.Template](ctx, s, Key{Kind: KindTemplate, Name: name}.String())
+	switch {
+	case err != nil:
+		return nil, err
+	case rev == 0:
+		return nil, &lpmos.InvalidError{Field: "template", Problem: "does not exist", Value: name}
+	case version != 0 && version != t.Version:
+		return nil, &VersionError{"template " + name, version, t.Version}
+	}
+	return t.Pinned(), nil
+}
+
 // readVersion is what a key holds and the revision it was written at, both zero
 // when there is none.
 func readVersion[T any](ctx context.Context, s *Store, key string) (v T, rev int64, err error) {
@@ -161,4 +180,23 @@ func (ss *Session) DeleteDiscovered(ctx context.Context, mac lpmos.MAC, seen tim
 		return fmt.Errorf("forget machine %s: %w", mac, err)
 	}
 	return nil
+}
+
+// MachineInfo is a machine as it last reported for a task, by the address that
+// the task named.
+func (s *Store) MachineInfo(ctx context.Context, mac lpmos.MAC) (lpmos.Machine, error) {
+	return readKept[lpmos.Machine](ctx, s, Key{Kind: KindAgentInfo, MAC: mac})
+}
+
+// Discovered is a machine without a task as it last reported to a region.
+func (s *Store) Discovered(ctx context.Context, region string, mac lpmos.MAC) (lpmos.Discovered, error) {
+	return readKept[lpmos.Discovered](ctx, s, Key{Kind: KindDiscovered, Region: region, MAC: mac})
+}
+
+func readKept[T any](ctx context.Context, s *Store, k Key) (T, error) {
+	v, rev, err := readVersion[T](ctx, s, k.String())
+	if err == nil && rev == 0 {
+		err = fmt.Errorf("%s: %w", k, lpmos.ErrNotFound)
+	}
+	return v, err
 }

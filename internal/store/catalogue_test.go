@@ -78,8 +78,19 @@ func TestVersionedConfiguration(t *testing.T) {
 // keys of their own and go with the task.
 func TestTaskKeepsTemplateAndPrevious(t *testing.T) {
 	s := storetest.New(t)
-	pinned := &lpmos.TaskTemplate{Name: "base", Version: 3, Kind: "user-data", Text: "#cloud-config\n"}
-	n := store.NewTask{Spec: spec("dc1", mac1), Template: pinned, By: "tester", Key: "k", Request: "sha256:asked"}
+	template, err := s.PutTemplate(t.Context(), lpmos.Template{Name: "base", Kind: "user-data", Text: "#cloud-config\n"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pinned := template.Pinned()
+	n := store.NewTask{Spec: spec("dc1", mac1), By: "tester", Key: "k", Request: "sha256:asked"}
+	for ref, want := range map[string]error{"base@2": lpmos.ErrConflict, "other@1": nil, "a/b": nil} {
+		n.Spec.Template = ref
+		if _, err := s.Create(t.Context(), n); err == nil || want != nil && !errors.Is(err, want) {
+			t.Errorf("a task with the template %s = %v", ref, err)
+		}
+	}
+	n.Spec.Template = "base@1"
 	task, err := s.Create(t.Context(), n)
 	if err != nil {
 		t.Fatal(err)

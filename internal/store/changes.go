@@ -10,6 +10,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lpmos/lpmos"
 )
 
 // Change is one key that was written, or deleted when Value is nil.
@@ -17,6 +19,10 @@ type Change struct {
 	Key   Key
 	Value []byte
 	Rev   int64 // of the store, when it was written
+	// Left says that the value was left out of a listing of All: hardware, plan
+	// and log of tasks that have ended are most of what is stored and are read
+	// when somebody looks at one.
+	Left bool
 }
 
 // Batch is what one revision of the store changed: the outcome of one
@@ -102,14 +108,30 @@ func (s *Store) list(ctx context.Context, scope Scope) (Batch, error) {
 			out.Rev = r.Header.Revision
 		}
 		for _, kv := range r.Kvs {
-			if k, ok := ParseKey(string(kv.Key)); ok {
-				out.Changes = append(out.Changes, Change{Key: k, Value: kv.Value, Rev: kv.ModRevision})
+			k, ok := ParseKey(string(kv.Key))
+			if !ok || scope == All && (k.Kind == KindEvent || k.Kind == KindIdempotency || k.Kind == KindBatchRequest) {
+				continue // nobody follows them
+			}
+			out.Changes = append(out.Changes, Change{Key: k, Value: kv.Value, Rev: kv.ModRevision})
+			if scope == All && k.Kind == KindStatus && !lpmos.Status(kv.Value).Live() {
+				leave(out.Changes, k.TaskID)
 			}
 		}
 		if !r.More {
 			return out, nil
 		}
 		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
+	}
+}
+
+// leave drops the large values of the task that all ends with. Its status is
+// the last of its keys.
+func leave(all []Change, id string) {
+	for i := len(all) - 1; i >= 0 && all[i].Key.TaskID == id; i-- {
+		switch all[i].Key.Kind {
+		case KindHardware, KindPlan, KindLogs, KindPrevious, KindTaskTemplate:
+			all[i].Value, all[i].Left = nil, true
+		}
 	}
 }
 

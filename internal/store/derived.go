@@ -117,9 +117,12 @@ func SetPart(t *lpmos.Task, k Key, value []byte) error {
 func setPart(t *lpmos.Task, kind Kind, value []byte, m *metadata) (err error) {
 	switch kind {
 	case KindMetadata:
+		if value == nil {
+			return nil // the task is being deleted; its status goes last
+		}
 		*m, err = decode[metadata](value)
 		t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy = m.TaskID, m.Spec, m.Attempt, m.CreatedAt, m.CreatedBy
-		t.UpdatedAt, t.Claims, t.ClaimUUID, t.HardwareAt = m.UpdatedAt, m.Claims, m.ClaimUUID, m.HardwareAt
+		t.UpdatedAt, t.Claims, t.ClaimUUID, t.BatchID, t.Found, t.HardwareAt = m.UpdatedAt, m.Claims, m.ClaimUUID, m.BatchID, m.Found, m.HardwareAt
 	case KindStatus:
 		t.Status = lpmos.Status(value)
 	case KindHardware:

@@ -27,7 +27,7 @@ const (
 	KindLogs         Kind = "tasks/{id}/logs"
 	KindError        Kind = "tasks/{id}/error"
 	KindReceipt      Kind = "tasks/{id}/receipt"
-	KindTaskTemplate Kind = "tasks/{id}/template"
+	KindTaskTemplate Kind = "tasks/{id}/pinned_template"
 	KindPrevious     Kind = "tasks/{id}/previous"
 	KindEvent        Kind = "tasks/{id}/events/{seq}"
 
@@ -57,6 +57,9 @@ const (
 	KindProfile     Kind = "config/profiles/{name}"
 	KindTemplate    Kind = "config/templates/{name}"
 	KindIdempotency Kind = "idempotency/{key}"
+
+	KindBatchOutcome Kind = "batches/{id}/outcome"
+	KindBatchRequest Kind = "batches/{id}/request"
 )
 
 // Kinds are all patterns, in the order of docs/keyspace.md.
@@ -66,12 +69,13 @@ var Kinds = []Kind{
 	KindOrder, KindBoot, KindDiscovered, KindHeartbeat, KindCapabilities, KindRegionStatus,
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,
 	KindGlobal, KindStoreID, KindImage, KindProfile, KindTemplate, KindIdempotency,
+	KindBatchOutcome, KindBatchRequest,
 }
 
 // Key is a key taken apart. Only the fields its pattern names are set.
 type Key struct {
 	Kind    Kind
-	TaskID  string
+	TaskID  string // or a batch's id
 	Region  string
 	MAC     lpmos.MAC
 	UUID    string

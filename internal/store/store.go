@@ -43,7 +43,8 @@ type Store struct {
 	log     *slog.Logger
 }
 
-// The oldest servers without the authorization bypasses named in contract §7.
+// The oldest servers without the authorization bypasses named in contract §7;
+// Floors says the same to people.
 var versionFloors = [][3]int{{3, 6, 14}, {3, 7, 1}}
 
 // Open connects, refuses servers below the version floor, and waits until etcd
@@ -84,7 +85,7 @@ func (s *Store) greet(ctx context.Context, endpoints []string) error {
 		}
 		answered = true
 		if !supported(st.Version) {
-			return fmt.Errorf("etcd %s at %s is too old: LPMOS needs 3.6.14 or 3.7.1, which close authorization bypasses; upgrade it", st.Version, e)
+			return fmt.Errorf("etcd %s at %s is too old: LPMOS needs %s, which close authorization bypasses; upgrade it", st.Version, e, Floors)
 		}
 	}
 	if !answered {

@@ -20,15 +20,17 @@ import (
 type metadata struct {
 	TaskID string `json:"task_id"`
 	lpmos.Spec
-	Attempt    int         `json:"attempt"`
-	CreatedAt  time.Time   `json:"created_at"`
-	CreatedBy  string      `json:"created_by,omitempty"`
-	UpdatedAt  time.Time   `json:"updated_at"`
-	Claims     []lpmos.MAC `json:"claims,omitempty"`
-	ClaimUUID  string      `json:"claim_uuid,omitempty"`
-	EventSeq   int64       `json:"event_seq"`
-	EventHash  string      `json:"event_hash"`
-	HardwareAt time.Time   `json:"hardware_at,omitzero"`
+	Attempt    int          `json:"attempt"`
+	CreatedAt  time.Time    `json:"created_at"`
+	CreatedBy  string       `json:"created_by,omitempty"`
+	BatchID    string       `json:"batch_id,omitempty"`
+	Found      *lpmos.Found `json:"found,omitempty"`
+	UpdatedAt  time.Time    `json:"updated_at"`
+	Claims     []lpmos.MAC  `json:"claims,omitempty"`
+	ClaimUUID  string       `json:"claim_uuid,omitempty"`
+	EventSeq   int64        `json:"event_seq"`
+	EventHash  string       `json:"event_hash"`
+	HardwareAt time.Time    `json:"hardware_at,omitzero"`
 }
 
 // Record is a task as the store has it, taken apart the way it is kept.
@@ -55,11 +57,10 @@ const maxRaces = 20
 
 // NewTask is a task that is to be stored.
 type NewTask struct {
-	Spec     lpmos.Spec // with everything that was left out filled in
-	Template *lpmos.TaskTemplate
-	By       string
-	Key      string // Idempotency-Key, "" for none
-	Request  string // digest of what was asked, before anything was filled in; "" means of Spec
+	Spec    lpmos.Spec // with everything that was left out filled in
+	By      string
+	Key     string // Idempotency-Key, "" for none
+	Request string // digest of what was asked, before anything was filled in; "" means of Spec
 }
 
 // CreateTask is Create for a spec that stands for itself.
@@ -71,13 +72,22 @@ func (s *Store) CreateTask(ctx context.Context, spec lpmos.Spec, by, idempotency
 // of its MAC: a machine has one live task. With an idempotency key, a
 // repetition of the same request returns the first one's task.
 func (s *Store) Create(ctx context.Context, n NewTask) (lpmos.Task, error) {
+	return s.create(ctx, lpmos.Task{ID: lpmos.NewTaskID(), Spec: n.Spec, CreatedBy: n.By}, "Task created.", n.Key, n.Request)
+}
+
+func (s *Store) create(ctx context.Context, fresh lpmos.Task, message, idempotencyKey, request string) (lpmos.Task, error) {
 	now := time.Now().UTC()
-	spec, by, idempotencyKey := n.Spec, n.By, n.Key
-	rec := Record{Task: lpmos.Task{
-		ID: lpmos.NewTaskID(), Spec: spec, Attempt: 1, CreatedAt: now, CreatedBy: by, Claims: []lpmos.MAC{spec.TargetMAC}, TemplateText: n.Template,
-	}}
+	spec, by := fresh.Spec, fresh.CreatedBy
+	fresh.Attempt, fresh.CreatedAt, fresh.Claims = 1, now, []lpmos.MAC{spec.TargetMAC}
+	if spec.Template != "" {
+		var err error
+		if fresh.TemplateText, err = s.pin(ctx, spec.Template); err != nil {
+			return lpmos.Task{}, err
+		}
+	}
+	rec := Record{Task: fresh}
 	var idem string
-	request := cmp.Or(n.Request, lpmos.DigestOf(spec))
+	request = cmp.Or(request, lpmos.DigestOf(spec))
 	if idempotencyKey != "" {
 		idem = Key{Kind: KindIdempotency, Name: strings.TrimPrefix(lpmos.DigestBytes([]byte(by+"\x00"+idempotencyKey)), "sha256:")}.String()
 	}
@@ -91,7 +101,7 @@ func (s *Store) Create(ctx context.Context, n NewTask) (lpmos.Task, error) {
 		}
 		next := rec
 		t := &next.Task
-		ops, err := next.apply(Move{Cause: lpmos.CauseCreated, By: by, Message: "Task created."}, now, nil)
+		ops, err := next.apply(Move{Cause: lpmos.CauseCreated, By: by, Message: message}, now, nil)
 		if t.TemplateText != nil {
 			ops = append(ops, clientv3.OpPut(Key{Kind: KindTaskTemplate, TaskID: t.ID}.String(), string(encode(t.TemplateText))))
 		}
@@ -287,6 +297,9 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	if to.Live() && len(t.Claims) == 0 {
 		t.Claims = []lpmos.MAC{t.TargetMAC}
 	}
+	if t.Found = nil; t.Hardware != nil {
+		t.Found = t.Hardware.Found()
+	}
 	e := lpmos.Event{
 		TaskID: t.ID, Seq: r.eventSeq + 1, At: now, Cause: m.Cause, From: from, To: to,
 		By: m.By, Message: m.Message, Attempt: t.Attempt,
@@ -298,7 +311,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	ops := []clientv3.Op{
 		clientv3.OpPut(key(KindStatus).String(), string(to)),
 		put(key(KindMetadata), metadata{
-			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt,
+			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt,
 		}),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}

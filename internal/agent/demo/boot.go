@@ -13,12 +13,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/agent"
 	"github.com/lpmos/lpmos/internal/agentapi"
 )
 
-// errLocal says that the region sends the machine to its own disk.
-var errLocal = errors.New("boot the local disk")
+// ErrLocal says that the region sends a machine to its own disk.
+var ErrLocal = errors.New("boot the local disk")
 
 // segmentURL finds the initramfs segment in an iPXE script.
 var segmentURL = regexp.MustCompile(`(?m)^[ \t]*initrd\b.*?[ \t]((?:https?://[^\s]+)?` + regexp.QuoteMeta(agentapi.PathSegment) + `[^\s]+)`)
@@ -28,15 +29,19 @@ var localBoot = regexp.MustCompile(`(?m)^[ \t]*(sanboot\b|chain\b.*localboot)`)
 
 const maxBootBytes = 1 << 20
 
-// boot asks for the machine's boot script and follows it: errLocal, or the
-// configuration of this boot.
 func (m *Machine) boot(ctx context.Context) (agentapi.BootConfig, error) {
-	base, err := url.Parse(m.cfg.RegionURL)
+	return Boot(ctx, m.cfg.RegionURL, m.cfg.MAC, m.hardware.System.UUID)
+}
+
+// Boot asks a region's boot listener for a machine's boot script and follows
+// it: the configuration of this boot, or ErrLocal.
+func Boot(ctx context.Context, regionURL string, mac lpmos.MAC, uuid string) (agentapi.BootConfig, error) {
+	base, err := url.Parse(regionURL)
 	if err != nil {
 		return agentapi.BootConfig{}, fmt.Errorf("read region address: %w", err)
 	}
 	ask := base.JoinPath(agentapi.PathBootScript)
-	ask.RawQuery = url.Values{"mac": {m.cfg.MAC.String()}, "uuid": {m.hardware.System.UUID}, "platform": {"pcbios"}, "arch": {"x86_64"}}.Encode()
+	ask.RawQuery = url.Values{"mac": {mac.String()}, "uuid": {uuid}, "platform": {"pcbios"}, "arch": {"x86_64"}}.Encode()
 	script, err := get(ctx, ask.String())
 	if err != nil {
 		return agentapi.BootConfig{}, fmt.Errorf("fetch boot script: %w", err)
@@ -44,7 +49,7 @@ func (m *Machine) boot(ctx context.Context) (agentapi.BootConfig, error) {
 	found := segmentURL.FindSubmatch(script)
 	if found == nil {
 		if localBoot.Match(script) {
-			return agentapi.BootConfig{}, errLocal
+			return agentapi.BootConfig{}, ErrLocal
 		}
 		return agentapi.BootConfig{}, fmt.Errorf("boot script names no segment and no disk: %.200q", script)
 	}

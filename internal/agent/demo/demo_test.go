@@ -74,12 +74,12 @@ func TestBootFollowsTheScript(t *testing.T) {
 	}
 	for _, s := range []string{"#!ipxe\necho LPMOS: x boots its own disk\nsanboot --no-describe --drive 0x80 || exit 1\nexit 1\n", "#!ipxe\nchain --autofree http://10.0.0.1:8081/boot/localboot.0 || echo no\n"} {
 		script = s
-		if _, err := m.boot(t.Context()); err != errLocal {
-			t.Errorf("boot by %q = %v; want %v", s, err, errLocal)
+		if _, err := m.boot(t.Context()); err != ErrLocal {
+			t.Errorf("boot by %q = %v; want %v", s, err, ErrLocal)
 		}
 	}
 	script = "#!ipxe\n:failed\necho LPMOS: wait\nsleep 30\nchain --replace " + srv.URL + "/boot.ipxe?mac=x || goto failed\n"
-	if _, err := m.boot(t.Context()); err == nil || err == errLocal || !strings.Contains(err.Error(), "names no segment") {
+	if _, err := m.boot(t.Context()); err == nil || err == ErrLocal || !strings.Contains(err.Error(), "names no segment") {
 		t.Errorf("boot by a script that says wait = %v; want an error", err)
 	}
 }

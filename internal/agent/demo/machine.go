@@ -74,9 +74,9 @@ func (m *Machine) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errors.Is(err, errLocal) && m.disk.installed():
+		case errors.Is(err, ErrLocal) && m.disk.installed():
 			return m.bootDisk(ctx, log)
-		case errors.Is(err, errLocal):
+		case errors.Is(err, ErrLocal):
 			log.Info("the region says: boot your own disk, and this machine's is empty; create a task for it", "mac", m.cfg.MAC)
 		case err != nil:
 			log.Warn("network boot failed, trying on", "err", err)

@@ -4,28 +4,108 @@
 package api
 
 import (
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 )
 
 // Query selects tasks. Fields left zero select everything; given ones must all
-// hold. The answer is newest first, by creation and then by id, so that a
-// cursor keeps its place while tasks are added.
+// hold.
 type Query struct {
 	Statuses []lpmos.Status // any of these
 	RegionID string
-	Text     string // every word must be part of the id, host name, a MAC, serial number, image or creator
-	Limit    int    // of tasks in the page; 0 means 100
-	Cursor   string // NextCursor of the page before, "" for the first
+	Filter   query.Filter // what was typed, see query.Parse
+	Sort     Sort         // zero: newest first
+	Limit    int          // of tasks in the page; 0 means 100
+	Offset   int          // tasks passed over, counted from Cursor
+	Cursor   string       // NextCursor of the page before, "" for the first
+	Groups   bool         // count them too; every task is looked at for that
 }
 
 // Page is one part of an answer to a Query.
 type Page struct {
-	Tasks      []lpmos.Task
-	Total      int    // all that match, not only this page
-	NextCursor string // "" on the last page
-	Rev        int64  // of the store: every change up to it is in the answer
+	Tasks      []lpmos.Task // without hardware, plan and log, which are large
+	Rows       []Summary    // of Tasks, one each: what a row shows of hardware and plan
+	Total      int          // all that match, not only this page
+	NextCursor string       // "" on the last page
+	Rev        int64        // of the store: every change up to it is in the answer
+	Groups     *Groups      // if asked for
+}
+
+// Groups counts what matches a query, whatever part of it the page shows.
+type Groups struct {
+	// Status is counted as if the query said nothing about the status, so that
+	// a person sees how many there are in the other views.
+	Status map[lpmos.Status]int
+	Region map[string]int
+	OS     map[string]int // by os_type
+}
+
+// Summary is what a row of a list shows of a task's hardware and plan.
+type Summary struct {
+	Serial       string // of the machine, "" before it reported
+	Manufacturer string
+	Model        string // the product's name
+	// Of the plan. Planned is false before there is one, and once the task has
+	// ended, when it no longer matters; the others are then zero.
+	Planned bool
+	Problem string              // why the plan cannot be carried out
+	Target  *lpmos.ObservedDisk // the disk that is erased and what is on it
+	ETA     *ETA                // of an install that runs; nil when nothing is known
+}
+
+// ETA is what earlier runs of the same kind say about a task. The zero value of
+// nothing is a nil *ETA: unknown stays unknown.
+type ETA struct {
+	Basis string // what was alike: "image" or "image and model"
+	Runs  int    // that were looked at
+	// Expected is the median of how long such a run takes, from the permit to
+	// the call home.
+	Expected time.Duration
+	Elapsed  time.Duration // since the permit; 0 before it
+	Left     time.Duration // 0 once the task has ended
+	// FasterThan is the share of those runs, in percent, that had taken longer
+	// to come to where this task stands; -1 before there is anything to compare.
+	FasterThan int
+}
+
+// Sort is how a list is ordered. Equal ones stand newest first.
+type Sort struct {
+	By   string // one of Sorts, "" for the zero Sort
+	Desc bool
+}
+
+// Sorts are what a list can be ordered by.
+var Sorts = []string{"created", "updated", "status", "host", "region", "os", "progress"}
+
+// ParseSort reads "host" or, descending, "-host"; "" is the zero Sort.
+func ParseSort(s string) (Sort, error) {
+	by, desc := strings.CutPrefix(s, "-")
+	if s != "" && !slices.Contains(Sorts, by) {
+		return Sort{}, &lpmos.InvalidError{Field: "sort", Problem: "is none of " + strings.Join(Sorts, ", ") + `, with "-" before it for descending`, Value: s}
+	}
+	return Sort{by, desc}, nil
+}
+
+// String spells s as ParseSort reads it.
+func (s Sort) String() string {
+	if s.Desc {
+		return "-" + s.By
+	}
+	return s.By
+}
+
+// Warnings is how long a task may stand still in a status before a person
+// should look: long before its deadline passes.
+var Warnings = map[lpmos.Status]time.Duration{
+	lpmos.Pending:          20 * time.Minute, // a server's own start takes up to ten
+	lpmos.AwaitingApproval: time.Hour,
+	lpmos.Approved:         15 * time.Minute,
+	lpmos.Installing:       5 * time.Minute, // without any progress
+	lpmos.Verifying:        15 * time.Minute,
 }
 
 // Decision is what a person decides about a plan.

@@ -1,14 +1,19 @@
 package hub
 
 import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
 	"net/http"
-	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gorilla/websocket"
-	"golang.org/x/time/rate"
 
 	"github.com/lpmos/lpmos"
 )
@@ -16,23 +21,30 @@ import (
 // conn is one client. Its subscriptions are guarded by the hub's mutex, its
 // queue by its own, so that a writer that waits on the network holds up nobody.
 type conn struct {
+	hub   *Hub
 	ws    *websocket.Conn
-	after int64 // the client has everything up to here
-	since time.Time
+	net   net.Conn
+	raw   syscall.RawConn // of net, to write without waiting; nil where TLS is between
+	since int64           // as Hub.at has it, like all instants here
 
-	patience time.Duration // of one write
+	// Guarded by the hub's mutex.
+	after  int64          // the client has everything up to here
+	topics map[*topic]int // → its place in the topic
+	pinged int64
 
-	all     bool
-	tasks   map[string]struct{}
-	regions map[string]struct{}
+	heard   atomic.Int64 // when something last came from the client
+	writing atomic.Int64 // since when a write waits for the client; 0 while none does
 
-	mu       sync.Mutex     // guards what follows
-	queue    []*message     // nil where a message was taken out
-	unsent   int            // messages in queue
-	progress map[string]int // task → place of its unsent progress in queue
-	wake     chan struct{}
-	code     int // to close with, once set
-	reason   string
+	mu      sync.Mutex // guards what follows
+	queue   queue
+	state   writerState
+	wrote   int64  // when something was last written
+	pings   bool   // a ping is to be sent
+	pong    []byte // so is this, a whole frame
+	code    int    // to close with, once set
+	reason  string
+	said    bool          // the close frame is written, or cannot be
+	stopped chan struct{} // closed when the writer has ended; made by who waits
 }
 
 // request is what a client may send.
@@ -42,20 +54,42 @@ type request struct {
 	RegionID string `json:"region_id,omitempty"`
 }
 
-// ServeHTTP upgrades GET /ws?after=rev&store_id=… and serves the client until
-// it leaves.
+// ServeHTTP upgrades GET /ws?after=rev&store_id=… and returns; the client is
+// served until it leaves. That the handler's goroutine, with all that the HTTP
+// server keeps for a request, ends here is most of why an idle client is cheap.
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	ws, err := h.up.Upgrade(w, r, nil)
+	h.mu.Lock()
+	full, closed := len(h.conns) >= maxConnections, h.closed
+	h.mu.Unlock()
+	if full || closed {
+		if full {
+			h.stats.refused.Add(1)
+		}
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, "no more live connections here now", http.StatusServiceUnavailable)
+		return
+	}
+	m := &meter{}
+	ws, err := h.up.Upgrade(hijacker{w, m}, r, nil)
 	if err != nil {
 		return // the upgrader has answered
 	}
-	c := &conn{
-		ws: ws, since: time.Now(), patience: h.patience, tasks: map[string]struct{}{}, regions: map[string]struct{}{},
-		progress: map[string]int{}, wake: make(chan struct{}, 1),
+	now := time.Now()
+	c := &conn{hub: h, ws: ws, net: m.Conn, since: h.at(now)}
+	c.pinged = c.since
+	c.heard.Store(c.since)
+	m.c = c
+	if t := tcpOf(m.Conn); t != nil {
+		// How much the kernel holds for a client that reads nothing decides how
+		// soon that is noticed. A refusal only means later.
+		_ = t.SetWriteBuffer(sendBuffer)
+		if _, encrypted := m.Conn.(*tls.Conn); !encrypted {
+			c.raw, _ = t.SyscallConn() // without it, writes just wait
+		}
 	}
-	after := r.URL.Query().Get("after")
+	query := r.URL.Query()
+	after, store := query.Get("after"), query.Get("store_id")
 	c.after, _ = strconv.ParseInt(after, 10, 64)
-	store := r.URL.Query().Get("store_id")
 
 	h.mu.Lock()
 	if h.closed {
@@ -65,59 +99,86 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.conns[c] = struct{}{}
 	h.wg.Add(1)
+	h.stats.accepted.Add(1)
 	if after != "" && (c.after < h.floor || store != "" && store != h.read.StoreID()) {
 		c.after = 0
-		c.push(h.resync())
+		h.stats.resyncs.Add(1)
+		c.push(h.resync(), now)
 	}
 	h.mu.Unlock()
-
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		h.receive(c)
-	}()
-	c.write(done)
-	// What the client still sends is read for a moment: closing a connection
-	// with unread data resets it, and the client would not learn why.
-	_ = ws.SetReadDeadline(time.Now().Add(lingerTime))
-	<-done
-	ws.Close()
-	h.mu.Lock()
-	delete(h.conns, c)
-	h.mu.Unlock()
-	h.wg.Done()
+	go h.run(c)
 }
 
-// receive takes requests until the client leaves.
+// run serves a client until it leaves.
+func (h *Hub) run(c *conn) {
+	defer h.wg.Done()
+	h.receive(c)
+	c.finish()
+	c.net.Close()
+	h.mu.Lock()
+	delete(h.conns, c)
+	for t := range c.topics {
+		t.leave(c)
+	}
+	h.mu.Unlock()
+}
+
+// errFlood is what a read ends with when a client sends more than it may.
+var errFlood = errors.New("the client sends too much")
+
+// receive takes requests until the client leaves or must.
 func (h *Hub) receive(c *conn) {
+	limit := bucket{rate: 10, size: 100}
 	c.ws.SetReadLimit(maxRead)
-	// A deadline that cannot be set is of a connection that is closed: the next
-	// read says so.
-	alive := func() { _ = c.ws.SetReadDeadline(time.Now().Add(2*pingEvery + writeTimeout)) }
-	alive()
-	c.ws.SetPongHandler(func(string) error { alive(); return nil })
-	limit := rate.NewLimiter(10, 100)
+	c.ws.SetPingHandler(func(data string) error {
+		if !limit.take(1, time.Now()) {
+			return errFlood
+		}
+		c.answer(data)
+		return nil
+	})
+	c.ws.SetPongHandler(func(string) error { return nil }) // that something came is all it says
+	c.ws.SetCloseHandler(func(code int, _ string) error { c.end(code, ""); return nil })
 	for {
 		_, text, err := c.ws.ReadMessage()
-		if err != nil {
-			c.end(websocket.CloseNormalClosure, "")
-			return
-		}
-		if c.ending() {
+		if err == nil && c.ending() {
 			continue // read, so that the close frame arrives, but not served
 		}
-		alive()
-		if !limit.Allow() {
-			c.end(websocket.ClosePolicyViolation, "too many messages")
-			continue
+		if err == nil && !limit.take(1, time.Now()) {
+			err = errFlood
 		}
-		var req request
-		if err := lpmos.UnmarshalJSON(text, &req); err != nil {
-			h.refuse(c, err.Error())
+		var closed *websocket.CloseError
+		switch {
+		case err == nil:
+			var req request
+			if err := lpmos.UnmarshalJSON(text, &req); err != nil {
+				h.refuse(c, err.Error())
+				continue
+			}
+			h.serve(c, req)
 			continue
+		case errors.Is(err, errFlood):
+			if c.end(websocket.ClosePolicyViolation, "too many messages") {
+				h.stats.flooded.Add(1)
+			}
+			c.linger()
+		case errors.As(err, &closed):
+			// Its answer was queued by the handler.
+		case c.gone(err):
+			// It was told why by gorilla, which closes with 1009 for what is too
+			// large and with 1002 for what is no WebSocket.
+			c.linger()
 		}
-		h.serve(c, req)
+		return
 	}
+}
+
+// linger reads on for a moment, without serving: closing a connection with
+// unread data resets it, and the client would not learn why.
+func (c *conn) linger() {
+	c.wait()
+	_ = c.net.SetReadDeadline(time.Now().Add(lingerTime))
+	_, _ = io.Copy(io.Discard, io.LimitReader(c.net, 1<<20))
 }
 
 func (h *Hub) serve(c *conn, req request) {
@@ -135,124 +196,148 @@ func (h *Hub) serve(c *conn, req request) {
 		h.refuse(c, "type is neither subscribe nor unsubscribe")
 		return
 	}
+	now := time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if req.Type == "unsubscribe" {
+		t := &h.all
 		switch {
 		case req.TaskID != "":
-			delete(c.tasks, req.TaskID)
+			t = h.tasks[req.TaskID]
 		case req.RegionID != "":
-			delete(c.regions, req.RegionID)
-		default:
-			c.all = false
+			t = h.regions[req.RegionID]
+		}
+		if t != nil {
+			t.leave(c)
 		}
 		return
 	}
-	if len(c.tasks)+len(c.regions) >= maxSubscriptions {
-		c.push(h.encode(body{Type: "error", Message: "too many subscriptions", Rev: h.rev}, "error", "", ""))
+	if len(c.topics) >= maxSubscriptions {
+		c.push(newMessage(body{Type: "error", Message: "too many subscriptions", Rev: h.rev}), now)
 		return
 	}
 	var had []*message
 	if c.after > 0 {
-		for _, m := range h.ring {
-			if m.rev > c.after && !c.wants(m) {
+		for _, m := range h.missed(c.after) {
+			if !h.wants(c, m) {
 				had = append(had, m)
 			}
 		}
 	}
 	switch {
 	case req.TaskID != "":
-		c.tasks[req.TaskID] = struct{}{}
+		topicOf(h.tasks, req.TaskID).join(c)
 	case req.RegionID != "":
-		c.regions[req.RegionID] = struct{}{}
+		topicOf(h.regions, req.RegionID).join(c)
 	default:
-		c.all = true
-		if h.counts != nil {
-			c.push(h.encode(body{Type: "counts", Counts: h.counts, Rev: h.rev}, "counts", "", ""))
-		}
+		h.all.join(c)
 	}
-	for _, m := range had {
-		if c.wants(m) {
-			c.push(m)
-		}
+	c.replay(had, now)
+	if req.TaskID == "" && req.RegionID == "" && h.counts != nil {
+		c.push(h.count(), now) // after what was missed, whose revisions are older
 	}
 }
 
-func (h *Hub) refuse(c *conn, problem string) {
-	h.mu.Lock()
-	m := h.encode(body{Type: "error", Message: problem, Rev: h.rev}, "error", "", "")
-	h.mu.Unlock()
-	c.push(m)
-}
-
-// wants reports whether m is for c. The hub's mutex is held.
-func (c *conn) wants(m *message) bool {
-	if c.all {
-		// Logs are for who looks at one task: all of them at once is a flood
-		// that nobody reads.
-		if m.kind != "log" {
-			return true
-		}
-	}
-	if _, ok := c.tasks[m.taskID]; ok && m.taskID != "" {
-		return true
-	}
-	if m.kind == "log" {
-		return false
-	}
-	_, ok := c.regions[m.regionID]
-	return ok
-}
-
-// push queues m. Older progress of the same task that was not sent yet is
-// taken out, so that the queue stays in the order of revisions: each message's
-// revision is a place to resume after.
-func (c *conn) push(m *message) {
+// replay queues those of the messages that c wants now. They are not held
+// against it: however long a client was away, it may have what is kept. The
+// hub's mutex is held.
+func (c *conn) replay(had []*message, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.code != 0 {
 		return
 	}
-	if m.kind == "progress" {
-		if i, ok := c.progress[m.taskID]; ok {
-			c.queue[i] = nil
-			c.unsent--
+	c.queue.credit += len(had)
+	for _, m := range had {
+		if c.hub.wants(c, m) {
+			m.bytes()
+			c.queue.add(m)
+			c.hub.stats.replayed.Add(1)
 		}
-		if len(c.queue) > 2*maxQueue {
-			c.compact()
-		}
-		c.progress[m.taskID] = len(c.queue)
 	}
-	if c.unsent >= maxQueue {
-		c.endLocked(websocket.CloseTryAgainLater, "too slow")
+	if c.queue.unsent > 0 {
+		c.startPaced(now)
+	}
+}
+
+func (h *Hub) refuse(c *conn, problem string) {
+	h.mu.Lock()
+	rev := h.rev
+	h.mu.Unlock()
+	c.push(newMessage(body{Type: "error", Message: problem, Rev: rev}), time.Now())
+}
+
+// push queues m. The hub's mutex is held, unless m is encoded already.
+func (c *conn) push(m *message, now time.Time) {
+	m.bytes()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.code != 0 {
 		return
 	}
-	c.queue = append(c.queue, m)
-	c.unsent++
-	c.signal()
-}
-
-// compact drops the places of what was taken out.
-func (c *conn) compact() {
-	c.queue = slices.DeleteFunc(c.queue, func(m *message) bool { return m == nil })
-	for i, m := range c.queue {
-		if m.kind == "progress" {
-			c.progress[m.taskID] = i
-		}
-	}
-}
-
-func (c *conn) signal() {
-	select {
-	case c.wake <- struct{}{}:
+	replaced, ok := c.queue.add(m)
+	switch {
+	case !ok:
+		c.hub.stats.slow.Add(1)
+		c.endLocked(websocket.CloseTryAgainLater, "too slow")
+	case replaced:
+		c.hub.stats.coalesced.Add(1)
+		fallthrough
 	default:
+		c.startPaced(now)
 	}
 }
 
-func (c *conn) end(code int, reason string) {
+// ping asks whether the client is there.
+func (c *conn) ping() {
 	c.mu.Lock()
-	c.endLocked(code, reason)
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	if c.code == 0 {
+		c.pings = true
+		c.start()
+	}
+}
+
+// answer returns a client's ping. Of several only the last need be answered
+// (RFC 6455 §5.5.3).
+func (c *conn) answer(data string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.code == 0 {
+		c.pong = frame(websocket.PongMessage, []byte(data))
+		c.start()
+	}
+}
+
+// end closes the connection with a code. It reports whether it was the first to
+// want that.
+func (c *conn) end(code int, reason string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.endLocked(code, reason)
+}
+
+func (c *conn) endLocked(code int, reason string) bool {
+	if c.code != 0 {
+		return false
+	}
+	c.code, c.reason = code, reason
+	c.start()
+	return true
+}
+
+// gone ends the connection without a word. It reports whether a client that
+// still listens may have been told something by gorilla.
+func (c *conn) gone(err error) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.code != 0 {
+		return false
+	}
+	c.code, c.said = websocket.CloseAbnormalClosure, true
+	c.start()
+	var network net.Error
+	return !errors.As(err, &network) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed)
 }
 
 func (c *conn) ending() bool {
@@ -261,57 +346,98 @@ func (c *conn) ending() bool {
 	return c.code != 0
 }
 
-func (c *conn) endLocked(code int, reason string) {
-	if c.code == 0 {
-		c.code, c.reason = code, reason
-		c.signal()
-	}
-}
-
-// write sends what is queued until the connection is to end.
-func (c *conn) write(done <-chan struct{}) {
-	ping := time.NewTicker(pingEvery)
-	defer ping.Stop()
-	for {
-		select {
-		case <-done:
-			c.bye() // the reader may have a reason to give
-			return
-		case <-ping.C:
-			if c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(writeTimeout)) != nil {
-				return
-			}
-		case <-c.wake:
-		}
-		c.mu.Lock()
-		queue, ending := c.queue, c.code != 0
-		c.queue, c.unsent = nil, 0
-		clear(c.progress)
-		c.mu.Unlock()
-		if ending {
-			c.bye()
-			return
-		}
-		for _, m := range queue {
-			if m == nil {
-				continue
-			}
-			if c.ws.SetWriteDeadline(time.Now().Add(c.patience)) != nil || c.ws.WritePreparedMessage(m.frame) != nil {
-				return
-			}
-		}
-	}
-}
-
-// bye tells the client why it is left, if it still listens.
-func (c *conn) bye() {
-	c.mu.Lock()
-	code, reason := c.code, c.reason
-	c.mu.Unlock()
-	if code == 0 {
+// cut ends the connection where it stands.
+func (c *conn) cut() {
+	if t := tcpOf(c.net); t != nil {
+		// What it did not take is of no use to anyone any more.
+		_ = t.SetLinger(0)
+		t.Close()
 		return
 	}
-	_ = c.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, reason), time.Now().Add(time.Second))
+	c.net.Close()
+}
+
+// wait returns when what was to be written, the close frame last, is written or
+// cannot be.
+func (c *conn) wait() {
+	c.mu.Lock()
+	if c.state == idle {
+		c.mu.Unlock()
+		return
+	}
+	if c.stopped == nil {
+		c.stopped = make(chan struct{})
+	}
+	stopped := c.stopped
+	c.mu.Unlock()
+	<-stopped
+}
+
+// finish ends the writer. The reader has ended, with c.code set or with none.
+func (c *conn) finish() {
+	c.gone(io.EOF)
+	c.wait()
+}
+
+// Bytes a client may send: more than its messages need, less than hurts.
+const (
+	readRate  = 64 << 10 // in a second
+	readBurst = 256 << 10
+)
+
+// meter is the connection as gorilla reads it: it notes that the client lives,
+// and ends the reading of a client that floods us below the level of messages
+// (pings, empty fragments of a message that never ends).
+type meter struct {
+	net.Conn
+	c     *conn
+	limit bucket
+}
+
+func (m *meter) Read(b []byte) (int, error) {
+	n, err := m.Conn.Read(b)
+	if n > 0 {
+		now := time.Now()
+		m.c.heard.Store(m.c.hub.at(now))
+		if !m.limit.take(n, now) && err == nil {
+			err = errFlood
+		}
+	}
+	return n, err
+}
+
+// hijacker gives the upgrader the meter for the connection below it.
+type hijacker struct {
+	http.ResponseWriter
+	m *meter
+}
+
+func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	h.m.Conn, h.m.limit = c, bucket{rate: readRate, size: readBurst}
+	return h.m, rw, err
+}
+
+func tcpOf(c net.Conn) *net.TCPConn {
+	if t, ok := c.(interface{ NetConn() net.Conn }); ok { // crypto/tls
+		c = t.NetConn()
+	}
+	t, _ := c.(*net.TCPConn)
+	return t
+}
+
+// bucket allows rate things a second and size at once. It begins full, and is
+// used by one goroutine.
+type bucket struct {
+	rate, size float64
+	used       float64
+	at         time.Time
+}
+
+func (b *bucket) take(n int, now time.Time) bool {
+	b.used = max(0, b.used-now.Sub(b.at).Seconds()*b.rate) + float64(n)
+	b.at = now
+	return b.used <= b.size
 }
 
 var _ http.Handler = (*Hub)(nil)

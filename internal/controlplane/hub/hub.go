@@ -1,22 +1,30 @@
 // Package hub carries what changes to browsers and terminals over WebSocket
 // (RFC 6455; messages as in contract §5 and api/events.md).
 //
-// A message is encoded once, however many read it. Each connection has a
-// bounded queue: progress that was not sent yet is replaced by newer progress of
-// the same task, a status is never dropped, and a connection that cannot keep
-// up with statuses is closed with 1013 so that it comes back and asks for what
-// it missed.
+// A message is encoded once, however many read it, and only if somebody does.
+// Connections are found by topic (everything, one region, one task), so that a
+// change of one task costs what its readers cost, whoever else is connected.
+// Each connection has a bounded queue: progress, hardware, a region's state and
+// counts that were not sent yet give way to newer ones of the same subject, a
+// status is never dropped, and a connection that cannot keep up with statuses
+// is closed with 1013 so that it comes back and asks for what it missed. What
+// is queued leaves in one write, at most one every few milliseconds.
+//
+// An idle connection is one goroutine that reads. A few goroutines write for all
+// connections and never wait; where a client does not take what it is sent at
+// once, a goroutine of its own waits for it, until it is given up.
 package hub
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net/http"
 	"net/url"
+	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -27,15 +35,20 @@ import (
 
 // Limits of a connection.
 const (
-	maxRead          = 4 << 10
-	maxQueue         = 512 // messages a client may be behind
+	maxConnections   = 20_000
+	maxRead          = 4 << 10   // bytes of one message
+	readBuffer       = 256       // bytes; what clients send is small
+	sendBuffer       = 128 << 10 // bytes the kernel keeps for a client that is behind
 	maxSubscriptions = 4096
-	writeTimeout     = 10 * time.Second
-	pingEvery        = 30 * time.Second
+	writeTimeout     = 10 * time.Second // of one write: a client that takes nothing for so long is cut off
+	pingEvery        = 20 * time.Second
+	silence          = 42 * time.Second // a client of which nothing is heard for so long is gone
 	lingerTime       = time.Second
-	ringSize         = 8192 // messages kept for clients that come back
+	paceTime         = 20 * time.Millisecond // least time between two writes to one client
+	ringSize         = 8192                  // messages kept for clients that come back
+	ringBytes        = 16 << 20              // and at most about so much
 	aheadPatience    = 5 * time.Second
-	countsEvery      = time.Second
+	tickEvery        = time.Second
 )
 
 type reader interface {
@@ -49,32 +62,62 @@ type Hub struct {
 	log      *slog.Logger
 	up       websocket.Upgrader
 	patience time.Duration // of one write to one client
+	pace     time.Duration
+	epoch    time.Time // instants are counted from it, see at
+	stats    counters
+	writers  writers
 
-	mu     sync.Mutex // guards what follows
-	conns  map[*conn]struct{}
-	rev    int64 // of the newest update
-	floor  int64 // messages after this revision are all in ring
-	ring   []*message
-	counts map[lpmos.Status]int
-	closed bool
-	wg     sync.WaitGroup
+	mu      sync.Mutex // guards what follows
+	conns   map[*conn]struct{}
+	all     topic
+	tasks   map[string]*topic
+	regions map[string]*topic
+	rev     int64 // of the newest update
+	floor   int64 // messages after this revision are all in ring
+	ring    []*message
+	ringed  int                  // bytes of ring, about
+	counts  map[lpmos.Status]int // nil before the first tick
+	counted *message             // counts, as they were last sent
+	closed  bool
+	wg      sync.WaitGroup
 }
 
-// message is encoded and addressed.
-type message struct {
-	rev      int64 // safe to resume after
-	kind     string
-	taskID   string
-	regionID string
-	frame    *websocket.PreparedMessage
+// Stats is what a hub has done since it was made. The counters only grow.
+type Stats struct {
+	Connections   int   // now
+	Subscriptions int   // topics that somebody reads now
+	Accepted      int64 // connections
+	Refused       int64 // connections, because there were too many
+	Published     int64 // messages, each counted once
+	Sent          int64 // messages written to clients
+	Writes        int64 // system calls that took; Sent/Writes is the size of a batch
+	SentBytes     int64
+	Coalesced     int64 // messages that gave way to newer ones of their subject
+	Replayed      int64 // messages sent again to clients that came back
+	Resyncs       int64 // clients told to read everything anew
+	Slow          int64 // connections closed with 1013
+	Stalled       int64 // connections cut off because a write stood still
+	Silent        int64 // connections cut off because nothing was heard
+	Flooded       int64 // connections closed with 1008
+}
+
+type counters struct {
+	accepted, refused, published, sent, writes, bytes, coalesced, replayed, resyncs atomic.Int64
+	slow, stalled, silent, flooded                                                  atomic.Int64
 }
 
 // New makes a hub. Publish must be a listener of the read model.
 func New(read reader, log *slog.Logger) *Hub {
-	h := &Hub{read: read, log: log, patience: writeTimeout, conns: map[*conn]struct{}{}}
+	h := &Hub{
+		read: read, log: log, patience: writeTimeout, pace: paceTime, epoch: time.Now(),
+		conns: map[*conn]struct{}{}, tasks: map[string]*topic{}, regions: map[string]*topic{},
+	}
+	h.writers.most = runtime.GOMAXPROCS(0)
+	h.writers.buffers.New = func() any { b := make([]byte, 0, batchBytes); return &b }
 	h.up = websocket.Upgrader{
-		ReadBufferSize: 1 << 10, WriteBufferSize: 4 << 10, CheckOrigin: sameOrigin,
-		WriteBufferPool: &sync.Pool{},
+		// With a pool for it, a connection holds no write buffer: all we write
+		// through it is what it answers to broken frames.
+		ReadBufferSize: readBuffer, WriteBufferPool: &sync.Pool{}, CheckOrigin: sameOrigin,
 	}
 	return h
 }
@@ -90,6 +133,9 @@ func sameOrigin(r *http.Request) bool {
 	return err == nil && u.Host == r.Host
 }
 
+// at is an instant as connections keep it: never 0.
+func (h *Hub) at(t time.Time) int64 { return max(int64(t.Sub(h.epoch)), 0) + 1 }
+
 // Publish sends one update to all it concerns. It never blocks on a client.
 func (h *Hub) Publish(u api.Update) {
 	h.mu.Lock()
@@ -97,80 +143,121 @@ func (h *Hub) Publish(u api.Update) {
 	first := h.rev == 0
 	h.rev = u.Rev
 	if u.Reset {
-		h.ring, h.floor = nil, u.Rev
+		h.ring, h.ringed, h.floor = nil, 0, u.Rev
 		if !first {
-			m := h.encode(body{Type: "resync", Rev: u.Rev, StoreID: h.read.StoreID()}, "resync", "", "")
+			m := h.resync()
 			for c := range h.conns {
-				c.push(m)
+				h.stats.resyncs.Add(1)
+				c.push(m, time.Now())
 			}
 		}
 		return
 	}
-	for i, e := range u.Events {
+	if len(u.Events) == 0 {
+		return
+	}
+	now := time.Now()
+	for i := range u.Events {
 		// Only the last message of a transaction carries its revision; whoever
 		// is cut off between two of them resumes before the first.
 		rev := u.Rev - 1
 		if i == len(u.Events)-1 {
 			rev = u.Rev
 		}
-		m := h.encode(bodyOf(e, rev), e.Type, e.TaskID, e.RegionID)
-		m.rev = rev
-		h.ring = append(h.ring, m)
-		for c := range h.conns {
-			if c.wants(m) && u.Rev > c.after {
-				c.push(m)
+		m := eventMessage(&u.Events[i], rev)
+		h.stats.published.Add(1)
+		h.remember(m)
+		h.deliver(m, u.Rev, now)
+	}
+}
+
+// remember keeps m for clients that come back, and forgets what is too old.
+func (h *Hub) remember(m *message) {
+	h.ring = append(h.ring, m)
+	h.ringed += m.size
+	drop := 0
+	if over := len(h.ring) - ringSize; over > ringSize/4 {
+		drop = over
+	}
+	for left := h.ringed; left > ringBytes && drop < len(h.ring)-1; {
+		// A good part at once, so that this is rare.
+		for until := left - ringBytes/4; left > until && drop < len(h.ring)-1; drop++ {
+			left -= h.ring[drop].size
+		}
+	}
+	if drop == 0 {
+		return
+	}
+	h.floor = h.ring[drop-1].rev
+	h.ring = append([]*message(nil), h.ring[drop:]...)
+	h.ringed = 0
+	for _, m := range h.ring {
+		h.ringed += m.size
+	}
+}
+
+// missed are the messages after a revision.
+func (h *Hub) missed(after int64) []*message {
+	from, _ := slices.BinarySearchFunc(h.ring, after, func(m *message, after int64) int {
+		if m.rev > after {
+			return 1
+		}
+		return -1
+	})
+	return h.ring[from:]
+}
+
+// deliver queues m for everyone who wants it, once.
+func (h *Hub) deliver(m *message, rev int64, now time.Time) {
+	give := func(c *conn) {
+		if rev > c.after {
+			c.push(m, now)
+		}
+	}
+	// Logs are for who looks at one task: all of them at once is a flood that
+	// nobody reads.
+	var region *topic
+	if m.kind != api.EventLog {
+		for _, c := range h.all.conns {
+			give(c)
+		}
+		if region = h.regions[m.regionID]; region != nil {
+			for _, c := range region.conns {
+				if !c.reads(&h.all) {
+					give(c)
+				}
 			}
 		}
 	}
-	if over := len(h.ring) - ringSize; over > ringSize/4 {
-		h.floor = h.ring[over-1].rev
-		h.ring = append([]*message(nil), h.ring[over:]...)
+	if t := h.tasks[m.taskID]; t != nil && m.taskID != "" {
+		for _, c := range t.conns {
+			if m.kind == api.EventLog || !c.reads(&h.all) && (region == nil || !c.reads(region)) {
+				give(c)
+			}
+		}
 	}
 }
 
-// body is every server message; the founding fields keep their names.
-type body struct {
-	Type       string                 `json:"type"`
-	TaskID     string                 `json:"task_id,omitempty"`
-	RegionID   string                 `json:"region_id,omitempty"`
-	Status     string                 `json:"status,omitempty"`
-	Attempt    int                    `json:"attempt,omitempty"`
-	Error      *lpmos.Failure         `json:"error,omitempty"`
-	Percentage *int                   `json:"percentage,omitempty"`
-	Stage      lpmos.Stage            `json:"stage,omitempty"`
-	Message    string                 `json:"message,omitempty"`
-	Details    *lpmos.ProgressDetails `json:"details,omitempty"`
-	Hardware   *lpmos.Hardware        `json:"hardware,omitempty"`
-	Lines      []string               `json:"lines,omitempty"`
-	Counts     map[lpmos.Status]int   `json:"counts,omitempty"`
-	StoreID    string                 `json:"store_id,omitempty"`
-	Rev        int64                  `json:"rev"`
+// wants reports whether m is for c.
+func (h *Hub) wants(c *conn, m *message) bool {
+	if t := h.tasks[m.taskID]; t != nil && c.reads(t) {
+		return true
+	}
+	if m.kind == api.EventLog {
+		return false
+	}
+	if c.reads(&h.all) {
+		return true
+	}
+	t := h.regions[m.regionID]
+	return t != nil && c.reads(t)
 }
 
-func bodyOf(e api.Event, rev int64) body {
-	b := body{Type: e.Type, TaskID: e.TaskID, RegionID: e.RegionID, Status: e.Status, Attempt: e.Attempt, Error: e.Failure, Hardware: e.Hardware, Lines: e.Lines, Rev: rev}
-	if p := e.Progress; p != nil {
-		b.Percentage, b.Stage, b.Message, b.Details, b.Attempt = &p.Percentage, p.Stage, p.Message, p.Details, p.Attempt
-	}
-	return b
-}
-
-func (h *Hub) encode(b body, kind, taskID, regionID string) *message {
-	text, err := json.Marshal(b)
-	if err != nil {
-		panic(fmt.Sprintf("hub: encode %s: %v", kind, err))
-	}
-	frame, err := websocket.NewPreparedMessage(websocket.TextMessage, text)
-	if err != nil {
-		panic(fmt.Sprintf("hub: prepare %s: %v", kind, err))
-	}
-	return &message{rev: b.Rev, kind: kind, taskID: taskID, regionID: regionID, frame: frame}
-}
-
-// Run sends counts and looks after clients that are ahead of this replica,
-// until ctx ends; then it closes all connections with 1001.
+// Run sends counts and looks after clients that stand still, fell silent or are
+// ahead of this replica, until ctx ends; then it closes all connections with
+// 1001.
 func (h *Hub) Run(ctx context.Context) error {
-	t := time.NewTicker(countsEvery)
+	t := time.NewTicker(tickEvery)
 	defer t.Stop()
 	for {
 		select {
@@ -187,27 +274,47 @@ func (h *Hub) tick(now time.Time) {
 	counts := h.read.Counts()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.conns) > 0 && !maps.Equal(counts, h.counts) {
-		m := h.encode(body{Type: "counts", Counts: counts, Rev: h.rev}, "counts", "", "")
-		for c := range h.conns {
-			if c.all {
-				c.push(m)
-			}
+	if h.counts == nil || !maps.Equal(counts, h.counts) {
+		h.counts, h.counted = counts, nil
+		for _, c := range h.all.conns {
+			c.push(h.count(), now)
 		}
 	}
-	h.counts = counts
+	at := h.at(now)
 	for c := range h.conns {
-		if c.after > h.rev && now.Sub(c.since) > aheadPatience {
+		if c.after > h.rev && at-c.since > int64(aheadPatience) {
 			c.after = 0
-			c.push(h.resync())
+			h.stats.resyncs.Add(1)
+			c.push(h.resync(), now)
+		}
+		switch began := c.writing.Load(); {
+		case began != 0 && at-began > int64(h.patience):
+			h.stats.stalled.Add(1)
+			c.cut()
+		case at-c.heard.Load() > int64(silence):
+			h.stats.silent.Add(1)
+			c.cut()
+		case at-c.pinged > int64(pingEvery):
+			c.pinged = at
+			c.ping()
 		}
 	}
+}
+
+// count is the message with the counts, at the revision of now. There are some.
+func (h *Hub) count() *message {
+	if h.counted == nil || h.counted.rev != h.rev {
+		h.counted = newMessage(body{Type: "counts", Counts: h.counts, Rev: h.rev})
+		h.counted.subject = subject{kind: "counts"}
+	}
+	return h.counted
 }
 
 func (h *Hub) resync() *message {
-	return h.encode(body{Type: "resync", Rev: h.rev, StoreID: h.read.StoreID()}, "resync", "", "")
+	return newMessage(body{Type: "resync", Rev: h.rev, StoreID: h.read.StoreID()})
 }
 
+// close says goodbye to everyone, and cuts off who does not take it.
 func (h *Hub) close() {
 	h.mu.Lock()
 	h.closed = true
@@ -215,7 +322,15 @@ func (h *Hub) close() {
 		c.end(websocket.CloseGoingAway, "the server restarts")
 	}
 	h.mu.Unlock()
+	force := time.AfterFunc(2*lingerTime, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		for c := range h.conns {
+			c.cut()
+		}
+	})
 	h.wg.Wait()
+	force.Stop()
 }
 
 // Connections is how many clients are connected.
@@ -223,4 +338,22 @@ func (h *Hub) Connections() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.conns)
+}
+
+// Stats is what the hub has done so far.
+func (h *Hub) Stats() Stats {
+	h.mu.Lock()
+	conns, topics := len(h.conns), len(h.tasks)+len(h.regions)
+	if len(h.all.conns) > 0 {
+		topics++
+	}
+	h.mu.Unlock()
+	s := &h.stats
+	return Stats{
+		Connections: conns, Subscriptions: topics,
+		Accepted: s.accepted.Load(), Refused: s.refused.Load(), Published: s.published.Load(),
+		Sent: s.sent.Load(), Writes: s.writes.Load(), SentBytes: s.bytes.Load(), Coalesced: s.coalesced.Load(),
+		Replayed: s.replayed.Load(), Resyncs: s.resyncs.Load(),
+		Slow: s.slow.Load(), Stalled: s.stalled.Load(), Silent: s.silent.Load(), Flooded: s.flooded.Load(),
+	}
 }

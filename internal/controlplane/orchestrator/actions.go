@@ -15,11 +15,11 @@ import (
 func (o *Orchestrator) Create(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error) {
 	// The same request is the same task, also when the profile has changed.
 	request := lpmos.DigestOf(spec)
-	spec, template, err := o.Resolve(spec)
+	spec, err := o.Resolve(spec)
 	if err != nil {
 		return lpmos.Task{}, err
 	}
-	t, err := o.put.Create(ctx, store.NewTask{Spec: spec, Template: template, By: by, Key: idempotencyKey, Request: request})
+	t, err := o.put.Create(ctx, store.NewTask{Spec: spec, By: by, Key: idempotencyKey, Request: request})
 	if err == nil {
 		o.log.Info("task created", "task", t.ID, "region", t.RegionID, "mac", t.TargetMAC, "by", by, "rev", t.Rev)
 	}

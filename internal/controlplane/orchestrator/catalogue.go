@@ -15,40 +15,39 @@ import (
 // host name is made of what is known of the machine; where that is not enough,
 // the pattern stays and decides when the machine reports. Everything that
 // Create would refuse, but for a machine that is taken, is refused here.
-func (o *Orchestrator) Resolve(spec lpmos.Spec) (lpmos.Spec, *lpmos.TaskTemplate, error) {
+func (o *Orchestrator) Resolve(spec lpmos.Spec) (lpmos.Spec, error) {
 	if spec.Profile != "" {
 		p, err := o.profile(spec.Profile)
 		if err != nil {
-			return spec, nil, err
+			return spec, err
 		}
 		spec = p.Apply(spec)
 	}
 	said := spec.Hostname != ""
 	spec, err := spec.Normalize()
 	if err != nil {
-		return spec, nil, err
+		return spec, err
 	}
 	if _, ok := o.read.Region(spec.RegionID); !ok {
 		var known []string
 		for _, r := range o.read.Regions() {
 			known = append(known, r.ID)
 		}
-		return spec, nil, &lpmos.InvalidError{Field: "region_id", Problem: "is not a region that ever registered" + among(known), Value: spec.RegionID}
+		return spec, &lpmos.InvalidError{Field: "region_id", Problem: "is not a region that ever registered" + among(known), Value: spec.RegionID}
 	}
 	image, err := o.image(spec.OSType, spec.OSVersion, spec.Arch)
 	if err != nil {
-		return spec, nil, err
+		return spec, err
 	}
-	var pinned *lpmos.TaskTemplate
 	if spec.Template != "" {
 		t, err := o.template(spec.Template)
 		if err != nil {
-			return spec, nil, err
+			return spec, err
 		}
 		if !image.CloudInit {
-			return spec, nil, &lpmos.InvalidError{Field: "template", Problem: "is for cloud-init, which the image " + image.Name() + " does not read", Value: spec.Template}
+			return spec, &lpmos.InvalidError{Field: "template", Problem: "is for cloud-init, which the image " + image.Name() + " does not read", Value: spec.Template}
 		}
-		spec.Template, pinned = t.Ref(), t.Pinned()
+		spec.Template = t.Ref()
 	}
 	if spec.HostnamePattern != "" && !said {
 		m, _ := o.read.Machine(spec.TargetMAC)
@@ -56,7 +55,7 @@ func (o *Orchestrator) Resolve(spec lpmos.Spec) (lpmos.Spec, *lpmos.TaskTemplate
 			spec.Hostname = name
 		}
 	}
-	return spec, pinned, nil
+	return spec, nil
 }
 
 func (o *Orchestrator) image(os, version, arch string) (lpmos.Image, error) {

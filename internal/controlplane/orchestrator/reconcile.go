@@ -79,6 +79,9 @@ func (o *Orchestrator) step(ctx context.Context, t lpmos.Task, r api.Reports) er
 						return errNothing
 					}
 					rec.Task.Progress, rec.Task.LogTail = finished(t, r), logTail(r.Log)
+					if p := rec.Task.Progress; p != nil {
+						rec.Task.Progress = p.Begin(lpmos.StageVerify, o.now().UTC())
+					}
 					return nil
 				})
 			return err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 )
 
 type created struct {
@@ -43,8 +44,12 @@ type taskList struct {
 }
 
 func (a *API) listTasks(c *gin.Context) {
-	q := api.Query{RegionID: c.Query("region_id"), Text: c.Query("q"), Cursor: c.Query("cursor")}
+	q := api.Query{RegionID: c.Query("region_id"), Cursor: c.Query("cursor")}
 	var err error
+	if q.Filter, err = query.Parse(c.Query("q")); err != nil {
+		a.fail(c, err)
+		return
+	}
 	if q.Limit, err = intQuery(c, "limit", maxLimit); err != nil {
 		a.fail(c, err)
 		return

@@ -74,8 +74,9 @@ func named(ref, name string) bool {
 func (s *State) use(task func(*task) bool, profile func(lpmos.Profile) bool) (u api.Use) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	for _, t := range s.order {
-		if t.Status == "" || !task(t) {
+	for i := len(s.rows) - 1; i >= 0; i-- { // newest first
+		t := s.rows[i].t
+		if !task(t) {
 			continue
 		}
 		u.Tasks++
@@ -96,11 +97,9 @@ func (s *State) use(task func(*task) bool, profile func(lpmos.Profile) bool) (u 
 func (s *State) RegionLoad(id string) map[lpmos.Status]int {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	out := map[lpmos.Status]int{}
-	for _, t := range s.order {
-		if t.RegionID == id && t.Status != "" {
-			out[t.Status]++
-		}
+	n, ok := s.nameOf[id]
+	if !ok {
+		return map[lpmos.Status]int{}
 	}
-	return out
+	return maps.Clone(s.regionCounts[n])
 }

@@ -2,6 +2,7 @@ package state
 
 import (
 	"cmp"
+	"context"
 	"maps"
 	"slices"
 	"strings"
@@ -26,19 +27,88 @@ type fleet struct {
 	gone    map[*machine]struct{}
 }
 
-// record is one source of knowledge about a machine.
+// record is one source of knowledge about a machine. Its hardware stays in the
+// store: of a hundred thousand machines nobody looks at more than a few.
 type record struct {
 	key     string
+	kind    store.Kind // KindMetadata for a task, KindAgentInfo, KindDiscovered
 	region  string
 	primary lpmos.MAC // it booted from, or the task names
 	macs    []lpmos.MAC
 	uuid    string // "" when it is nobody's own
 	address string
 	at      time.Time // when hardware was reported, else of the last change
-	hw      *lpmos.Hardware
+	hw      *brief    // nil when it never reported
 	taskID  string
 	task    *task // nil unless it is a task
 	machine *machine
+}
+
+// brief is what lists and searches need of hardware.
+type brief struct {
+	System  lpmos.System  `json:"system"`
+	Board   lpmos.Board   `json:"board"`
+	Chassis lpmos.Chassis `json:"chassis"`
+	CPU     lpmos.CPU     `json:"cpu"`
+	Memory  lpmos.Memory  `json:"memory"`
+	Disks   []briefDisk   `json:"disks"`
+	NICs    []briefNIC    `json:"nics"`
+	part    bool          // serial numbers and models alone are known
+}
+
+type briefDisk struct {
+	SizeBytes int64  `json:"size_bytes"`
+	Model     string `json:"model"`
+	Serial    string `json:"serial"`
+	WWN       string `json:"wwn"`
+	Removable bool   `json:"removable"`
+}
+
+type briefNIC struct {
+	MAC lpmos.MAC `json:"mac"`
+}
+
+func (b *brief) MACs() (out []lpmos.MAC) {
+	for _, n := range b.NICs {
+		out = append(out, n.MAC)
+	}
+	return out
+}
+
+func newBrief(h *lpmos.Hardware) *brief {
+	if h == nil {
+		return nil
+	}
+	b := &brief{System: h.System, Board: h.Board, Chassis: h.Chassis, CPU: h.CPU, Memory: h.Memory}
+	for _, d := range h.Disks {
+		b.Disks = append(b.Disks, briefDisk{d.SizeBytes, d.Model, d.Serial, d.WWN, d.Removable})
+	}
+	for _, n := range h.NICs {
+		b.NICs = append(b.NICs, briefNIC{n.MAC})
+	}
+	return b
+}
+
+func foundBrief(f *lpmos.Found) *brief {
+	if f == nil {
+		return nil
+	}
+	b := &brief{part: true, System: lpmos.System{Manufacturer: f.Manufacturer, Product: f.Product, Serial: f.Serial, UUID: f.UUID}}
+	for _, d := range f.Disks {
+		b.Disks = append(b.Disks, briefDisk{Model: d.Model, Serial: d.Serial})
+	}
+	return b
+}
+
+// kept is lpmos.Machine and lpmos.Discovered as far as it is needed here.
+type kept struct {
+	MACs     []lpmos.MAC `json:"macs"`
+	RegionID string      `json:"region_id"`
+	TaskID   string      `json:"task_id"`
+	Address  string      `json:"address"`
+	LastSeen time.Time   `json:"last_seen"`
+	SeenAt   time.Time   `json:"seen_at"`
+	Hardware *brief      `json:"hardware"`
 }
 
 func (r *record) ids() []string {
@@ -107,7 +177,12 @@ func (f *fleet) setTask(id string, t *task) {
 		f.set("task "+id, nil)
 		return
 	}
-	r := &record{region: t.RegionID, primary: t.TargetMAC, at: t.UpdatedAt, hw: t.Hardware, taskID: id, task: t}
+	r := &record{kind: store.KindMetadata, region: t.RegionID, primary: t.TargetMAC, at: t.UpdatedAt, hw: newBrief(t.Hardware), taskID: id, task: t}
+	if old := f.records["task "+id]; r.hw == nil && t.left && old != nil && old.hw != nil {
+		r.hw = old.hw // it has ended, and the rest of it is in the store
+	} else if r.hw == nil && (t.left || !t.HardwareAt.IsZero()) {
+		r.hw = foundBrief(t.Found)
+	}
 	r.macs = append(r.macs, t.TargetMAC)
 	r.macs = append(r.macs, t.Claims...)
 	if lpmos.UniqueUUID(t.ClaimUUID) {
@@ -121,25 +196,25 @@ func (f *fleet) setTask(id string, t *task) {
 	f.set("task "+id, r)
 }
 
-func (f *fleet) setFound(region string, mac lpmos.MAC, d *lpmos.Discovered) {
+func (f *fleet) setFound(region string, mac lpmos.MAC, d *kept) {
 	key := "found " + region + " " + mac.String()
 	if d == nil {
 		f.set(key, nil)
 		return
 	}
-	r := &record{region: region, primary: mac, macs: []lpmos.MAC{mac}, address: d.Address, at: d.SeenAt, hw: d.Hardware}
+	r := &record{kind: store.KindDiscovered, region: region, primary: mac, macs: []lpmos.MAC{mac}, address: d.Address, at: d.SeenAt, hw: d.Hardware}
 	r.fromHardware()
 	r.macs = sortedMACs(r.macs)
 	f.set(key, r)
 }
 
-func (f *fleet) setInfo(mac lpmos.MAC, m *lpmos.Machine) {
+func (f *fleet) setInfo(mac lpmos.MAC, m *kept) {
 	key := "info " + mac.String()
 	if m == nil {
 		f.set(key, nil)
 		return
 	}
-	r := &record{region: m.RegionID, primary: mac, macs: append([]lpmos.MAC{mac}, m.MACs...), at: m.LastSeen, hw: m.Hardware, taskID: m.TaskID}
+	r := &record{kind: store.KindAgentInfo, region: m.RegionID, primary: mac, macs: append([]lpmos.MAC{mac}, m.MACs...), at: m.LastSeen, hw: m.Hardware, taskID: m.TaskID}
 	r.fromHardware()
 	r.macs = sortedMACs(r.macs)
 	f.set(key, r)
@@ -150,7 +225,7 @@ func (r *record) fromHardware() {
 		return
 	}
 	r.macs = append(r.macs, r.hw.MACs()...)
-	if r.uuid = ""; lpmos.UniqueUUID(r.hw.System.UUID) {
+	if lpmos.UniqueUUID(r.hw.System.UUID) {
 		r.uuid = strings.ToLower(r.hw.System.UUID)
 	}
 }
@@ -228,6 +303,9 @@ func (f *fleet) cluster(records []*record) (made []*machine) {
 			}
 			return 1
 		}
+		if a.hw != nil && a.at.Equal(b.at) && a.hw.part != b.hw.part {
+			return map[bool]int{true: 1, false: -1}[a.hw.part]
+		}
 		return cmp.Or(b.at.Compare(a.at), strings.Compare(a.key, b.key))
 	})
 	for _, r := range records {
@@ -271,7 +349,7 @@ func (f *fleet) match(r *record) *machine {
 // summarize fills what lists and filters need.
 func (m *machine) summarize(f *fleet) {
 	now := m.records[0] // the newest report, or what is known without one
-	s := lpmos.Machine{MACs: now.macs, UUID: m.uuid, RegionID: now.region, Hardware: now.hw}
+	s := lpmos.Machine{MACs: now.macs, UUID: m.uuid, RegionID: now.region}
 	if owned := slices.DeleteFunc(slices.Clone(now.macs), func(x lpmos.MAC) bool { return f.owner["mac "+x.String()] != m }); len(owned) > 0 {
 		s.MACs = owned
 	}
@@ -291,7 +369,7 @@ func (m *machine) summarize(f *fleet) {
 			words = append(words, mac.String())
 		}
 	}
-	slices.SortFunc(m.tasks, newestFirst)
+	slices.SortFunc(m.tasks, func(a, b *task) int { return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), strings.Compare(a.ID, b.ID)) })
 	if h := now.hw; h != nil {
 		s.HardwareAt, s.Manufacturer, s.Model, s.Serial = now.at, h.System.Manufacturer, h.System.Product, h.System.Serial
 		s.Arch, s.Cores, s.MemoryBytes = h.CPU.Architecture, h.CPU.Cores, h.Memory.TotalBytes
@@ -321,7 +399,7 @@ func (m *machine) summarize(f *fleet) {
 		}
 	}
 	m.derive(&s)
-	m.hidden = s.Hardware == nil && s.State != lpmos.MachineAllocated && s.State != lpmos.MachineInspecting && s.State != lpmos.MachineFailed && s.State != lpmos.MachineDeploying
+	m.hidden = now.hw == nil && s.State != lpmos.MachineAllocated && s.State != lpmos.MachineInspecting && s.State != lpmos.MachineFailed && s.State != lpmos.MachineDeploying
 	m.mac, m.sum = s.MAC, s
 	m.model, m.serial = strings.ToLower(s.Manufacturer+" "+s.Model), strings.ToLower(s.Serial)
 	words = append(words, m.uuid, s.Serial, s.Manufacturer, s.Model, s.RegionID, s.OS, s.Address, strings.ReplaceAll(string(s.State), "_", " "))
@@ -366,7 +444,7 @@ func (m *machine) derive(s *lpmos.Machine) {
 // view is the machine for a list, with what changes from second to second.
 func (m *machine) view() lpmos.Machine {
 	v := m.sum
-	v.Hardware, v.HardwareAt = nil, time.Time{}
+	v.HardwareAt = time.Time{}
 	for _, t := range m.tasks {
 		if r := t.reports[t.Attempt]; r != nil && t.Status.Live() {
 			if p := r.Progress; p != nil && p.UpdatedAt.After(v.LastSeen) {
@@ -383,40 +461,46 @@ func (m *machine) view() lpmos.Machine {
 	return v
 }
 
-// whole is everything known.
-func (m *machine) whole() lpmos.Machine {
-	v := m.view()
-	v.Hardware, v.HardwareAt = m.sum.Hardware, m.sum.HardwareAt
-	for _, t := range m.tasks {
-		v.Tasks = append(v.Tasks, lpmos.MachineTask{
-			TaskID: t.ID, Status: t.Status, Verified: t.Verified(), Hostname: t.Hostname, OSType: t.OSType, OSVersion: t.OSVersion,
-			Attempt: t.Attempt, CreatedAt: t.CreatedAt, CreatedBy: t.CreatedBy, UpdatedAt: t.UpdatedAt,
-		})
-	}
-	now := m.records[0]
-	for _, t := range m.tasks {
-		if t.ID == now.taskID {
-			v.Previous = t.Previous // what was known when it reported, whatever was forgotten since
-		}
-	}
-	if v.Previous == nil {
-		v.Previous = m.seen(now.taskID, now)
-	}
-	if v.Previous != nil {
-		v.Differences = lpmos.DiffHardware(v.Previous.Hardware, v.Hardware)
-	}
-	return v
-}
-
 // seen is the newest report that is not of the given task, nor of a record.
-func (m *machine) seen(taskID string, not *record) *lpmos.Sighting {
+func (m *machine) seen(taskID string, not *record) *record {
 	for _, r := range m.records {
 		if r.hw == nil || r == not || taskID != "" && r.taskID == taskID {
 			continue
 		}
-		return &lpmos.Sighting{At: r.at, RegionID: r.region, TaskID: r.taskID, Hardware: r.hw}
+		return r
 	}
 	return nil
+}
+
+// sighting reads what a record is about from the store; nil while that does not
+// answer. The record's own fields never change.
+func (s *State) sighting(r *record) *lpmos.Sighting {
+	if r == nil {
+		return nil
+	}
+	out := &lpmos.Sighting{At: r.at, RegionID: r.region, TaskID: r.taskID}
+	ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
+	defer cancel()
+	switch r.kind {
+	case store.KindMetadata:
+		if t, ok := s.Task(r.taskID); ok {
+			out.Hardware = t.Hardware
+		}
+	case store.KindAgentInfo:
+		m, err := s.src.MachineInfo(ctx, r.primary)
+		if out.Hardware = m.Hardware; err != nil {
+			s.log.Warn("read what is kept of a machine", "mac", r.primary, "err", err)
+		}
+	case store.KindDiscovered:
+		d, err := s.src.Discovered(ctx, r.region, r.primary)
+		if out.Hardware = d.Hardware; err != nil {
+			s.log.Warn("read what is kept of a machine", "mac", r.primary, "err", err)
+		}
+	}
+	if out.Hardware == nil {
+		return nil
+	}
+	return out
 }
 
 // Machines answers a query, by address.
@@ -454,27 +538,58 @@ func (s *State) Machines(q api.MachineQuery) api.MachinePage {
 }
 
 // Machine is everything known of the machine that has, or had, an address.
+// Hardware is read from the store, and left out while that does not answer.
 func (s *State) Machine(mac lpmos.MAC) (lpmos.Machine, bool) {
 	s.mu.RLock()
-	defer s.mu.RUnlock()
 	m := s.fleet.owner["mac "+mac.String()]
 	if m == nil || m.hidden {
+		s.mu.RUnlock()
 		return lpmos.Machine{}, false
 	}
-	return m.whole(), true
+	v, now := m.view(), m.records[0]
+	v.HardwareAt = m.sum.HardwareAt
+	mine := false // the task that reported last is still there
+	for _, t := range m.tasks {
+		mine = mine || t.ID == now.taskID
+		v.Tasks = append(v.Tasks, lpmos.MachineTask{
+			TaskID: t.ID, Status: t.Status, Verified: t.Verified(), Hostname: t.Hostname, OSType: t.OSType, OSVersion: t.OSVersion,
+			Attempt: t.Attempt, CreatedAt: t.CreatedAt, CreatedBy: t.CreatedBy, UpdatedAt: t.UpdatedAt,
+		})
+	}
+	before := m.seen(now.taskID, now)
+	s.mu.RUnlock()
+	if mine {
+		// What was known when it reported, whatever was forgotten since.
+		if t, ok := s.Task(now.taskID); ok {
+			v.Hardware, v.Previous = t.Hardware, t.Previous
+		}
+	}
+	if v.Hardware == nil && now.hw != nil {
+		if x := s.sighting(now); x != nil {
+			v.Hardware = x.Hardware
+		}
+	}
+	if v.Previous == nil {
+		v.Previous = s.sighting(before)
+	}
+	if v.Previous != nil {
+		v.Differences = lpmos.DiffHardware(v.Previous.Hardware, v.Hardware)
+	}
+	return v, true
 }
 
 // Seen is the machine with this hardware as it was last seen, but for the given
 // task; nil when it was not.
 func (s *State) Seen(taskID string, mac lpmos.MAC, h *lpmos.Hardware) *lpmos.Sighting {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	r := &record{primary: mac, macs: []lpmos.MAC{mac}, hw: h}
+	r := &record{primary: mac, macs: []lpmos.MAC{mac}, hw: newBrief(h)}
 	r.fromHardware()
+	s.mu.RLock()
+	var before *record
 	if m := s.fleet.match(r); m != nil {
-		return m.seen(taskID, nil)
+		before = m.seen(taskID, nil)
 	}
-	return nil
+	s.mu.RUnlock()
+	return s.sighting(before)
 }
 
 // term is one word of a search.
@@ -537,11 +652,11 @@ func (s *State) applyFleet(c store.Change, moved map[string]bool) {
 	case store.KindMetadata, store.KindStatus, store.KindHardware, store.KindReportAgent, store.KindReceipt, store.KindPrevious:
 		moved[c.Key.TaskID] = true
 	case store.KindDiscovered:
-		d, err := pointer[lpmos.Discovered](c)
+		d, err := pointer[kept](c)
 		s.report(err, c)
 		s.fleet.setFound(c.Key.Region, c.Key.MAC, d)
 	case store.KindAgentInfo:
-		m, err := pointer[lpmos.Machine](c)
+		m, err := pointer[kept](c)
 		s.report(err, c)
 		s.fleet.setInfo(c.Key.MAC, m)
 	}

@@ -1,11 +1,10 @@
 package state
 
 import (
-	"fmt"
+	"context"
 	"maps"
 	"slices"
 	"sort"
-	"strconv"
 	"strings"
 	"time"
 
@@ -31,17 +30,29 @@ func (s *State) Ready() bool {
 	return s.ready
 }
 
-// Task is one task with its newest progress and the tail of its log.
+// Task is one task with its newest progress and the tail of its log. Of one
+// that has ended, hardware, plan and log are read from the store; while it does
+// not answer they are left out.
 func (s *State) Task(id string) (lpmos.Task, bool) {
 	s.mu.RLock()
-	defer s.mu.RUnlock()
 	t, ok := s.tasks[id]
 	if !ok || t.Status == "" {
+		s.mu.RUnlock()
 		return lpmos.Task{}, false
 	}
 	v := t.view()
 	if log := t.log(t.Attempt); len(log) > 0 {
 		v.LogTail = tail(log, logTailLines)
+	}
+	load := !t.Status.Live() && (t.left || t.leftLog)
+	s.mu.RUnlock()
+	if load {
+		if kept, ok := s.load(id); ok && kept.Status == v.Status && kept.Attempt == v.Attempt {
+			v.Hardware, v.Plan, v.Previous, v.TemplateText = kept.Hardware, kept.Plan, kept.Previous, kept.TemplateText
+			if len(v.LogTail) == 0 {
+				v.LogTail = tail(kept.LogTail, logTailLines)
+			}
+		}
 	}
 	if v.Previous != nil {
 		v.Differences = lpmos.DiffHardware(v.Previous.Hardware, v.Hardware)
@@ -49,70 +60,38 @@ func (s *State) Task(id string) (lpmos.Task, bool) {
 	return v, true
 }
 
+// loadTimeout bounds how long a page waits for what is not in memory.
+const loadTimeout = 2 * time.Second
+
+func (s *State) load(id string) (lpmos.Task, bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
+	defer cancel()
+	rec, err := s.src.Task(ctx, id)
+	if err != nil {
+		s.log.Warn("read what is kept of a task that ended", "task", id, "err", err)
+	}
+	return rec.Task, err == nil
+}
+
 // logTailLines is how much of a log goes with a task; all of it is at /logs.
 const logTailLines = 200
-
-// Tasks answers a query. The tasks in a page are without hardware, plan and
-// log, which are large and belong to the page of one task.
-func (s *State) Tasks(q api.Query) api.Page {
-	if q.Limit <= 0 {
-		q.Limit = 100
-	}
-	words := strings.Fields(strings.ToLower(q.Text))
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	page := api.Page{Rev: s.rev}
-	after, resume := parseCursor(q.Cursor)
-	for _, t := range s.order {
-		if t.Status == "" || !t.matches(q, words) {
-			continue
-		}
-		page.Total++
-		if resume && newestFirst(t, after) <= 0 {
-			continue
-		}
-		if len(page.Tasks) == q.Limit {
-			if page.NextCursor == "" {
-				last := page.Tasks[q.Limit-1]
-				page.NextCursor = fmt.Sprintf("%d_%s", last.CreatedAt.UnixNano(), last.ID)
-			}
-			continue
-		}
-		v := t.view()
-		v.Hardware, v.Plan, v.LogTail, v.Previous, v.TemplateText = nil, nil, nil, nil, nil
-		page.Tasks = append(page.Tasks, v)
-	}
-	return page
-}
-
-// parseCursor makes a stand-in for the last task of the page before: only its
-// place in the order matters, so the task itself may be gone.
-func parseCursor(c string) (*task, bool) {
-	nanos, id, ok := strings.Cut(c, "_")
-	n, err := strconv.ParseInt(nanos, 10, 64)
-	if !ok || err != nil {
-		return nil, false
-	}
-	return &task{Task: lpmos.Task{ID: id, CreatedAt: time.Unix(0, n)}}, true
-}
-
-func (t *task) matches(q api.Query, words []string) bool {
-	if len(q.Statuses) > 0 && !slices.Contains(q.Statuses, t.Status) || q.RegionID != "" && q.RegionID != t.RegionID {
-		return false
-	}
-	for _, w := range words {
-		if !strings.Contains(t.search, w) {
-			return false
-		}
-	}
-	return true
-}
 
 // Counts is how many tasks are in each status.
 func (s *State) Counts() map[lpmos.Status]int {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return maps.Clone(s.counts)
+}
+
+// RegionCounts is how many tasks of a region are in each status.
+func (s *State) RegionCounts(region string) map[lpmos.Status]int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n, ok := s.nameOf[region]
+	if !ok {
+		return map[lpmos.Status]int{}
+	}
+	return maps.Clone(s.regionCounts[n])
 }
 
 // Regions are all that ever registered, by id.
@@ -176,9 +155,9 @@ func (s *State) Reports(id string) api.Reports {
 // Logs are all lines that are still kept of a task's log, every attempt's.
 func (s *State) Logs(id string) ([]string, bool) {
 	s.mu.RLock()
-	defer s.mu.RUnlock()
 	t, ok := s.tasks[id]
 	if !ok || t.Status == "" {
+		s.mu.RUnlock()
 		return nil, false
 	}
 	var out []string
@@ -188,16 +167,25 @@ func (s *State) Logs(id string) ([]string, bool) {
 	if len(out) == 0 {
 		out = t.LogTail
 	}
+	load := len(out) == 0 && t.leftLog
+	s.mu.RUnlock()
+	if load {
+		kept, _ := s.load(id)
+		out = kept.LogTail
+	}
 	return out, true
 }
 
-// Live are the ids of tasks that own a machine.
+// Live are the ids of tasks that own a machine, in no order.
 func (s *State) Live() []string {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var out []string
-	for _, t := range s.order {
-		if t.Status.Live() {
+	for i, st := range lpmos.Statuses {
+		if !st.Live() {
+			continue
+		}
+		for _, t := range s.byStatus[i] {
 			out = append(out, t.ID)
 		}
 	}

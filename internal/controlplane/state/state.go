@@ -1,7 +1,9 @@
 // Package state is the control plane's read model: every task, region and
 // image in memory, kept fresh by one watch on the store. Lists, filters, counts
 // and pages are answered from here; decisions are made against the store
-// itself, by the orchestrator.
+// itself, by the orchestrator. Only hardware, plan and log of tasks that have
+// ended are not kept: they are most of what there is, and are read from the
+// store when somebody looks at one.
 //
 // Run is the only writer. All other methods may be called concurrently; what
 // they return is a copy whose pointers lead to values that are never changed
@@ -26,6 +28,9 @@ import (
 type source interface {
 	ID() string
 	Changes(ctx context.Context, scope store.Scope) iter.Seq2[store.Batch, error]
+	Task(ctx context.Context, id string) (store.Record, error)
+	MachineInfo(ctx context.Context, mac lpmos.MAC) (lpmos.Machine, error)
+	Discovered(ctx context.Context, region string, mac lpmos.MAC) (lpmos.Discovered, error)
 }
 
 var _ source = (*store.Store)(nil)
@@ -36,13 +41,22 @@ type State struct {
 	log    *slog.Logger
 	listen []func(api.Update)
 	synced chan struct{}
+	now    func() time.Time
 
 	mu      sync.RWMutex // guards what follows
 	rev     int64
 	ready   bool
+	listing bool // a reset is being read: rows are not in order yet
 	tasks   map[string]*task
-	order   []*task // newest first, by creation and then id
-	counts  map[lpmos.Status]int
+	rows    []row // of every task that is listed, see older
+	// byStatus holds, for each of lpmos.Statuses, the tasks that are in it.
+	byStatus     [16][]*task
+	counts       map[lpmos.Status]int
+	regionCounts map[uint16]map[lpmos.Status]int // by number in names
+	names        []string                        // of regions and systems, by number
+	nameOf       map[string]uint16
+	runs         map[kind]*runs // what earlier installs took
+
 	regions map[string]*region
 	images  map[string]lpmos.Image
 	global  store.Global
@@ -55,8 +69,12 @@ type State struct {
 type task struct {
 	lpmos.Task
 	reports map[int]*reports // by attempt
-	placed  bool             // in State.order
-	search  string           // lower case, what free text is looked for in
+	row     row              // as lists see it
+	left    bool             // Hardware and Plan are in the store alone
+	leftLog bool             // LogTail is
+	learnt  bool             // see State.learn
+	placed  bool             // in State.rows
+	at      int              // in State.byStatus
 }
 
 type reports struct {
@@ -72,13 +90,15 @@ type region struct {
 // New makes an empty read model. Listeners are called by Run, one update at a
 // time in the order of revisions; they must not block.
 func New(src source, log *slog.Logger, listen ...func(api.Update)) *State {
-	s := &State{src: src, log: log, listen: listen, synced: make(chan struct{})}
+	s := &State{src: src, log: log, listen: listen, synced: make(chan struct{}), now: time.Now}
 	s.clear()
 	return s
 }
 
 func (s *State) clear() {
-	s.tasks, s.order, s.counts = map[string]*task{}, nil, map[lpmos.Status]int{}
+	s.tasks, s.rows, s.byStatus, s.counts = map[string]*task{}, nil, [16][]*task{}, map[lpmos.Status]int{}
+	s.regionCounts, s.names, s.nameOf = map[uint16]map[lpmos.Status]int{}, nil, map[string]uint16{}
+	s.runs = map[kind]*runs{}
 	s.regions, s.images = map[string]*region{}, map[string]lpmos.Image{}
 	s.profiles, s.templates = map[string]lpmos.Profile{}, map[string]lpmos.Template{}
 	s.global, s.fleet = store.Global{}, newFleet()
@@ -112,9 +132,11 @@ func (s *State) apply(b store.Batch) api.Update {
 	u := api.Update{Rev: b.Rev, Reset: b.Reset}
 	if b.Reset {
 		s.clear()
+		s.listing = true
 	}
 	s.rev = b.Rev
-	touched, moved := map[string]bool{}, map[string]bool{}
+	touched := map[string]bool{} // whether what words are looked for in changed
+	moved := map[string]bool{}   // tasks that say something new about machines
 	var statuses []string
 	for _, c := range b.Changes {
 		s.applyFleet(c, moved)
@@ -122,7 +144,7 @@ func (s *State) apply(b store.Batch) api.Update {
 		case store.KindMetadata, store.KindStatus, store.KindHardware, store.KindPlan, store.KindApproval,
 			store.KindProgress, store.KindLogs, store.KindError, store.KindReceipt, store.KindTaskTemplate, store.KindPrevious:
 			s.applyTask(c, touched)
-			if c.Value == nil {
+			if c.Value == nil || c.Left {
 				continue
 			}
 			switch c.Key.Kind {
@@ -138,7 +160,7 @@ func (s *State) apply(b store.Batch) api.Update {
 			if e, ok := s.applyReport(c); ok {
 				u.Events = append(u.Events, e)
 			}
-			touched[c.Key.TaskID] = true
+			touched[c.Key.TaskID] = touched[c.Key.TaskID]
 		case store.KindHeartbeat, store.KindCapabilities:
 			if e, ok := s.applyRegion(c); ok {
 				u.Events = append(u.Events, e)
@@ -165,13 +187,17 @@ func (s *State) apply(b store.Batch) api.Update {
 		s.fleet.setTask(id, s.tasks[id])
 	}
 	s.fleet.flush()
-	for id := range touched {
+	for id, words := range touched {
 		if t := s.tasks[id]; t != nil {
-			t.index()
+			if words {
+				t.index()
+			}
+			s.place(t)
 		}
 	}
 	if b.Reset {
-		s.rebuild()
+		s.settle()
+		s.listing = false
 		u.Events = nil
 		if !s.ready {
 			s.ready = true
@@ -198,59 +224,41 @@ func (s *State) report(err error, c store.Change) {
 
 func (s *State) applyTask(c store.Change, touched map[string]bool) {
 	id := c.Key.TaskID
-	touched[id] = true
+	switch c.Key.Kind {
+	case store.KindProgress, store.KindLogs, store.KindReceipt, store.KindPlan, store.KindStatus, store.KindPrevious, store.KindTaskTemplate:
+		touched[id] = touched[id]
+	default:
+		touched[id] = true
+	}
 	t := s.tasks[id]
-	if c.Value == nil && (c.Key.Kind == store.KindStatus || t == nil) {
+	if c.Value == nil && !c.Left && (c.Key.Kind == store.KindStatus || t == nil) {
 		if t != nil {
-			s.count(t.Status, -1)
+			s.drop(t)
 			delete(s.tasks, id)
-			s.order = slices.DeleteFunc(s.order, func(o *task) bool { return o == t })
 		}
 		return
 	}
-	fresh := t == nil
-	if fresh {
+	if t == nil {
 		t = &task{reports: map[int]*reports{}}
 		t.ID = id
 		s.tasks[id] = t
 	}
-	before := t.Status
+	switch c.Key.Kind {
+	case store.KindHardware, store.KindPlan:
+		t.left = c.Left
+	case store.KindPrevious, store.KindTaskTemplate:
+		t.left = t.left || c.Left
+	case store.KindLogs:
+		t.leftLog = c.Left
+	}
+	if c.Left {
+		return
+	}
 	if err := store.SetPart(&t.Task, c.Key, c.Value); err != nil {
 		s.log.Error("value in the store cannot be read", "key", c.Key.String(), "err", err)
 		return
 	}
 	t.Rev = max(t.Rev, c.Rev)
-	if before != t.Status {
-		s.count(before, -1)
-		s.count(t.Status, 1)
-	}
-	// Metadata is the first key of a new task's transaction that says when it
-	// was created, which decides its place.
-	if c.Key.Kind == store.KindMetadata && s.ready && !t.placed {
-		t.placed = true
-		at, _ := slices.BinarySearchFunc(s.order, t, newestFirst)
-		s.order = slices.Insert(s.order, at, t)
-	}
-}
-
-func newestFirst(a, b *task) int {
-	if c := b.CreatedAt.Compare(a.CreatedAt); c != 0 {
-		return c
-	}
-	return strings.Compare(a.ID, b.ID)
-}
-
-func (s *State) rebuild() {
-	s.order = slices.SortedFunc(maps.Values(s.tasks), newestFirst)
-	for _, t := range s.order {
-		t.placed = true
-	}
-}
-
-func (s *State) count(st lpmos.Status, n int) {
-	if st != "" {
-		s.counts[st] += n
-	}
 }
 
 func (s *State) applyReport(c store.Change) (api.Event, bool) {
@@ -287,7 +295,10 @@ func (s *State) applyReport(c store.Change) (api.Event, bool) {
 	case store.KindReportProgress:
 		was := t.progress()
 		var p *lpmos.Progress
-		if p, err = pointer[lpmos.Progress](c); p == nil || p.After(r.Progress) {
+		if p, err = pointer[lpmos.Progress](c); p != nil {
+			p = t.begun(p)
+		}
+		if p == nil || p.After(r.Progress) {
 			r.Progress = p // an older value that comes late is not shown
 		}
 		if p != nil && c.Key.Attempt == t.Attempt && p.After(was) {
@@ -353,6 +364,24 @@ func (t *task) progress() *lpmos.Progress {
 	return p
 }
 
+// begun puts into p when the stages of its attempt began. The newest progress
+// that is known says so, be it reported or, after a restart, folded into the
+// task.
+func (t *task) begun(p *lpmos.Progress) *lpmos.Progress {
+	p.Begun = nil
+	known := t.Task.Progress
+	if r := t.reports[p.Attempt]; r != nil && r.Progress != nil {
+		known = r.Progress
+	}
+	if known != nil && known.Attempt == p.Attempt {
+		p.Begun = known.Begun
+	}
+	if n := len(p.Begun); n > 0 && p.Stage.Number() < p.Begun[n-1].Stage.Number() {
+		return p // late
+	}
+	return p.Begin(p.Stage, p.UpdatedAt)
+}
+
 func (t *task) view() lpmos.Task {
 	v := t.Task
 	v.Progress = t.progress()
@@ -360,20 +389,6 @@ func (t *task) view() lpmos.Task {
 		v.Rev = max(v.Rev, r.Rev)
 	}
 	return v
-}
-
-func (t *task) index() {
-	parts := []string{t.ID, t.Hostname, t.TargetMAC.String(), t.OSType, t.OSVersion, t.RegionID, t.CreatedBy, t.Notes}
-	for _, m := range t.Claims {
-		parts = append(parts, m.String())
-	}
-	if h := t.Hardware; h != nil {
-		parts = append(parts, h.System.Serial, h.System.Manufacturer, h.System.Product, h.System.UUID)
-		for _, d := range h.Disks {
-			parts = append(parts, d.Serial, d.Model)
-		}
-	}
-	t.search = strings.ToLower(strings.Join(parts, "\n"))
 }
 
 func splitLines(text string) []string {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 	"github.com/lpmos/lpmos/internal/store"
 )
 
@@ -25,6 +26,26 @@ type feed struct {
 	got  chan api.Update
 	rev  int64
 	last api.Update
+	kept map[string]lpmos.Task // what the store answers about single tasks
+	put  map[string][]byte     // and about machines, by key
+}
+
+func (f *feed) Task(_ context.Context, id string) (store.Record, error) {
+	t, ok := f.kept[id]
+	if !ok {
+		return store.Record{}, lpmos.ErrUnavailable
+	}
+	return store.Record{Task: t}, nil
+}
+
+func (f *feed) MachineInfo(_ context.Context, mac lpmos.MAC) (m lpmos.Machine, err error) {
+	err = json.Unmarshal(f.put[store.Key{Kind: store.KindAgentInfo, MAC: mac}.String()], &m)
+	return m, err
+}
+
+func (f *feed) Discovered(_ context.Context, region string, mac lpmos.MAC) (d lpmos.Discovered, err error) {
+	err = json.Unmarshal(f.put[store.Key{Kind: store.KindDiscovered, Region: region, MAC: mac}.String()], &d)
+	return d, err
 }
 
 func (f *feed) ID() string { return "store-1" }
@@ -46,7 +67,7 @@ func (f *feed) Changes(ctx context.Context, _ store.Scope) iter.Seq2[store.Batch
 
 func newFeed(t *testing.T, initial ...store.Change) *feed {
 	t.Helper()
-	f := &feed{t: t, ch: make(chan store.Batch), got: make(chan api.Update, 1), rev: 9}
+	f := &feed{t: t, ch: make(chan store.Batch), got: make(chan api.Update, 1), rev: 9, put: map[string][]byte{}}
 	f.s = New(f, slog.New(slog.DiscardHandler), func(u api.Update) { f.got <- u })
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -70,6 +91,9 @@ func (f *feed) send(reset bool, changes ...store.Change) api.Update {
 	f.rev++
 	for i := range changes {
 		changes[i].Rev = f.rev
+		if k := changes[i].Key; k.Kind == store.KindAgentInfo || k.Kind == store.KindDiscovered {
+			f.put[k.String()] = changes[i].Value
+		}
 	}
 	f.ch <- store.Batch{Rev: f.rev, Reset: reset, Changes: changes}
 	f.last = <-f.got
@@ -275,6 +299,15 @@ func listed(p api.Page) (out []string) {
 	return out
 }
 
+func words(t *testing.T, text string) query.Filter {
+	t.Helper()
+	f, err := query.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 func TestQuery(t *testing.T) {
 	var all []store.Change
 	for n := range 20 {
@@ -298,19 +331,19 @@ func TestQuery(t *testing.T) {
 		"two statuses":    {api.Query{Statuses: []lpmos.Status{lpmos.Failed, lpmos.Pending}}, 20},
 		"a region":        {api.Query{RegionID: "dc2"}, 4},
 		"both":            {api.Query{RegionID: "dc2", Statuses: []lpmos.Status{lpmos.Pending}}, 2},
-		"a host":          {api.Query{Text: "HOST-3"}, 1},
-		"a MAC":           {api.Query{Text: "00:00:0a"}, 1},
-		"a serial":        {api.Query{Text: "srv-abc"}, 1},
-		"a disk and more": {api.Query{Text: "disk9 p5 debian"}, 1},
-		"words apart":     {api.Query{Text: "srv-abc host-4"}, 0},
-		"a creator":       {api.Query{Text: "alice"}, 20},
+		"a host":          {api.Query{Filter: words(t, "HOST-3")}, 1},
+		"a MAC":           {api.Query{Filter: words(t, "00:00:0a")}, 1},
+		"a serial":        {api.Query{Filter: words(t, "srv-abc")}, 1},
+		"a disk and more": {api.Query{Filter: words(t, "disk9 p5 debian")}, 1},
+		"words apart":     {api.Query{Filter: words(t, "srv-abc host-4")}, 0},
+		"a creator":       {api.Query{Filter: words(t, "alice")}, 20},
 		"no region":       {api.Query{RegionID: "dc9"}, 0},
 	} {
 		if p := f.s.Tasks(tt.q); p.Total != tt.total || len(p.Tasks) != tt.total || p.Rev != f.rev {
 			t.Errorf("%s: %d of %d at %d; want %d", name, len(p.Tasks), p.Total, p.Rev, tt.total)
 		}
 	}
-	p := f.s.Tasks(api.Query{Text: "srv-abc"})
+	p := f.s.Tasks(api.Query{Filter: words(t, "srv-abc")})
 	if p.Tasks[0].Hardware != nil {
 		t.Error("a page carries hardware")
 	}

@@ -21,13 +21,6 @@ import (
 // and the id of the form, which makes one task (or one batch) of it however
 // often it is sent; nothing is kept in between.
 
-// Inventory is what is known of machines and profiles.
-type Inventory interface {
-	Machine(lpmos.MAC) (lpmos.Machine, bool)
-	Machines(api.MachineQuery) api.MachinePage
-	Profiles() []lpmos.Profile // by name
-}
-
 // Batches creates many tasks, or none.
 type Batches interface {
 	// CreateBatch checks every line before it stores any; what it refuses is a
@@ -87,14 +80,14 @@ func (v createView) Problem(field string) string { return problemsOf(v.Problems)
 
 func (w *Web) createForm(rw http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
-	v := createView{Form: formOf(q), Many: q.Get("mode") == "many", FormID: rand.Text()}
+	v := createView{Form: createFormOf(q), Many: q.Get("mode") == "many", FormID: rand.Text()}
 	if q.Get("fill") == "discovered" {
 		v.Many, v.Form.CSV = true, w.discoveredCSV(v.Form.RegionID)
 	}
 	w.showCreate(rw, r, http.StatusOK, v)
 }
 
-func formOf(f url.Values) createForm {
+func createFormOf(f url.Values) createForm {
 	return createForm{RegionID: f.Get("region_id"), TargetMAC: f.Get("target_mac"), Image: f.Get("image"), Profile: f.Get("profile"), Hostname: f.Get("hostname"),
 		SSHKeys: f.Get("ssh_keys"), Notes: f.Get("notes"), CSV: f.Get("csv"), GoodOnly: f.Get("good") == "only"}
 }
@@ -125,32 +118,30 @@ func (w *Web) showCreate(rw http.ResponseWriter, r *http.Request, status int, v 
 		}
 		v.Images = append(v.Images, c)
 	}
-	if inv := w.cfg.Inventory; inv != nil {
-		for _, p := range inv.Profiles() {
-			c := choice{Value: p.Name, Label: p.Ref()}
-			if p.Description != "" {
-				c.Label += ": " + lpmos.Shorten(p.Description, 80)
-			}
-			if p.OSType != "" {
-				img, ok := findImage(images, p.OSType, p.OSVersion, p.Arch)
-				switch {
-				case !ok:
-					c.Why = w.T("its image %s is not in the catalogue", p.OSType+" "+p.OSVersion)
-				case v.Known != nil:
-					c.Why = w.unfit(img, v.Known.Hardware)
-				}
-			}
-			v.Profiles = append(v.Profiles, c)
+	for _, p := range w.reader.Profiles() {
+		c := choice{Value: p.Name, Label: p.Ref()}
+		if p.Description != "" {
+			c.Label += ": " + lpmos.Shorten(p.Description, 80)
 		}
-		found := inv.Machines(api.MachineQuery{State: lpmos.MachineDiscovered, Limit: offeredMachines})
-		for _, m := range found.Machines {
-			k := w.newKnown(m)
-			u := url.Values{"target_mac": {m.MAC.String()}, "region_id": {m.RegionID}}
-			k.Link = "/tasks/create?" + u.Encode()
-			v.Offered = append(v.Offered, k)
+		if p.OSType != "" {
+			img, ok := findImage(images, p.OSType, p.OSVersion, p.Arch)
+			switch {
+			case !ok:
+				c.Why = w.T("its image %s is not in the catalogue", p.OSType+" "+p.OSVersion)
+			case v.Known != nil:
+				c.Why = w.unfit(img, v.Known.Hardware)
+			}
 		}
-		v.MoreSeen = found.Total - len(v.Offered)
+		v.Profiles = append(v.Profiles, c)
 	}
+	found := w.reader.Machines(api.MachineQuery{State: lpmos.MachineDiscovered, Limit: offeredMachines})
+	for _, m := range found.Machines {
+		k := w.newKnown(m)
+		u := url.Values{"target_mac": {m.MAC.String()}, "region_id": {m.RegionID}}
+		k.Link = "/tasks/create?" + u.Encode()
+		v.Offered = append(v.Offered, k)
+	}
+	v.MoreSeen = found.Total - len(v.Offered)
 	if v.FormID == "" {
 		v.FormID = rand.Text()
 	}
@@ -194,10 +185,7 @@ func (s *tongue) unfit(i lpmos.Image, h *lpmos.Hardware) string {
 }
 
 func (w *Web) known(mac lpmos.MAC) *knownMachine {
-	if w.cfg.Inventory == nil {
-		return nil
-	}
-	m, ok := w.cfg.Inventory.Machine(mac)
+	m, ok := w.reader.Machine(mac)
 	if !ok || m.LastSeen.IsZero() && m.TaskID == "" {
 		return nil
 	}
@@ -220,10 +208,7 @@ func (w *Web) newKnown(m lpmos.Machine) knownMachine {
 // discoveredCSV is the beginning of a file with all machines that wait for a
 // task.
 func (w *Web) discoveredCSV(region string) string {
-	if w.cfg.Inventory == nil {
-		return ""
-	}
-	found := w.cfg.Inventory.Machines(api.MachineQuery{State: lpmos.MachineDiscovered, RegionID: region, Limit: 500})
+	found := w.reader.Machines(api.MachineQuery{State: lpmos.MachineDiscovered, RegionID: region, Limit: 500})
 	var b strings.Builder
 	c := csv.NewWriter(&b)
 	c.Write([]string{"mac", "hostname", "region", "notes"})
@@ -273,7 +258,7 @@ func (w *Web) create(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p := r.PostForm
-	v := createView{Form: formOf(p), Many: p.Get("mode") == "many", FormID: lpmos.Shorten(p.Get("form_id"), 64)}
+	v := createView{Form: createFormOf(p), Many: p.Get("mode") == "many", FormID: lpmos.Shorten(p.Get("form_id"), 64)}
 	switch {
 	case p.Get("step") == "edit":
 		w.showCreate(rw, r, http.StatusOK, v)
@@ -370,7 +355,7 @@ func (w *Web) readSpec(f createForm, ahead bool) (spec, shown lpmos.Spec, out []
 	}
 	shown = s
 	if f.Profile != "" {
-		p, ok := w.profile(f.Profile)
+		p, ok := w.profileNamed(f.Profile)
 		if !ok {
 			bad("profile", w.T("There is no profile %s.", w.quote(lpmos.Shorten(f.Profile, 40))))
 		} else {
@@ -410,11 +395,8 @@ func (w *Web) readSpec(f createForm, ahead bool) (spec, shown lpmos.Spec, out []
 	return s, shown, out
 }
 
-func (w *Web) profile(ref string) (lpmos.Profile, bool) {
-	if w.cfg.Inventory == nil {
-		return lpmos.Profile{}, false
-	}
-	for _, p := range w.cfg.Inventory.Profiles() {
+func (w *Web) profileNamed(ref string) (lpmos.Profile, bool) {
+	for _, p := range w.reader.Profiles() {
 		if p.Name == ref || p.Ref() == ref {
 			return p, true
 		}

@@ -21,7 +21,7 @@ import (
 )
 
 // untranslated are the files whose text is not in the catalogues yet.
-var untranslated = []string{"dashboard.html", "tasks.html", "regions.html", "problem.html"}
+var untranslated = []string{"dashboard.html", "tasks.html", "problem.html"}
 
 // asked collects the English texts that templates and Go ask a tongue for, each
 // with a place that asks.
@@ -129,7 +129,9 @@ func wordTables() [][]string {
 	for _, w := range csvColumns {
 		field = append(field, w.Says)
 	}
-	return [][]string{status, cause, signature, stage, field, slices.Collect(maps.Values(roleWords))}
+	states := slices.Collect(maps.Values(machineStateWords))
+	parts := slices.Concat(slices.Collect(maps.Values(componentWords)), slices.Collect(maps.Values(fieldWords)), slices.Collect(maps.Values(deltaWords)), []string{"server", "proxy"})
+	return [][]string{status, cause, signature, states, parts, stage, field, slices.Collect(maps.Values(roleWords))}
 }
 
 func walkTemplate(n parse.Node, see func(*parse.CommandNode)) {

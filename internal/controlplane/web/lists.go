@@ -10,6 +10,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 )
 
 // Figures older than this say so instead of looking alive: agents report once
@@ -295,6 +296,7 @@ type listView struct {
 	Next    string // address of the next page
 	First   bool   // no cursor was given
 	Empty   bool   // there is no task at all
+	Problem string // why Query cannot be read
 	Command string
 }
 
@@ -311,9 +313,13 @@ func (w *Web) taskList(rw http.ResponseWriter, r *http.Request) {
 	rev, q := w.rev(), r.URL.Query()
 	v := listView{Query: strings.TrimSpace(lpmos.Shorten(q.Get("q"), 256)), Status: lpmos.Status(q.Get("status")), Region: q.Get("region_id"),
 		Regions: w.reader.Regions(), First: q.Get("cursor") == ""}
-	query := api.Query{Text: v.Query, RegionID: v.Region, Limit: 100, Cursor: q.Get("cursor")}
+	filter, err := query.Parse(v.Query)
+	if err != nil {
+		v.Problem = sentence(err.Error())
+	}
+	ask := api.Query{Filter: filter, RegionID: v.Region, Limit: 100, Cursor: q.Get("cursor")}
 	if v.Status.Valid() {
-		query.Statuses = []lpmos.Status{v.Status}
+		ask.Statuses = []lpmos.Status{v.Status}
 	} else {
 		v.Status = ""
 	}
@@ -338,7 +344,10 @@ func (w *Web) taskList(rw http.ResponseWriter, r *http.Request) {
 	for _, s := range []lpmos.Status{lpmos.AwaitingApproval, lpmos.Failed, lpmos.Installing, lpmos.Verifying, lpmos.Pending, lpmos.Approved, lpmos.Completed, lpmos.Rejected, lpmos.Canceled} {
 		v.Views = append(v.Views, savedView{Label: w.statusWord(s), Link: address(s, ""), Count: counts[s], Current: v.Status == s, Warn: s == lpmos.AwaitingApproval && counts[s] > 0, Status: s})
 	}
-	found := w.reader.Tasks(query)
+	var found api.Page
+	if v.Problem == "" {
+		found = w.reader.Tasks(ask)
+	}
 	v.Total = found.Total
 	images := w.reader.Images()
 	for _, t := range found.Tasks {
@@ -360,55 +369,4 @@ func (w *Web) taskList(rw http.ResponseWriter, r *http.Request) {
 	}
 	v.Command = commandList(strings.Join(flags, " "))
 	w.show(rw, r, http.StatusOK, "tasks", page{Title: "Tasks", Nav: nav, Watch: "all", Rev: rev, Search: v.Query, Body: v})
-}
-
-type regionView struct {
-	lpmos.Region
-	Online  bool
-	Age     string
-	Running int
-	Word    string
-}
-
-func (w *Web) newRegion(r lpmos.Region) regionView {
-	v := regionView{Region: r, Online: r.Status == "online", Word: "Offline"}
-	if !r.Since.IsZero() {
-		v.Age = w.age(w.cfg.Now().Sub(r.Since))
-	}
-	if v.Online {
-		v.Word = "Online"
-	}
-	v.Running = w.reader.Tasks(api.Query{RegionID: r.ID, Statuses: []lpmos.Status{lpmos.Installing, lpmos.Verifying}, Limit: 1}).Total
-	return v
-}
-
-type regionsView struct {
-	Regions []regionView
-	Online  int
-	Offline []string
-	Command string
-}
-
-func (w *Web) regions(rw http.ResponseWriter, r *http.Request) {
-	rev := w.rev()
-	v := regionsView{Command: "lpmos region list"}
-	for _, reg := range w.reader.Regions() {
-		rv := w.newRegion(reg)
-		v.Regions = append(v.Regions, rv)
-		if rv.Online {
-			v.Online++
-		} else {
-			v.Offline = append(v.Offline, reg.ID)
-		}
-	}
-	slices.SortStableFunc(v.Regions, func(a, b regionView) int {
-		if a.Online != b.Online {
-			if b.Online {
-				return -1
-			}
-			return 1
-		}
-		return strings.Compare(a.ID, b.ID)
-	})
-	w.show(rw, r, http.StatusOK, "regions", page{Title: "Regions", Nav: "regions", Watch: "all", Rev: rev, Body: v})
 }

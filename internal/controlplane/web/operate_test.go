@@ -1,7 +1,6 @@
 package web
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/http/httptest"
@@ -18,42 +17,6 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
 )
-
-func (s *fakeSite) Machine(mac lpmos.MAC) (lpmos.Machine, bool) {
-	for _, m := range s.found {
-		if m.MAC == mac {
-			return m, true
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, t := range s.tasks {
-		if t.TargetMAC == mac {
-			return lpmos.Machine{MAC: mac, RegionID: t.RegionID, TaskID: t.ID, Hardware: t.Hardware, LastSeen: t.UpdatedAt}, true
-		}
-	}
-	return lpmos.Machine{}, false
-}
-
-func (s *fakeSite) Machines(q api.MachineQuery) api.MachinePage {
-	p := api.MachinePage{Total: len(s.found)}
-	for _, m := range s.found[:min(len(s.found), cmp.Or(q.Limit, 100))] {
-		h := m.Hardware
-		m.Hardware = nil // as the real reader
-		if h != nil {
-			m.Manufacturer, m.Model, m.Serial = h.System.Manufacturer, h.System.Product, h.System.Serial
-		}
-		p.Machines = append(p.Machines, m)
-	}
-	return p
-}
-
-func (s *fakeSite) Profiles() []lpmos.Profile {
-	return []lpmos.Profile{
-		{Name: "k8s-worker", Version: 3, Description: "Ubuntu 24.04 for workers", OSType: "ubuntu", OSVersion: "24.04", Arch: "amd64", Hostname: "k8s-w-{{serial}}", SSHKeys: []string{goodKey}},
-		{Name: "old", Version: 1, OSType: "centos", OSVersion: "7", Arch: "amd64"},
-	}
-}
 
 func (s *fakeSite) CreateBatch(_ context.Context, specs []lpmos.Spec, by, key string) (lpmos.Batch, error) {
 	s.mu.Lock()
@@ -93,13 +56,15 @@ func (s *fakeSite) estimate(id string) (Estimate, bool) {
 }
 
 // addDiscovered lets machines without a task be seen: an ordinary one and one
-// that neither image of the site can start.
+// that neither image of the site can start; and a profile whose image is gone.
 func (s *fakeSite) addDiscovered() {
 	a, b := dellR760("77001", "7c:c2:55:10:92:01"), dellR760("77002", "7c:c2:55:10:93:01")
 	b.CPU.Architecture = "arm64"
 	for _, h := range []*lpmos.Hardware{a, b} {
-		s.found = append(s.found, lpmos.Machine{MAC: h.BootMAC, RegionID: "bj-1", Hardware: h, LastSeen: s.now.Add(-time.Hour), State: lpmos.MachineDiscovered})
+		s.seen = append(s.seen, lpmos.Machine{MAC: h.BootMAC, RegionID: "bj-1", Hardware: h, LastSeen: s.now.Add(-time.Hour), State: lpmos.MachineDiscovered})
 	}
+	s.profiles["old"] = lpmos.Profile{Name: "old", Version: 1, OSType: "centos", OSVersion: "7", Arch: "amd64"}
+	s.profiles["k8s-worker"] = lpmos.Profile{Name: "k8s-worker", Version: 3, OSType: "ubuntu", OSVersion: "24.04", Arch: "amd64", Hostname: "k8s-w-{serial}", SSHKeys: []string{goodKey}}
 }
 
 // addAlike lets n machines wait to which the same happens, and one more with
@@ -201,7 +166,7 @@ func TestCreateOneHasASummary(t *testing.T) {
 		form.Set("step", "check")
 		_, body := post(t, h, "/tasks/create", form)
 		plain := html.UnescapeString(body)
-		if !strings.Contains(plain, "k8s-w-{{serial}}") || !strings.Contains(plain, "k8s-worker@3") || !strings.Contains(plain, "Ubuntu 24.04, amd64") {
+		if !strings.Contains(plain, "k8s-w-{serial}") || !strings.Contains(plain, "k8s-worker@3") || !strings.Contains(plain, "Ubuntu 24.04, amd64") {
 			t.Error("the summary does not say what the profile fills in")
 		}
 	})

@@ -137,16 +137,18 @@ func (s *Server) mint(ctx context.Context, m *machine, n nonce, sealed string, o
 		{dir, modeDir | 0o700, nil},
 		{name, modeFile | 0o600, content},
 	})}
+	holder := m.holder(granted(&order))
 	if n.TaskID != "" {
 		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 		defer cancel()
-		if err := s.reports.PutAgent(ctx, rec); errors.Is(err, lpmos.ErrNotFound) {
+		b.rec = m.withOlder(rec, holder)
+		if err := s.reports.PutAgent(ctx, b.rec); errors.Is(err, lpmos.ErrNotFound) {
 			return nil, unavailable("the task is changing") // the view is a moment behind the store
 		} else if err != nil {
 			return nil, fmt.Errorf("boot segment: %w", err)
 		}
 	}
-	m.replace(b, granted(&order))
+	m.replace(b, holder)
 	m.begun = max(m.begun, n.Seq)
 	m.spokeAt = time.Now()
 	s.remember(b)

@@ -28,7 +28,7 @@ type machine struct {
 	mu         sync.Mutex // guards what follows; held while a record is stored
 	begun      int64      // newest boot_seq that was promised
 	cur        *boot      // the newest boot whose segment was served
-	prev       *boot      // holds the permit until cur speaks
+	prev       *boot      // the older boot that holds the permit until cur speaks
 	boots      []*boot    // all remembered, oldest first
 	quarantine *quarantine
 	token      string // for the call home; its hash is in cur's record
@@ -77,22 +77,75 @@ func (m *machine) quarantined(attempt int) bool {
 	return m.quarantine != nil && attempt <= m.quarantine.attempt
 }
 
-// replace makes b the newest boot. Once the permit is granted, the boot before
-// keeps the floor until b speaks: asking for a boot script must not be enough
-// to stop an installation.
-func (m *machine) replace(b *boot, granted bool) {
-	if old := m.cur; old != nil {
-		old.segment = nil
-		switch {
-		case !granted:
-			m.prev = nil
-		case old.spoke:
-			m.prev = old
-			old.rivalled = false
+// holder is the boot that keeps the floor when the next one's segment is
+// served, or nil. Once the permit is granted, that is the newest that spoke:
+// asking for a boot script must not be enough to stop an installation.
+func (m *machine) holder(granted bool) *boot {
+	switch {
+	case !granted || m.cur == nil:
+		return nil
+	case m.cur.spoke:
+		return m.cur
+	}
+	return m.prev
+}
+
+// replace makes b the newest boot; holder keeps the floor until b speaks.
+func (m *machine) replace(b, holder *boot) {
+	if m.cur != nil {
+		m.cur.segment = nil
+	}
+	if holder != nil && holder == m.cur {
+		holder.rivalled = false
+	}
+	m.cur, m.prev = b, holder
+	m.token, m.tokenNonce = "", ""
+}
+
+// withOlder is the record of the newest boot as it is stored: with the boots
+// before it, so that a region that starts again knows whom to let go on and
+// whom to refuse.
+func (m *machine) withOlder(rec lpmos.AgentRecord, holder *boot) lpmos.AgentRecord {
+	rec.Older, rec.Holder = nil, 0
+	for _, b := range slices.Backward(m.boots) {
+		if r := b.rec; r.BootSeq < rec.BootSeq {
+			rec.Older = append(rec.Older, lpmos.AgentBoot{
+				Attempt: r.Attempt, BootSeq: r.BootSeq, BootMAC: r.BootMAC, UUID: r.UUID, Address: r.Address,
+				Credential: r.Credential, Used: b.spoke, BootedAt: r.BootedAt,
+			})
 		}
 	}
-	m.cur = b
-	m.token, m.tokenNonce = "", ""
+	if holder != nil {
+		rec.Holder = holder.rec.BootSeq
+	}
+	return rec
+}
+
+// restore takes the place of what m knew of its boots. The caller holds the
+// machine's mu.
+func (s *Server) restore(m *machine, rec lpmos.AgentRecord) {
+	for _, b := range slices.Clone(m.boots) {
+		s.forget(b)
+		s.mu.Lock()
+		delete(s.callhomes, b.rec.Callhome)
+		s.mu.Unlock()
+	}
+	m.prev = nil
+	for _, o := range slices.Backward(rec.Older) {
+		b := &boot{m: m, spoke: o.Used, rec: lpmos.AgentRecord{
+			TaskID: rec.TaskID, Attempt: o.Attempt, BootSeq: o.BootSeq, BootMAC: o.BootMAC, UUID: o.UUID, Address: o.Address,
+			Credential: o.Credential, Used: o.Used, BootedAt: o.BootedAt,
+		}}
+		if o.BootSeq == rec.Holder {
+			m.prev = b
+		}
+		s.remember(b)
+	}
+	m.cur = &boot{m: m, rec: rec, spoke: rec.Used}
+	if rec.Quarantined != "" {
+		m.quarantine = &quarantine{reason: rec.Quarantined, attempt: rec.Attempt, seq: rec.BootSeq, stored: true}
+	}
+	s.remember(m.cur)
 }
 
 // machine finds or makes the machine of a task or, with an empty ID, of a MAC
@@ -297,11 +350,12 @@ func (s *Server) admit(ctx context.Context, c *caller) error {
 	return s.keep(ctx, b, rec)
 }
 
-// keep stores a boot's changed record. When the order has gone or moved on
+// keep stores the newest boot's changed record. When the order has gone or moved on
 // there is nothing to keep it for. The caller holds the machine's mu.
 func (s *Server) keep(ctx context.Context, b *boot, rec lpmos.AgentRecord) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
+	rec = b.m.withOlder(rec, b.m.prev)
 	if err := s.reports.PutAgent(ctx, rec); err != nil && !errors.Is(err, lpmos.ErrNotFound) {
 		return err
 	}
@@ -356,7 +410,7 @@ func (s *Server) storeQuarantine(ctx context.Context, m *machine) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
-	rec := m.cur.rec
+	rec := m.withOlder(m.cur.rec, nil)
 	rec.Quarantined = q.reason
 	if q.attempt == rec.Attempt {
 		if err := s.reports.PutAgent(ctx, rec); err != nil && !errors.Is(err, lpmos.ErrNotFound) {

@@ -255,6 +255,51 @@ func TestCredential(t *testing.T) {
 			t.Error("a fetched segment alone quarantined the task")
 		}
 	})
+	t.Run("keeps the floor after the permit over restarts of the region", func(t *testing.T) {
+		c, r, o := setup(t)
+		a := r.boot(mac1, addr1)
+		want(t, "report", a.report(), 200)
+		grantTo(c, o, a)
+		r.boot(mac1, addr2) // somebody fetches a segment and does not use it
+		r.restart()
+		want(t, "installing agent after a restart", a.progress(1, lpmos.Downloading, 30), 200)
+		r.restart()
+		r.boot(mac1, addr2) // and once more
+		r.restart()
+		want(t, "installing agent after another", a.progress(1, lpmos.Downloading, 40), 200)
+		_, res := a.result(1, "0s")
+		if len(c.results) != 1 || !c.results[0].OK {
+			t.Errorf("result answered %+v, stored are %+v; want the installation's own", res, c.results)
+		}
+	})
+	t.Run("that a later boot took over is quarantine after a restart, too", func(t *testing.T) {
+		c, r, o := setup(t)
+		a := r.boot(mac1, addr1)
+		want(t, "report", a.report(), 200)
+		grantTo(c, o, a)
+		b := r.boot(mac1, addr2)
+		r.restart()
+		want(t, "newer", b.report(), 200)
+		r.restart()
+		want(t, "newer again", b.report(), 200)
+		want(t, "older", a.progress(1, lpmos.Downloading, 30), 403)
+		want(t, "newer", b.report(), 403)
+		if len(c.results) != 1 || c.results[0].OK || c.results[0].Failure.Code != "credential_reused" {
+			t.Errorf("results = %+v", c.results)
+		}
+	})
+	t.Run("of an older boot is refused before the permit, after a restart, too", func(t *testing.T) {
+		c, r, _ := setup(t)
+		a := r.boot(mac1, addr1)
+		want(t, "first boot", a.report(), 200)
+		b := r.boot(mac1, addr1)
+		r.restart()
+		want(t, "older boot", a.report(), 401)
+		want(t, "newest boot", b.report(), 200)
+		if len(c.results) != 0 {
+			t.Error("the task was quarantined before a permit was granted")
+		}
+	})
 	for name, oldFirst := range map[string]bool{"the older speaks first": true, "the newer speaks first": false} {
 		t.Run("in two hands after the permit quarantines the task, "+name, func(t *testing.T) {
 			c, r, o := setup(t)
@@ -278,7 +323,6 @@ func TestCredential(t *testing.T) {
 				if !oldFirst {
 					break
 				}
-				a = b // after a restart the older credential is not known any more
 				r.restart()
 			}
 			if len(c.results) != 1 || c.results[0].OK || c.results[0].Failure.Code != "credential_reused" || c.results[0].Failure.NextStep == "" {

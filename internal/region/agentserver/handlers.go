@@ -275,7 +275,7 @@ func (s *Server) grant(ctx context.Context, c *caller, o *lpmos.Order) (any, err
 	// matter which one the agent gets.
 	if m.token == "" || m.tokenNonce != o.Permit.Nonce {
 		token, hash := newSecret()
-		rec := c.b.rec
+		rec := m.withOlder(c.b.rec, nil)
 		rec.Attempt, rec.Callhome = o.Attempt, hash
 		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 		defer cancel()

@@ -165,17 +165,7 @@ func (s *Server) Restore(records []lpmos.AgentRecord) {
 		m.begun = max(m.begun, rec.BootSeq)
 		older := m.cur != nil && cmp.Or(cmp.Compare(rec.BootSeq, m.cur.rec.BootSeq), cmp.Compare(rec.Attempt, m.cur.rec.Attempt)) <= 0
 		if !older {
-			if m.cur != nil {
-				s.forget(m.cur)
-				s.mu.Lock()
-				delete(s.callhomes, m.cur.rec.Callhome)
-				s.mu.Unlock()
-			}
-			m.cur = &boot{m: m, rec: rec, spoke: rec.Used}
-			if rec.Quarantined != "" {
-				m.quarantine = &quarantine{reason: rec.Quarantined, attempt: rec.Attempt, seq: rec.BootSeq, stored: true}
-			}
-			s.remember(m.cur)
+			s.restore(m, rec)
 		}
 		m.mu.Unlock()
 	}

@@ -1,0 +1,276 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/api"
+	"github.com/lpmos/lpmos/internal/agent/demo"
+	"github.com/lpmos/lpmos/internal/apiclient"
+	"github.com/lpmos/lpmos/internal/contract"
+	"github.com/lpmos/lpmos/internal/region"
+	"github.com/lpmos/lpmos/internal/site"
+	"github.com/lpmos/lpmos/test/fixture"
+)
+
+// plane is a whole site in this process, to which the command line speaks. All
+// that they say to each other is held against api/openapi.yaml.
+type plane struct {
+	t    *testing.T
+	site *site.Site
+	api  *apiclient.Client
+}
+
+func newPlane(t *testing.T) *plane {
+	t.Helper()
+	if _, err := os.Stat("/usr/sbin/mke2fs"); err != nil {
+		t.Skip("no mke2fs, with which images are made")
+	}
+	dir, err := os.MkdirTemp("", "lpmos-cli-") // t.TempDir may be too deep for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	cfg := site.Config{DataDir: filepath.Join(dir, "data"), NoFsync: true, Region: region.Config{RegionID: "dc1", BootAddr: "127.0.0.1:0", AgentAddr: "127.0.0.1:0", TFTPAddr: "off"}}
+	cfg.ControlPlane.ListenAddr = "127.0.0.1:0"
+	s, err := site.New(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := s.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	c, err := apiclient.New(s.ControlPlane.URL(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &plane{t, s, c}
+	if err := waitReady(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	img, err := fixture.Image(t.Context(), dir, "debian", "12", "Debian 12", 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := fixture.Publish(t.Context(), c, dir, img); err != nil {
+		t.Fatal(err)
+	}
+	p.until("region is online", func() bool {
+		r, err := c.Region(t.Context(), "dc1")
+		return err == nil && r.Status == "online"
+	})
+	return p
+}
+
+func (p *plane) until(what string, ok func() bool) {
+	p.t.Helper()
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	p.t.Fatalf("never so: %s", what)
+}
+
+// run is one command line against the site, as the person answers.
+func (p *plane) run(answers string, args ...string) (code int, stdout, stderr string) {
+	p.t.Helper()
+	var out, errs bytes.Buffer
+	a := &app{in: strings.NewReader(answers), asks: answers != "", out: &out, err: &errs, transport: func(base http.RoundTripper) http.RoundTripper {
+		return contract.NewTransport(p.t, api.OpenAPI, base)
+	}}
+	code = a.main(p.t.Context(), append([]string{"--server=" + p.site.ControlPlane.URL()}, args...))
+	return code, out.String(), errs.String()
+}
+
+// want is run that has to end with code and to say said.
+func (p *plane) want(code int, said, answers string, args ...string) string {
+	p.t.Helper()
+	got, out, errs := p.run(answers, args...)
+	if got != code || !strings.Contains(out+errs, said) {
+		p.t.Errorf("lpmos %s = exit %d, stdout %q, stderr %q; want %d with %q", strings.Join(args, " "), got, out, errs, code, said)
+	}
+	return out
+}
+
+// boot plays a machine until the test ends.
+func (p *plane) boot(mac string) {
+	p.t.Helper()
+	cfg := demo.Config{RegionURL: p.site.Region.BootURL(), MAC: lpmos.MustMAC(mac), Duration: time.Second, Version: "test"}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_ = demo.New(cfg, io.Discard, slog.LevelError).Run(ctx) // what it achieves, the control plane says
+	})
+	p.t.Cleanup(func() { cancel(); wg.Wait() })
+}
+
+// The verbs, one after the other, as an operator uses them on a real site with
+// machines that play their part.
+func TestVerbsOnARealSite(t *testing.T) {
+	p := newPlane(t)
+	create := func(mac, host string) string {
+		out := p.want(ExitOK, "Boot the machine", "", "task", "create", "--region", "dc1", "--os", "debian", "--os-version", "12", "--mac", mac, "--hostname", host)
+		id, _, _ := strings.Cut(out, "\n")
+		return id
+	}
+	web1, web2 := create("02:4c:50:00:00:01", "web-01"), create("02:4c:50:00:00:02", "web-02")
+	p.want(ExitConflict, "already has live task", "", "task", "create", "--region", "dc1", "--os", "debian", "--os-version", "12", "--mac", "02:4c:50:00:00:01", "--hostname", "web-01")
+	p.want(ExitTimeout, "--timeout passed", "", "task", "watch", web1, "--timeout", "50ms")
+	p.want(ExitConflict, "has not reported", "", "task", "approve", web1, "--plan", "sha256:"+strings.Repeat("0", 64))
+	p.boot("02:4c:50:00:00:01")
+	p.boot("02:4c:50:00:00:02")
+	p.want(ExitOK, "awaiting_approval", "", "task", "watch", "web-01", web2, "--until", "awaiting_approval", "--timeout", "60s")
+
+	logs := p.start("task", "logs", "-f", "web-01")
+	p.want(ExitOK, "ERASES", "", "task", "plan", "web-01")
+	p.want(ExitFailed, "nothing was done", "3\n", "task", "approve", "web-01", "web-02")
+	out := p.want(ExitOK, "2 of 2 approved", "2\n", "task", "approve", "web-01", web2, "--wait", "--timeout", "90s")
+	if strings.Contains(out, "\x1b") || strings.Count(out, "completed") != 2 {
+		t.Errorf("approve --wait in a pipe says %q; want both completed, and no escape code", out)
+	}
+	p.want(ExitOK, "called_home", "", "task", "events", "web-01")
+	if code, followed := logs.end(false), logs.String(); code != ExitOK || followed != p.want(ExitOK, "", "", "task", "logs", "web-01") {
+		t.Errorf("logs -f, begun before the install, ended with %d after\n%s\nwant the whole log, each line once", code, followed)
+	}
+	p.want(ExitOK, "called home", "", "task", "show", "02-4C-50-00-00-01", "-o", "wide")
+	p.want(ExitConflict, "0 of 2 begun anew", "", "task", "retry", web1, web2)
+
+	web3 := create("02:4c:50:00:00:03", "web-03")
+	p.want(ExitNotFound, "2 of 3 canceled", "", "task", "cancel", web3, create("02:4c:50:00:00:04", "web-04"), lpmos.NewTaskID())
+	p.want(ExitOK, web3, "", "task", "list", "--status", "canceled", "--all", "--limit", "1", "--ids")
+	p.want(ExitUsage, "--count", "", "task", "delete", web2, web3)
+	p.want(ExitOK, "2 of 2 deleted", "", "task", "delete", web2, web3, "--count", "2")
+	p.want(ExitOK, "online", "", "region", "list", "-o", "wide")
+	p.want(ExitOK, "agent api", "", "region", "show", "dc1")
+	p.want(ExitNotFound, "region", "", "region", "show", "dc9")
+	p.want(ExitOK, "debian/12/amd64", "", "image", "list", "-o", "wide")
+
+	web5 := create("02:4c:50:00:00:05", "web-05")
+	p.want(ExitConflict, web5[:8], "", "image", "delete", "debian/12")
+	p.want(ExitOK, "canceled", "", "task", "cancel", web5)
+	p.want(ExitOK, "deleted", "", "image", "delete", "debian/12")
+	p.want(ExitNotFound, "not found", "", "image", "show", "debian/12")
+}
+
+// running is a command line that goes on by itself.
+type running struct {
+	mu     sync.Mutex
+	out    bytes.Buffer
+	cancel context.CancelFunc
+	code   chan int
+}
+
+func (r *running) Write(b []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.out.Write(b)
+}
+
+func (r *running) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.out.String()
+}
+
+// end waits until it ends, or stops it, and returns its exit code.
+func (r *running) end(stop bool) int {
+	if stop {
+		r.cancel()
+	}
+	return <-r.code
+}
+
+func (p *plane) start(args ...string) *running {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.t.Context(), 120*time.Second)
+	p.t.Cleanup(cancel)
+	r := &running{cancel: cancel, code: make(chan int, 1)}
+	go func() {
+		a := &app{in: strings.NewReader(""), out: r, err: r}
+		r.code <- a.main(ctx, append([]string{"--server=" + p.site.ControlPlane.URL()}, args...))
+	}()
+	return r
+}
+
+// A list that is watched in a pipe has a line for each change, as it comes, and
+// ends with what stops it.
+func TestWatchLists(t *testing.T) {
+	p := newPlane(t)
+	p.want(ExitOK, "Boot", "", "task", "create", "--region", "dc1", "--os", "debian", "--os-version", "12", "--mac", "02:4c:50:00:00:01", "--hostname", "web-01")
+	rows, lines, regions := p.start("task", "list", "--watch", "--status", "pending"), p.start("task", "list", "--watch", "-o", "json"), p.start("region", "list", "-w")
+	p.until("all are shown", func() bool {
+		return strings.Contains(rows.String(), "web-01") && strings.Contains(lines.String(), "web-01") && strings.Contains(regions.String(), "dc1")
+	})
+	p.want(ExitOK, "Boot", "", "task", "create", "--region", "dc1", "--os", "debian", "--os-version", "12", "--mac", "02:4c:50:00:00:02", "--hostname", "web-02")
+	p.until("the new one is shown", func() bool {
+		return strings.Contains(rows.String(), "web-02") && strings.Contains(lines.String(), "web-02")
+	})
+	p.want(ExitOK, "canceled", "", "task", "cancel", "web-01", "02:4c:50:00:00:02")
+	p.until("the change is shown, also of what no longer belongs to the list", func() bool {
+		return strings.Count(rows.String(), "canceled") == 2 && strings.Count(lines.String(), `"canceled"`) == 2
+	})
+	for _, r := range []*running{rows, lines, regions} {
+		if code := r.end(true); code != ExitInterrupted || strings.Contains(r.String(), "\x1b") {
+			t.Errorf("stopped, it ended with %d after %q; want 130 and no escape codes", code, r.String())
+		}
+	}
+	if got := strings.Count(rows.String(), "\n"); got != 1+4+1 {
+		t.Errorf("%d lines: %q; want a heading, four changes, and how it ended", got, rows.String())
+	}
+	for line := range strings.Lines(lines.String()) {
+		if strings.HasPrefix(line, "{") && !json.Valid([]byte(line)) {
+			t.Errorf("%q is no line of JSON", line)
+		}
+	}
+}
+
+func TestSince(t *testing.T) {
+	for _, tt := range []struct{ printed, all, want string }{
+		{"a b c", "a b c d", "d"}, {"a b c", "b c d", "d"}, {"", "a b", "a b"}, {"a b", "a b", ""}, {"a b", "x y", "x y"}, {"a a", "a a a", "a"},
+	} {
+		got := since(strings.Fields(tt.printed), strings.Fields(tt.all))
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("since(%q, %q) = %q; want %q", tt.printed, tt.all, got, tt.want)
+		}
+	}
+}
+
+// What is created from a file, is created whole or not at all.
+func TestCreateFromCSV(t *testing.T) {
+	p := newPlane(t)
+	file := filepath.Join(t.TempDir(), "rack.csv")
+	write := func(s string) {
+		if err := os.WriteFile(file, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	args := []string{"task", "create", "--region", "dc1", "--os", "debian", "--os-version", "12", "--idempotency-key", "rack7", "--from-csv", file}
+	write("mac,hostname\n02:4c:50:00:00:01,web-01\nnonsense,web-02\n02:4c:50:00:00:01,web-03\n02:4c:50:00:00:04,-bad-\n")
+	if code, _, errs := p.run("", args...); code != ExitUsage || !strings.Contains(errs, "line 3:") || !strings.Contains(errs, "line 4:") || !strings.Contains(errs, "line 5:") || strings.Contains(errs, "line 2:") {
+		t.Errorf("bad lines: exit %d, %q; want 2, naming lines 3, 4 and 5", code, errs)
+	}
+	p.want(ExitOK, "No tasks", "", "task", "list")
+	write("\ufeffMAC;hostname;notes\r\n02:4c:50:00:00:01;web-01;rack 7\r\n024c.5000.0002;web-02;\r\n")
+	p.want(ExitOK, "2 of 2 created", "", args...)
+	p.want(ExitOK, "2 of 2 created", "", args...)
+	if l, err := p.api.Tasks(t.Context(), nil); err != nil || l.Total != 2 {
+		t.Errorf("after creating twice with one key there are %d tasks, %v; want 2", l.Total, err)
+	}
+}

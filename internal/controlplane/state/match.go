@@ -1,0 +1,295 @@
+package state
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
+)
+
+// A condition is one term of a query, made ready.
+type condition func(r *row) bool
+
+// matcher is a query made ready for this state of the read model.
+type matcher struct {
+	statuses [16]bool // of lpmos.Statuses, those wanted
+	few      bool     // not all are
+	none     bool     // nothing can match
+	rest     []condition
+}
+
+func (m *matcher) matches(r *row) bool {
+	for _, c := range m.rest {
+		if !c(r) {
+			return false
+		}
+	}
+	return true
+}
+
+// prepare makes a query ready. It must be called under s.mu.
+func (s *State) prepare(q api.Query, now time.Time) *matcher {
+	m := &matcher{}
+	for i, st := range lpmos.Statuses {
+		m.statuses[i] = len(q.Statuses) == 0 || slices.Contains(q.Statuses, st)
+	}
+	if q.RegionID != "" {
+		n, ok := s.nameOf[q.RegionID]
+		m.none = m.none || !ok
+		m.rest = append(m.rest, func(r *row) bool { return r.region == n })
+	}
+	var slow []condition // those that follow pointers come last
+	for _, t := range q.Filter.Terms {
+		if t.Key == "status" {
+			for i, st := range lpmos.Statuses {
+				m.statuses[i] = m.statuses[i] && slices.Contains(t.Values, string(st)) != t.Not
+			}
+			continue
+		}
+		c, quick := s.condition(t, now)
+		if t.Not {
+			is := c
+			c = func(r *row) bool { return !is(r) }
+		}
+		if quick {
+			m.rest = append(m.rest, c)
+		} else {
+			slow = append(slow, c)
+		}
+	}
+	m.rest = append(m.rest, slow...)
+	for i := range lpmos.Statuses {
+		m.few = m.few || !m.statuses[i]
+	}
+	return m
+}
+
+// condition makes one term ready; quick ones look at the row alone.
+func (s *State) condition(t query.Term, now time.Time) (c condition, quick bool) {
+	values := make([]string, len(t.Values))
+	for i, v := range t.Values {
+		values[i] = strings.ToLower(v)
+	}
+	switch t.Key {
+	case "":
+		return func(r *row) bool {
+			for _, v := range values {
+				if strings.Contains(r.search, v) {
+					return true
+				}
+			}
+			return false
+		}, false
+	case "region":
+		return s.named(values, func(r *row) uint16 { return r.region }, func(name, v string) bool {
+			begin, any := strings.CutSuffix(v, "*")
+			return name == v || any && !t.Exact && strings.HasPrefix(name, begin)
+		}), true
+	case "is":
+		var live, ended, stuck bool
+		for _, v := range values {
+			live, ended, stuck = live || v == query.Live, ended || v == query.Ended, stuck || v == query.Stuck
+		}
+		return func(r *row) bool {
+			isLive := lpmos.Statuses[r.status].Live()
+			return isLive && live || !isLive && ended || isLive && stuck && r.t.stuck(now)
+		}, true
+	case "attempt":
+		return compared(values, query.Number, func(r *row, v query.Comparison) int { return int(int64(r.attempt) - v.Num) }, "="), true
+	case "after":
+		return moment(values, now, func(r *row) int64 { return r.created }, ">="), true
+	case "before":
+		return moment(values, now, func(r *row) int64 { return r.created }, "<"), true
+	case "created":
+		return moment(values, now, func(r *row) int64 { return r.created }, ""), true
+	case "updated":
+		return moment(values, now, func(r *row) int64 { return r.updated }, ""), true
+	case "mac":
+		digits := make([]string, len(values))
+		for i, v := range values {
+			digits[i] = query.HexDigits(v)
+		}
+		return func(r *row) bool {
+			return slices.ContainsFunc(digits, func(d string) bool { return strings.Contains(r.search, d) }) && hasMAC(r.t, digits, t.Exact)
+		}, false
+	case "id":
+		return begins(values, t.Exact, func(t *task) string { return t.ID }), false
+	case "batch":
+		return begins(values, t.Exact, func(t *task) string { return t.BatchID }), false
+	case "version":
+		return func(r *row) bool {
+			have := strings.ToLower(r.t.OSVersion)
+			return slices.ContainsFunc(values, func(v string) bool {
+				return have == v || !t.Exact && strings.HasPrefix(have, v+".")
+			})
+		}, false
+	case "os":
+		return func(r *row) bool {
+			name := strings.ToLower(r.t.OSType + "/" + r.t.OSVersion + "/" + r.t.Arch)
+			return slices.ContainsFunc(values, func(v string) bool {
+				return !t.Exact && strings.Contains(name, v) || name == v || strings.HasPrefix(name, v+"/")
+			})
+		}, false
+	case "stage":
+		return func(r *row) bool { return slices.Contains(values, string(r.t.stage())) }, false
+	}
+	// What is left are parts of texts that are all in the search text, which
+	// answers for most tasks.
+	fields := map[string]func(*task) []string{
+		"host":   func(t *task) []string { return []string{t.Hostname} },
+		"serial": serials,
+		"model":  models,
+		"error": func(t *task) []string {
+			if t.Error == nil {
+				return nil
+			}
+			return []string{t.Error.Code, t.Error.Cause}
+		},
+		"by": func(t *task) []string {
+			if t.Approval == nil {
+				return []string{t.CreatedBy}
+			}
+			return []string{t.CreatedBy, t.Approval.By}
+		},
+	}[t.Key]
+	return func(r *row) bool {
+		for _, v := range values {
+			if !strings.Contains(r.search, v) {
+				continue
+			}
+			for _, f := range fields(r.t) {
+				f = strings.ToLower(f)
+				if f == v || !t.Exact && strings.Contains(f, v) {
+					return true
+				}
+			}
+		}
+		return false
+	}, false
+}
+
+// named looks names up once, not once for each task.
+func (s *State) named(values []string, field func(*row) uint16, same func(name, value string) bool) condition {
+	wanted := make([]bool, len(s.names))
+	for i, n := range s.names {
+		wanted[i] = slices.ContainsFunc(values, func(v string) bool { return same(strings.ToLower(n), v) })
+	}
+	return func(r *row) bool { return wanted[field(r)] }
+}
+
+func begins(values []string, exact bool, field func(*task) string) condition {
+	return func(r *row) bool {
+		have := field(r.t)
+		return slices.ContainsFunc(values, func(v string) bool { return have == v || !exact && strings.HasPrefix(have, v) })
+	}
+}
+
+func compared(values []string, read func(string) (query.Comparison, bool), with func(*row, query.Comparison) int, plain string) condition {
+	var all []query.Comparison
+	for _, v := range values {
+		if c, ok := read(v); ok {
+			all = append(all, c)
+		}
+	}
+	return func(r *row) bool {
+		for _, c := range all {
+			d := with(r, c)
+			op := c.Op
+			if op == "" {
+				op = plain
+			}
+			switch {
+			case op == "=" && d == 0, op == "<" && d < 0, op == "<=" && d <= 0, op == ">" && d > 0, op == ">=" && d >= 0:
+				return true
+			}
+		}
+		return false
+	}
+}
+
+// moment compares times. An age counts the other way round than a date: "<2h"
+// is later than two hours ago. Without an operator, and none implied, an age
+// means "within" and a date "since".
+func moment(values []string, now time.Time, field func(*row) int64, implied string) condition {
+	type bound struct {
+		op string
+		at int64
+	}
+	var all []bound
+	turned := map[string]string{"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+	for _, v := range values {
+		c, ok := query.Moment(v)
+		if !ok {
+			continue
+		}
+		b := bound{c.Op, c.At.UnixNano()}
+		if c.At.IsZero() {
+			b.op, b.at = turned[c.Op], now.Add(-c.Age).UnixNano()
+		}
+		if c.Op == "" {
+			b.op = ">="
+			if implied != "" {
+				b.op = implied
+			}
+		}
+		all = append(all, b)
+	}
+	return func(r *row) bool {
+		have := field(r)
+		for _, b := range all {
+			switch {
+			case b.op == "<" && have < b.at, b.op == "<=" && have <= b.at, b.op == ">" && have > b.at, b.op == ">=" && have >= b.at:
+				return true
+			}
+		}
+		return false
+	}
+}
+
+func hasMAC(t *task, digits []string, exact bool) bool {
+	has := func(m lpmos.MAC) bool {
+		have := hexOf(m)
+		return slices.ContainsFunc(digits, func(d string) bool { return have == d || !exact && strings.Contains(have, d) })
+	}
+	return has(t.TargetMAC) || slices.ContainsFunc(t.Claims, has)
+}
+
+// stage is what an install does now, or where it failed.
+func (t *task) stage() lpmos.Stage {
+	switch {
+	case t.Status == lpmos.Installing:
+		if p := t.progress(); p != nil {
+			return p.Stage
+		}
+	case t.Status == lpmos.Failed && t.Error != nil:
+		return t.Error.Stage
+	}
+	return ""
+}
+
+func serials(t *task) []string {
+	h := t.Found
+	if h == nil {
+		return nil
+	}
+	out := []string{h.Serial}
+	for _, d := range h.Disks {
+		out = append(out, d.Serial)
+	}
+	return out
+}
+
+func models(t *task) []string {
+	h := t.Found
+	if h == nil {
+		return nil
+	}
+	out := []string{h.Manufacturer + " " + h.Product}
+	for _, d := range h.Disks {
+		out = append(out, d.Model)
+	}
+	return out
+}

@@ -1,0 +1,162 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lpmos/lpmos"
+)
+
+// keepBatch is how long the outcome of a finished batch can be asked for.
+const keepBatch = 30 * 24 * time.Hour
+
+// batchRequest is kept until the batch is finished.
+type batchRequest struct {
+	Batch lpmos.Batch  `json:"batch"`
+	Specs []lpmos.Spec `json:"specs"`
+}
+
+// CreateBatch stores a batch whose lines were checked. With an idempotency key,
+// a repetition of the same request gives the first one's batch.
+func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error) {
+	b := lpmos.Batch{ID: lpmos.NewTaskID(), CreatedAt: time.Now().UTC(), CreatedBy: by, Total: len(specs), Specs: specs}
+	key := Key{Kind: KindBatchRequest, TaskID: b.ID}.String()
+	ops := []clientv3.Op{clientv3.OpPut(key, string(encode(batchRequest{b, specs})))}
+	if idempotencyKey == "" {
+		_, err := s.txn(ctx, nil, ops, nil)
+		return b, err
+	}
+	type idempotent struct {
+		BatchID string `json:"batch_id"`
+		Request string `json:"request"`
+	}
+	// Another name than a single task's: the same key on the two routes is two
+	// requests.
+	idem := Key{Kind: KindIdempotency, Name: strings.TrimPrefix(lpmos.DigestBytes([]byte(by+"\x00batch\x00"+idempotencyKey)), "sha256:")}.String()
+	request := lpmos.DigestOf(specs)
+	lease, err := s.grant(ctx, 24*time.Hour)
+	if err != nil {
+		return lpmos.Batch{}, err
+	}
+	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(idem), "=", 0)},
+		append(ops, clientv3.OpPut(idem, string(encode(idempotent{b.ID, request})), clientv3.WithLease(lease))),
+		[]clientv3.Op{clientv3.OpGet(idem)})
+	if err != nil {
+		return lpmos.Batch{}, fmt.Errorf("store batch: %w", err)
+	}
+	if r.Succeeded {
+		return b, nil
+	}
+	s.revoke(lease)
+	first, err := decode[idempotent](r.Responses[0].GetResponseRange().Kvs[0].Value)
+	if err != nil {
+		return lpmos.Batch{}, fmt.Errorf("decode %s: %w", idem, err)
+	}
+	if first.Request != request {
+		return lpmos.Batch{}, &lpmos.ConflictError{Problem: "this Idempotency-Key was used for another request; send a new key for a new one"}
+	}
+	return s.Batch(ctx, first.BatchID)
+}
+
+// Batch reads one, with its lines as long as it is not finished.
+func (s *Store) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
+	if !lpmos.ValidTaskID(id) {
+		return lpmos.Batch{}, &lpmos.InvalidError{Field: "batch_id", Problem: "is not a batch id", Value: id}
+	}
+	cctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	r, err := s.c.Get(cctx, batchPrefix(id), clientv3.WithPrefix())
+	if err != nil {
+		return lpmos.Batch{}, s.wrap("read batch "+id, err)
+	}
+	var b lpmos.Batch
+	var specs []lpmos.Spec
+	for _, kv := range r.Kvs { // the outcome sorts before the request
+		switch k, _ := ParseKey(string(kv.Key)); k.Kind {
+		case KindBatchOutcome:
+			b, err = decode[lpmos.Batch](kv.Value)
+		case KindBatchRequest:
+			var q batchRequest
+			q, err = decode[batchRequest](kv.Value)
+			if specs = q.Specs; b.ID == "" {
+				b = q.Batch
+			}
+		}
+		if err != nil {
+			return lpmos.Batch{}, fmt.Errorf("decode %s: %w", kv.Key, err)
+		}
+	}
+	if b.ID == "" {
+		return lpmos.Batch{}, fmt.Errorf("batch %s (the outcome is kept for 30 days): %w", id, lpmos.ErrNotFound)
+	}
+	b.Specs = specs
+	return b, nil
+}
+
+// OpenBatches are the ids of those that are not finished.
+func (s *Store) OpenBatches(ctx context.Context) ([]string, error) {
+	cctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	r, err := s.c.Get(cctx, prefix+"batches/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, s.wrap("list batches", err)
+	}
+	var out []string
+	for _, kv := range r.Kvs {
+		if k, ok := ParseKey(string(kv.Key)); ok && k.Kind == KindBatchRequest {
+			out = append(out, k.TaskID)
+		}
+	}
+	return out, nil
+}
+
+// BatchProgress stores how far a batch has come. When it is finished its lines
+// are forgotten, and in keepBatch the rest.
+func (s *Store) BatchProgress(ctx context.Context, b lpmos.Batch) error {
+	outcome := Key{Kind: KindBatchOutcome, TaskID: b.ID}.String()
+	request := Key{Kind: KindBatchRequest, TaskID: b.ID}.String()
+	var opts []clientv3.OpOption
+	var after []clientv3.Op
+	if b.Finished {
+		lease, err := s.grant(ctx, keepBatch)
+		if err != nil {
+			return err
+		}
+		opts, after = append(opts, clientv3.WithLease(lease)), append(after, clientv3.OpDelete(request))
+	}
+	// Another replica may have finished it meanwhile.
+	_, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(request), ">", 0)},
+		append(after, clientv3.OpPut(outcome, string(encode(b)), opts...)), nil)
+	if err != nil {
+		return fmt.Errorf("store progress of batch %s: %w", b.ID, err)
+	}
+	return nil
+}
+
+// CreateBatchTask makes the task of a line (from 1), or finds that it was made
+// before.
+func (s *Store) CreateBatchTask(ctx context.Context, b lpmos.Batch, line int) (lpmos.Task, error) {
+	id := lpmos.BatchTaskID(b.ID, line)
+	if rec, err := s.Task(ctx, id); err == nil {
+		return rec.Task, nil
+	} else if !errors.Is(err, lpmos.ErrNotFound) {
+		return lpmos.Task{}, err
+	}
+	spec := b.Specs[line-1]
+	t, err := s.create(ctx, lpmos.Task{ID: id, Spec: spec, CreatedBy: b.CreatedBy, BatchID: b.ID}, fmt.Sprintf("Task created, line %d of batch %s.", line, b.ID), "", "")
+	if errors.Is(err, lpmos.ErrConflict) {
+		// Of two replicas that create the same line, one is told that the
+		// machine belongs to the task it was about to create.
+		if rec, again := s.Task(ctx, id); again == nil {
+			return rec.Task, nil
+		}
+	}
+	return t, err
+}
+
+func batchPrefix(id string) string { return prefix + "batches/" + mustID(id) + "/" }

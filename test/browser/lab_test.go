@@ -1,0 +1,222 @@
+package browser
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"html"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lpmos/lpmos/test/browser/tab"
+)
+
+// TestLabScreenshots takes pictures of a virtual machine that is really
+// installed, in the browser and in the terminal that `lpmos lab up` runs in,
+// and approves it by a click, as a person does. `make screenshots` runs it; the
+// pictures go where LPMOS_SCREENSHOTS says.
+func TestLabScreenshots(t *testing.T) {
+	dir := os.Getenv("LPMOS_SCREENSHOTS")
+	if dir == "" || os.Getenv("LPMOS_CACHE_DIR") == "" {
+		t.Skip("pictures of a real machine are made by: make screenshots")
+	}
+	tab.Chromium(t)
+	system := os.Getenv("LPMOS_LAB_OS")
+	if system == "" {
+		system = "debian-12"
+	}
+	term := openTerminal(t, 120, 30)
+	cmd := exec.CommandContext(t.Context(), "bin/lpmos", "lab", "up", "--os", system, "--cache-dir", os.Getenv("LPMOS_CACHE_DIR"))
+	cmd.Dir = "../.."
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 30 * time.Second
+	if err := term.start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() { // also when the test fails in the middle
+		cmd.Process.Signal(os.Interrupt)
+		select {
+		case <-ended:
+		case <-time.After(30 * time.Second):
+			t.Error("the lab did not end within 30 s")
+		}
+	})
+
+	task := term.until(t, 15*time.Minute, `Watch it live:\s+(http://\S+)(/tasks/\S+)`)
+	b := tab.New(t, task[1])
+	keep := func(name string, height int64) {
+		b.Width(pictureWidth, height)
+		time.Sleep(300 * time.Millisecond) // for the page's transitions
+		picture(t, dir, "lab-"+name, b.Picture())
+	}
+	b.Open(task[2])
+	term.until(t, 10*time.Minute, `(awaiting_approval)`)
+	b.Open(task[2] + "/approve")
+	keep("approve", 1100)
+	b.Click("button[name=approved][value=true]")
+	b.Open(task[2])
+	b.Live()
+	b.Until("be in the middle", 5*time.Minute, `parseInt(document.querySelector('[data-part=percent]')?.textContent) > 30`)
+	keep("task", 1000)
+	terminalPicture(t, dir, "terminal", term.screen())
+	b.Open("/dashboard")
+	b.Live()
+	keep("dashboard", 800)
+	term.until(t, 15*time.Minute, `(Done\. 1 machine)`)
+	terminalPicture(t, dir, "terminal-done", term.screen())
+	b.Open(task[2])
+	b.Until("say that it is completed", 20*time.Second, `document.querySelector('main').textContent.toLowerCase().includes('completed')`)
+	keep("completed", 1000)
+}
+
+// picture keeps a picture for the documentation.
+func picture(t *testing.T, dir, name string, png []byte) {
+	t.Helper()
+	if !filepath.IsAbs(dir) {
+		dir = filepath.Join("..", "..", dir)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// terminalPicture shows the lines of a terminal as one does.
+func terminalPicture(t *testing.T, dir, name string, lines []string) {
+	t.Helper()
+	page := `<!doctype html><title>terminal</title><main><pre style="margin:0;padding:16px 20px;background:#14181d;color:#d7dde4;` +
+		`font:14px/1.45 'DejaVu Sans Mono',monospace">` + html.EscapeString(strings.Join(lines, "\n")) + `</pre></main>` +
+		`<style>body{margin:0;background:#14181d}</style>`
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, page) }))
+	defer srv.Close()
+	b := tab.New(t, srv.URL)
+	b.Allow = []string{"favicon"}
+	b.Width(1080, int64(len(lines))*21+40)
+	b.Open("/")
+	picture(t, dir, name, b.Picture())
+}
+
+// terminal is a pseudo-terminal, and what a person would see on it: as much of
+// a terminal as lpmos uses, which is lines, the return to a line's beginning
+// and its erasure.
+type terminal struct {
+	master, slave *os.File
+
+	mu    sync.Mutex // guards what follows
+	lines []string
+	rest  []byte // of a sequence that is not there in full
+}
+
+func openTerminal(t *testing.T, columns, rows uint16) *terminal {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { master.Close() })
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetWinsize(int(slave.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: columns, Row: rows}); err != nil {
+		t.Fatal(err)
+	}
+	return &terminal{master: master, slave: slave, lines: []string{"$ make lab", ""}}
+}
+
+// start runs cmd on the terminal, in a session of its own.
+func (p *terminal) start(cmd *exec.Cmd) error {
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.slave, p.slave, p.slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	p.slave.Close()
+	go func() {
+		b := make([]byte, 4<<10)
+		for {
+			n, err := p.master.Read(b)
+			p.show(b[:n])
+			if err != nil { // EIO when the last process has closed it
+				return
+			}
+		}
+	}()
+	return nil
+}
+
+const eraseLine = "\x1b[K"
+
+func (p *terminal) show(b []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b = append(p.rest, b...)
+	p.rest = nil
+	for len(b) > 0 {
+		last := &p.lines[len(p.lines)-1]
+		switch {
+		case bytes.HasPrefix(b, []byte("\r\n")):
+			p.lines = append(p.lines, "")
+			b = b[2:]
+		case bytes.HasPrefix(b, []byte("\r"+eraseLine)):
+			*last = ""
+			b = b[len(eraseLine)+1:]
+		case (b[0] == '\r' || b[0] == '\x1b') && len(b) <= len(eraseLine):
+			p.rest = bytes.Clone(b)
+			return
+		default:
+			n := bytes.IndexByte(b[1:], '\r') + 1
+			if n == 0 {
+				n = len(b)
+			}
+			*last += string(b[:n])
+			b = b[n:]
+		}
+	}
+}
+
+// screen is everything that was printed, as it stands now.
+func (p *terminal) screen() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return strings.Split(strings.TrimRight(strings.Join(p.lines, "\n"), "\n "), "\n")
+}
+
+// until waits for a pattern and returns its groups.
+func (p *terminal) until(t *testing.T, limit time.Duration, pattern string) []string {
+	t.Helper()
+	re := regexp.MustCompile(pattern)
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	for ctx.Err() == nil {
+		if m := re.FindStringSubmatch(strings.Join(p.screen(), "\n")); m != nil {
+			return m
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Fatalf("%s not seen within %s on\n%s", pattern, limit, strings.Join(p.screen(), "\n"))
+	return nil
+}
