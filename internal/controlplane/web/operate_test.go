@@ -163,6 +163,7 @@ func TestCreateOneHasASummary(t *testing.T) {
 			form.Set(k, "")
 		}
 		form.Set("profile", "k8s-worker")
+		form.Set("target_mac", "7c:c2:55:10:90:7a")
 		form.Set("step", "check")
 		_, body := post(t, h, "/tasks/create", form)
 		plain := html.UnescapeString(body)
