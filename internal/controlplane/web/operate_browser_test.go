@@ -229,7 +229,9 @@ func TestBrowserHostileTextIsInert(t *testing.T) {
 				if over := eval[int](b, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); over > 0 {
 					t.Errorf("%s scrolls sideways by %d px", path, over)
 				}
-				b.picture("hostile-" + strings.ReplaceAll(name, " ", "-") + "-" + fmt.Sprint(want))
+				if len(text) < 1000 {
+					b.picture("hostile-" + strings.ReplaceAll(name, " ", "-") + "-" + fmt.Sprint(want))
+				}
 			}
 			// A line that comes while the page is open.
 			b.open("/tasks/" + idHostile)

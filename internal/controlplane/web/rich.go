@@ -30,7 +30,7 @@ func (s *tongue) rich(english string, args ...any) template.HTML {
 
 // strong, kept and code are marked arguments for rich.
 func strong(a any) template.HTML { return wrap("strong", "", a) }
-func kept(a any) template.HTML   { return wrap("bdi", "nowrap", a) } // not broken at a hyphen
+func kept(a any) template.HTML   { return wrap("bdi", "whole", a) } // broken only where a line is too short for it
 func code(a any) template.HTML   { return wrap("bdi", "mono", a) }
 
 func wrap(element, class string, a any) template.HTML {
