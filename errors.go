@@ -13,6 +13,10 @@ var ErrNotFound = errors.New("not found")
 // lost: the state it was based on is no longer so.
 var ErrConflict = errors.New("conflict")
 
+// ErrChanged is wrapped by errors about a write that named the version it was
+// based on, when that is not the newest: read again, and decide anew.
+var ErrChanged = errors.New("changed meanwhile")
+
 // ErrUnavailable is wrapped by errors that will pass by themselves: the store
 // has no quorum, a region is not in sync. The same request may be repeated.
 var ErrUnavailable = errors.New("unavailable")

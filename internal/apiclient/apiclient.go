@@ -54,6 +54,8 @@ type Problem struct {
 	TaskStatus lpmos.Status `json:"task_status"`
 	PlanDigest string       `json:"plan_digest"`
 	Plan       *lpmos.Plan  `json:"plan"`
+	// Lines are all lines of a batch that cannot be accepted.
+	Lines []lpmos.BatchLine `json:"lines"`
 }
 
 func (p *Problem) Error() string {
@@ -72,6 +74,8 @@ func (p *Problem) Is(target error) bool {
 		return p.Status == http.StatusConflict || p.Status == http.StatusPreconditionFailed
 	case lpmos.ErrUnavailable:
 		return p.Status == http.StatusServiceUnavailable
+	case lpmos.ErrChanged:
+		return p.Status == http.StatusPreconditionFailed
 	}
 	return false
 }
@@ -168,7 +172,8 @@ func (c *Client) Task(ctx context.Context, id string) (t lpmos.Task, err error) 
 type TaskList struct {
 	Tasks      []lpmos.Task `json:"tasks"`
 	Total      int          `json:"total"`
-	NextCursor string       `json:"next_cursor"`
+	NextCursor string       `json:"next_cursor,omitempty"`
+	Groups     *Groups      `json:"groups,omitempty"` // unless groups=false was asked for
 	Rev        int64        `json:"rev"`
 }
 

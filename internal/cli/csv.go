@@ -14,11 +14,14 @@ import (
 	"github.com/lpmos/lpmos/internal/apiclient"
 )
 
-// maxCSV bounds a file of machines, and maxLines its lines.
-const (
-	maxCSV   = 4 << 20
-	maxLines = 5000
-)
+// maxCSV bounds a file of machines; lpmos.MaxBatchLines bounds its lines.
+const maxCSV = 4 << 20
+
+// machineLine is a line of the file that names a machine.
+type machineLine struct {
+	number int // in the file, from 1
+	spec   lpmos.Spec
+}
 
 // csvColumns are what the first line may name, and where the value goes. Other
 // spellings are what spreadsheets and the API have.
@@ -46,7 +49,7 @@ var csvColumns = []struct {
 
 // readCSV reads a line for each machine; what a line leaves empty is as in
 // base. All bad lines are named in the error, each in a line of its own.
-func readCSV(r io.Reader, base lpmos.Spec) ([]lpmos.Spec, error) {
+func readCSV(r io.Reader, base lpmos.Spec) ([]machineLine, error) {
 	b, err := io.ReadAll(io.LimitReader(r, maxCSV+1))
 	if err != nil {
 		return nil, fmt.Errorf("read CSV: %w", err)
@@ -71,7 +74,7 @@ func readCSV(r io.Reader, base lpmos.Spec) ([]lpmos.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	var specs []lpmos.Spec
+	var lines []machineLine
 	var wrong []error
 	macs, hosts := map[lpmos.MAC]int{}, map[string]int{}
 	for {
@@ -95,22 +98,18 @@ func readCSV(r io.Reader, base lpmos.Spec) ([]lpmos.Spec, error) {
 			continue
 		}
 		macs[spec.TargetMAC], hosts[spec.Hostname] = number, number
-		specs = append(specs, spec)
-		if len(specs) > maxLines {
-			return nil, usageError{fmt.Errorf("--from-csv has more than %d machines: split it", maxLines)}
+		lines = append(lines, machineLine{number, spec})
+		if len(lines) > lpmos.MaxBatchLines {
+			return nil, usageError{fmt.Errorf("--from-csv has more than %d machines: split it", lpmos.MaxBatchLines)}
 		}
 	}
 	switch {
 	case len(wrong) > 0:
-		more := ""
-		if len(wrong) > 20 {
-			more = fmt.Sprintf("\nand %d more", len(wrong)-20)
-		}
-		return nil, usageError{fmt.Errorf("%s of --from-csv cannot be accepted, and nothing was created:\n%w%s", count(len(wrong), "line", "lines"), errors.Join(wrong[:min(len(wrong), 20)]...), more)}
-	case len(specs) == 0:
+		return nil, usageError{badLines(wrong)}
+	case len(lines) == 0:
 		return nil, usageError{errors.New("--from-csv names no machine: below the first line, each line is one")}
 	}
-	return specs, nil
+	return lines, nil
 }
 
 // csvHead finds the columns that the first line names.
@@ -174,31 +173,81 @@ func (a *app) createMany(ctx context.Context, c *apiclient.Client, base lpmos.Sp
 		defer f.Close()
 		in = f
 	}
-	specs, err := readCSV(in, base)
+	lines, err := readCSV(in, base)
 	if err != nil {
 		return err
 	}
-	return a.createBatch(ctx, c, specs, key, wait)
+	var specs []lpmos.Spec
+	for _, l := range lines {
+		specs = append(specs, l.spec)
+	}
+	if key == "" {
+		key = lpmos.NewTaskID() // an answer that is lost must not make the tasks twice
+	}
+	b, err := c.CreateBatch(ctx, specs, key)
+	if p, ok := errors.AsType[*apiclient.Problem](err); ok && len(p.Lines) > 0 {
+		var wrong []error
+		for _, l := range p.Lines {
+			if l.Line >= 1 && l.Line <= len(lines) {
+				wrong = append(wrong, fmt.Errorf("line %d: %s", lines[l.Line-1].number, lpmos.Shorten(l.Detail, 400)))
+			}
+		}
+		return usageError{badLines(wrong)}
+	}
+	if err != nil {
+		return hinted{err, "repeat the command with --idempotency-key " + key + ": nothing is created twice"}
+	}
+	err = poll(ctx, func() (bool, error) {
+		if !b.Finished {
+			var err error
+			if b, err = c.Batch(ctx, b.ID); err != nil {
+				return false, err
+			}
+		}
+		return b.Finished, nil
+	})
+	if err != nil {
+		return hinted{fmt.Errorf("batch %s, of which %d of %d are created, goes on by itself: %w", b.ID, len(b.Tasks), b.Total, err), "lpmos task list -q batch:" + b.ID}
+	}
+	return a.tellBatch(ctx, c, b, lines, wait)
 }
 
-// createBatch creates task by task. Each line has a key of its own, derived
-// from that of the whole, so that the command can be repeated.
-func (a *app) createBatch(ctx context.Context, c *apiclient.Client, specs []lpmos.Spec, key string, wait waiting) error {
-	if key == "" {
-		key = lpmos.NewTaskID()
+func badLines(wrong []error) error {
+	more := ""
+	if len(wrong) > 20 {
+		more = fmt.Sprintf("\nand %d more", len(wrong)-20)
 	}
-	var out []outcome
+	return fmt.Errorf("%s of --from-csv cannot be accepted, and nothing was created:\n%w%s", count(len(wrong), "line", "lines"), errors.Join(wrong[:min(len(wrong), 20)]...), more)
+}
+
+// tellBatch says what became of each line, in the order of the file.
+func (a *app) tellBatch(ctx context.Context, c *apiclient.Client, b apiclient.Batch, lines []machineLine, wait waiting) error {
 	var ids []string
-	for i, spec := range specs {
-		id, err := c.CreateTask(ctx, spec, fmt.Sprintf("%s/%d", key, i+1))
-		if err != nil {
-			return hinted{fmt.Errorf("create task %d of %d (%s): %w", i+1, len(specs), spec.TargetMAC, err), "repeat the command with --idempotency-key " + key + ": what was created is not created again"}
-		}
-		ids = append(ids, id)
-		out = append(out, outcome{TaskID: id, Status: lpmos.Pending, Task: &lpmos.Task{ID: id, Spec: spec, Status: lpmos.Pending}, said: "created for " + spec.TargetMAC.String()})
+	for _, t := range b.Tasks {
+		ids = append(ids, t.TaskID)
 	}
-	if err := a.tell(out, len(specs), "created"); err != nil || !wait.wait {
+	err := a.show(b, func(bool) *table {
+		v := &table{head: []string{"LINE", "MAC", "HOST", "TASK"}}
+		for _, t := range b.Tasks {
+			if t.Line >= 1 && t.Line <= len(lines) {
+				l := lines[t.Line-1]
+				v.add(txt(fmt.Sprint(l.number)), txt(l.spec.TargetMAC.String()), txt(l.spec.Hostname), txt(t.TaskID))
+			}
+		}
+		v.foot = fmt.Sprintf("%d of %d created; all of them:  lpmos task list -q batch:%s", len(b.Tasks), b.Total, b.ID)
+		return v
+	})
+	if err != nil {
 		return err
 	}
-	return a.await(ctx, c, ids, wait)
+	for _, f := range b.Failed {
+		if f.Line >= 1 && f.Line <= len(lines) {
+			a.complain(fmt.Errorf("line %d: %s", lines[f.Line-1].number, f.Detail))
+		}
+		err = quietError(ExitConflict) // it was good when all lines were checked
+	}
+	if !wait.wait || len(ids) == 0 {
+		return err
+	}
+	return errors.Join(a.await(ctx, c, ids, wait), err)
 }

@@ -146,6 +146,7 @@ func follow(ctx context.Context, c *apiclient.Client, ids []string, s *Screen, c
 			s.Progress(t, t.Progress)
 		}
 		if seen != nil {
+			s.Hide() // seen may print
 			seen(t)
 		}
 		open[id] = !content(t)
@@ -275,6 +276,16 @@ func (s *Screen) Done() {
 	defer s.mu.Unlock()
 	s.area.leave()
 	s.bars = nil
+}
+
+// Hide takes the bars away until the next progress, for who writes to the same
+// terminal by itself.
+func (s *Screen) Hide() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.on.cursor {
+		s.area.draw(nil, nil)
+	}
 }
 
 // Status shows that a task moved.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -136,10 +137,11 @@ func (a *app) lab(ctx context.Context, cfg labConfig) error {
 		return err
 	}
 	run.network, run.site, run.dir = network, s, dir
+	taken := ""
 	if listen != cfg.listen {
-		out.step("%s is taken, so the site is at another port", cfg.listen)
+		taken = ", since " + cfg.listen + " is taken"
 	}
-	out.step("a site of its own, and a network that only it and its machines see: %s", s.ControlPlane.URL())
+	out.step("%-12s %s%s", "site", s.ControlPlane.URL(), taken)
 	err = service.Run(ctx, s.Run, func(ctx context.Context) error {
 		b := labBuild{bootDir: filepath.Join(cfg.cache, "bootimage"), imageDir: filepath.Join(cfg.cache, "images")}
 		if err := b.make(ctx, cfg, log, out); err != nil {
@@ -282,7 +284,13 @@ func (b *labBuild) publish(ctx context.Context, s *site.Site) error {
 	if err := uploadImage(ctx, c, b.imageDir, b.image, func(string) {}); err != nil {
 		return err
 	}
+	// The catalogue is read from a view that hears of a change a moment after it
+	// was stored.
 	return poll(ctx, func() (bool, error) {
+		images, err := c.Images(ctx)
+		if err != nil || !slices.ContainsFunc(images, func(i lpmos.Image) bool { return i.Digest == b.image.Digest }) {
+			return false, err
+		}
 		regions, err := c.Regions(ctx)
 		return len(regions) > 0 && regions[0].Status == "online", err
 	})

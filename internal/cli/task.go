@@ -16,6 +16,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
 )
 
 var quietLog = slog.New(slog.DiscardHandler)
@@ -213,7 +214,7 @@ named; nothing is created unless all are good. Repeated with the same
 }
 
 // sorts are what --sort takes; with "-" before it, descending.
-var sorts = []string{"created", "updated", "status", "host", "region", "os", "progress"}
+var sorts = api.Sorts
 
 // selection is which tasks a list shows.
 type selection struct {
@@ -236,7 +237,7 @@ func (s *selection) flags(cmd *cobra.Command) {
 }
 
 func (s *selection) values() (url.Values, error) {
-	q := url.Values{}
+	q := url.Values{"groups": {"false"}} // every task would be looked at for them
 	if s.status != "" {
 		for one := range strings.SplitSeq(s.status, ",") {
 			if !lpmos.Status(one).Valid() {
@@ -384,11 +385,11 @@ func percent(t lpmos.Task) string {
 
 func (a *app) taskShow() *cobra.Command {
 	cmd := a.one("show", "Show everything about a task", func(ctx context.Context, c *apiclient.Client, id string) error {
-		t, err := c.Task(ctx, id)
+		t, err := c.TaskView(ctx, id)
 		if err != nil {
 			return err
 		}
-		return a.show(t, func(wide bool) *table { return describeTask(t, wide) })
+		return a.show(t, func(wide bool) *table { return describeTask(t.Task, t.ETA, wide) })
 	})
 	cmd.Long = `Show prints what is known about a task: what was asked for, the machine's hardware,
 who decided, how far it is, and why it failed and what to do about it.
@@ -398,7 +399,7 @@ With -o wide also firmware, what was found on each disk, and what to type next.`
 	return cmd
 }
 
-func describeTask(t lpmos.Task, wide bool) *table {
+func describeTask(t lpmos.Task, eta *apiclient.ETA, wide bool) *table {
 	v := &table{}
 	v.field("task", t.ID)
 	status := string(t.Status)
@@ -412,6 +413,9 @@ func describeTask(t lpmos.Task, wide bool) *table {
 	v.field("created", moment(t.CreatedAt)+by(t.CreatedBy))
 	v.field("notes", plain(t.Notes))
 	v.field("progress", strings.TrimPrefix(percent(t), "–"))
+	if eta != nil && t.Status.Live() {
+		v.field("left", fmt.Sprintf("about %s, as %s with the same %s took", seconds(time.Duration(eta.LeftSec)*time.Second), count(eta.Runs, "earlier run", "earlier runs"), plain(eta.Basis)))
+	}
 	if a := t.Approval; a != nil {
 		what := "approved"
 		if !a.Approved {
@@ -653,35 +657,62 @@ each attempt. With --follow it goes on until the task ends.`
 	return cmd
 }
 
+// lastLines is how long the last lines of a log may come after its task ended:
+// regions write them every two seconds.
+const lastLines = 3 * time.Second
+
 // followLogs prints the lines that come, each once, also when the connection
 // was lost for longer than the server remembers.
 func (a *app) followLogs(ctx context.Context, c *apiclient.Client, t lpmos.Task, printed []string) error {
-	for m, err := range c.Watch(ctx, t.ID, t.Rev) {
+	watch, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := false
+	end := func() {
+		if !ended {
+			ended = true
+			timer := time.AfterFunc(lastLines, cancel)
+			context.AfterFunc(watch, func() { timer.Stop() })
+		}
+	}
+	reread := func() error {
+		all, err := c.Logs(ctx, t.ID)
 		if err != nil {
 			return err
 		}
-		lines := m.Lines
-		if m.Type == "resync" {
-			all, err := c.Logs(ctx, t.ID)
+		for _, l := range since(printed, all) {
+			fmt.Fprintln(a.out, plain(l))
+		}
+		printed = all
+		return nil
+	}
+	for m, err := range c.Watch(watch, t.ID, t.Rev) {
+		if err != nil {
+			return err
+		}
+		for _, l := range m.Lines {
+			fmt.Fprintln(a.out, plain(l))
+		}
+		printed = append(printed, m.Lines...)
+		switch {
+		case m.Type == "status" && !lpmos.Status(m.Status).Live():
+			end()
+		case m.Type == "resync":
+			now, err := c.Task(ctx, t.ID)
 			if err != nil {
 				return err
 			}
-			lines = since(printed, all)
-		}
-		for _, l := range lines {
-			fmt.Fprintln(a.out, plain(l))
-		}
-		printed = append(printed, lines...)
-		if m.Type == "status" && !lpmos.Status(m.Status).Live() {
-			return nil
-		}
-		if m.Type == "resync" {
-			if now, err := c.Task(ctx, t.ID); err != nil || !now.Status.Live() {
+			if !now.Status.Live() {
+				end()
+			}
+			if err := reread(); err != nil {
 				return err
 			}
 		}
 	}
-	return ctx.Err()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return reread()
 }
 
 // since is what all has after the lines that were printed, of which the oldest

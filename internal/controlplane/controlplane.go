@@ -24,6 +24,7 @@ import (
 	"github.com/lpmos/lpmos/api"
 	"github.com/lpmos/lpmos/internal/controlplane/blobs"
 	"github.com/lpmos/lpmos/internal/controlplane/hub"
+	"github.com/lpmos/lpmos/internal/controlplane/metrics"
 	"github.com/lpmos/lpmos/internal/controlplane/orchestrator"
 	"github.com/lpmos/lpmos/internal/controlplane/rest"
 	"github.com/lpmos/lpmos/internal/controlplane/state"
@@ -100,6 +101,11 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 		return nil, err
 	}
 	rst := rest.New(c.state, c.orch, st, c.blobs, c.PublishBootImage, api.OpenAPI, log)
+	m := metrics.New(c.state, func() metrics.Hub {
+		s := c.hub.Stats()
+		return metrics.Hub{Connections: s.Connections, Published: s.Published, Sent: s.Sent, Coalesced: s.Coalesced, Evicted: s.Slow + s.Stalled + s.Silent}
+	}, version.String())
+	rst.Measure(m.Handler(), m.Observe)
 	mux := http.NewServeMux()
 	mux.Handle("/ws", c.hub)
 	mux.Handle("/", rst.Handler(web.Headers(pages.Handler())))
@@ -148,6 +154,14 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 			select {
 			case <-c.state.Synced():
 				return c.orch.Run(ctx)
+			case <-ctx.Done():
+				return nil
+			}
+		},
+		func(ctx context.Context) error {
+			select {
+			case <-c.state.Synced():
+				return c.orch.RunBatches(ctx)
 			case <-ctx.Done():
 				return nil
 			}

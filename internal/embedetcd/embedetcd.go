@@ -70,7 +70,9 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Server, error) {
 	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	c.ListenPeerUrls, c.AdvertisePeerUrls = nil, []url.URL{peer}
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
-	c.QuotaBackendBytes = 2 << 30
+	// What etcd itself advises at most; a hundred thousand tasks with their
+	// hardware, plans, logs and events take more than 2 GiB.
+	c.QuotaBackendBytes = 8 << 30
 	c.TickMs, c.ElectionMs = 10, 100 // one member has nobody to wait for
 	c.UnsafeNoFsync = cfg.NoFsync
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&slogCore{log: log.With("component", "etcd")}))

@@ -124,7 +124,7 @@ type MachineConfig struct {
 	Firmware Firmware
 	MemoryMB int    // default 1024 with BIOS, 1280 with UEFI
 	CPUs     int    // default 1: with two, a kernel under emulation once waited for ever for its timer after UEFI
-	CPUModel string // QEMU's -cpu; default everything the emulation can do but five-level paging
+	CPUModel string // QEMU's -cpu; default everything the emulation can do but five-level paging and fast string moves
 	NICs     []NIC
 	Disks    []Disk
 	SMBIOS   SMBIOS
@@ -165,8 +165,10 @@ func (c MachineConfig) withDefaults() (MachineConfig, error) {
 	}
 	if c.CPUModel == "" {
 		// Five-level paging makes every emulated TLB miss dearer and serves
-		// nothing below 64 TiB.
-		c.CPUModel = "max,la57=off"
+		// nothing below 64 TiB. A processor with fast string moves (ERMS, FSRM)
+		// is copied and cleared memory with by "rep movsb" and "rep stosb", of
+		// which QEMU emulates each byte on its own.
+		c.CPUModel = "max,la57=off,erms=off,fsrm=off"
 	}
 	if c.Failures == nil {
 		c.Failures = Failures

@@ -50,7 +50,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Site, err error)
 	}
 	// Each part has a connection of its own, as it would in its own process.
 	for range 2 {
-		st, err := store.Open(ctx, store.Config{Endpoints: []string{s.etcd.Endpoint()}}, log)
+		st, err := openOwn(ctx, s.etcd, log)
 		if err != nil {
 			return nil, err
 		}
@@ -68,6 +68,18 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Site, err error)
 		return nil, err
 	}
 	return s, nil
+}
+
+// openOwn connects to the store of this process. It runs, but on a busy machine
+// its first answer can take longer than one request may.
+func openOwn(ctx context.Context, etcd *embedetcd.Server, log *slog.Logger) (st *store.Store, err error) {
+	for range 6 {
+		st, err = store.Open(ctx, store.Config{Endpoints: []string{etcd.Endpoint()}}, log)
+		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+			break
+		}
+	}
+	return st, err
 }
 
 // Run serves until ctx ends, or until the store dies.

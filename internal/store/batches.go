@@ -22,8 +22,9 @@ type batchRequest struct {
 }
 
 // CreateBatch stores a batch whose lines were checked. With an idempotency key,
-// a repetition of the same request gives the first one's batch.
-func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error) {
+// a repetition of the same request gives the first one's batch; request is the
+// digest of what was asked, before anything was filled in.
+func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey, request string) (lpmos.Batch, error) {
 	b := lpmos.Batch{ID: lpmos.NewTaskID(), CreatedAt: time.Now().UTC(), CreatedBy: by, Total: len(specs), Specs: specs}
 	key := Key{Kind: KindBatchRequest, TaskID: b.ID}.String()
 	ops := []clientv3.Op{clientv3.OpPut(key, string(encode(batchRequest{b, specs})))}
@@ -31,21 +32,14 @@ func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempot
 		_, err := s.txn(ctx, nil, ops, nil)
 		return b, err
 	}
-	type idempotent struct {
-		BatchID string `json:"batch_id"`
-		Request string `json:"request"`
-	}
-	// Another name than a single task's: the same key on the two routes is two
-	// requests.
-	idem := Key{Kind: KindIdempotency, Name: strings.TrimPrefix(lpmos.DigestBytes([]byte(by+"\x00batch\x00"+idempotencyKey)), "sha256:")}.String()
-	request := lpmos.DigestOf(specs)
+	idem := batchIdempotency(by, idempotencyKey)
 	lease, err := s.grant(ctx, 24*time.Hour)
 	if err != nil {
 		return lpmos.Batch{}, err
 	}
 	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(idem), "=", 0)},
-		append(ops, clientv3.OpPut(idem, string(encode(idempotent{b.ID, request})), clientv3.WithLease(lease))),
-		[]clientv3.Op{clientv3.OpGet(idem)})
+		append(ops, clientv3.OpPut(idem, string(encode(idempotentBatch{b.ID, request})), clientv3.WithLease(lease))),
+		nil)
 	if err != nil {
 		return lpmos.Batch{}, fmt.Errorf("store batch: %w", err)
 	}
@@ -53,14 +47,42 @@ func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempot
 		return b, nil
 	}
 	s.revoke(lease)
-	first, err := decode[idempotent](r.Responses[0].GetResponseRange().Kvs[0].Value)
+	b, _, err = s.KnownBatch(ctx, by, idempotencyKey, request)
+	return b, err
+}
+
+// idempotentBatch is what is kept under an idempotency key of a batch.
+type idempotentBatch struct {
+	BatchID string `json:"batch_id"`
+	Request string `json:"request"`
+}
+
+// batchIdempotency is another key than a single task's: the same
+// Idempotency-Key on the two routes is two requests.
+func batchIdempotency(by, key string) string {
+	return Key{Kind: KindIdempotency, Name: strings.TrimPrefix(lpmos.DigestBytes([]byte(by+"\x00batch\x00"+key)), "sha256:")}.String()
+}
+
+// KnownBatch finds the batch that an earlier request with this key made. The
+// same key with other lines is a conflict.
+func (s *Store) KnownBatch(ctx context.Context, by, idempotencyKey, request string) (b lpmos.Batch, known bool, err error) {
+	idem := batchIdempotency(by, idempotencyKey)
+	v, err := s.get(ctx, idem)
+	if errors.Is(err, lpmos.ErrNotFound) {
+		return b, false, nil
+	}
 	if err != nil {
-		return lpmos.Batch{}, fmt.Errorf("decode %s: %w", idem, err)
+		return b, false, err
+	}
+	first, err := decode[idempotentBatch](v)
+	if err != nil {
+		return b, false, fmt.Errorf("decode %s: %w", idem, err)
 	}
 	if first.Request != request {
-		return lpmos.Batch{}, &lpmos.ConflictError{Problem: "this Idempotency-Key was used for another request; send a new key for a new one"}
+		return b, true, &lpmos.ConflictError{Problem: "this Idempotency-Key was used for another request; send a new key for a new one"}
 	}
-	return s.Batch(ctx, first.BatchID)
+	b, err = s.Batch(ctx, first.BatchID)
+	return b, true, err
 }
 
 // Batch reads one, with its lines as long as it is not finished.

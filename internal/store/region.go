@@ -286,31 +286,64 @@ func (s *Store) UpdateGlobal(ctx context.Context, edit func(*Global) error) erro
 
 // PutImage registers an image in the catalogue, or replaces the entry.
 func (s *Store) PutImage(ctx context.Context, i lpmos.Image) error {
+	_, err := s.PutImageIf(ctx, i, -1)
+	return err
+}
+
+// PutImageIf is PutImage on the condition that the entry is still the one that
+// revision rev wrote: 0 means that there is none, -1 whatever there is. It
+// gives the revision that wrote the new one; a condition that does not hold is
+// an lpmos.ErrChanged.
+func (s *Store) PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (int64, error) {
 	for _, part := range []struct{ field, v string }{{"os", i.OS}, {"version", i.Version}, {"arch", i.Arch}} {
 		if !lpmos.ValidName(part.v) {
-			return &lpmos.InvalidError{Field: part.field, Problem: "is not a name", Value: part.v}
+			return 0, &lpmos.InvalidError{Field: part.field, Problem: "is not a name", Value: part.v}
 		}
 	}
 	if _, err := lpmos.TrimDigest(i.Digest); err != nil {
-		return err
+		return 0, err
 	}
-	return s.put(ctx, Key{Kind: KindImage, OS: i.OS, Version: i.Version, Arch: i.Arch}.String(), i)
+	key := Key{Kind: KindImage, OS: i.OS, Version: i.Version, Arch: i.Arch}.String()
+	var conds []clientv3.Cmp
+	if rev >= 0 {
+		conds = append(conds, clientv3.Compare(clientv3.ModRevision(key), "=", rev))
+	}
+	r, err := s.txn(ctx, conds, []clientv3.Op{clientv3.OpPut(key, string(encode(i)))}, nil)
+	if err != nil {
+		return 0, err
+	}
+	if !r.Succeeded {
+		return 0, fmt.Errorf("image %s: %w: read it again", i.Name(), lpmos.ErrChanged)
+	}
+	return r.Header.Revision, nil
 }
 
 // DeleteImage removes an entry of the catalogue; its blobs stay.
 func (s *Store) DeleteImage(ctx context.Context, os, version, arch string) error {
+	return s.DeleteImageIf(ctx, os, version, arch, -1)
+}
+
+// DeleteImageIf is DeleteImage on the condition of PutImageIf.
+func (s *Store) DeleteImageIf(ctx context.Context, os, version, arch string, rev int64) error {
 	if !lpmos.ValidName(os) || !lpmos.ValidName(version) || !lpmos.ValidName(arch) {
 		return &lpmos.InvalidError{Field: "image", Problem: "is not os/version/arch"}
 	}
 	key := Key{Kind: KindImage, OS: os, Version: version, Arch: arch}.String()
-	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}, []clientv3.Op{clientv3.OpDelete(key)}, nil)
+	conds := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}
+	if rev >= 0 {
+		conds = append(conds, clientv3.Compare(clientv3.ModRevision(key), "=", rev))
+	}
+	r, err := s.txn(ctx, conds, []clientv3.Op{clientv3.OpDelete(key)}, []clientv3.Op{clientv3.OpGet(key, clientv3.WithCountOnly())})
 	if err != nil {
 		return err
 	}
-	if !r.Succeeded {
-		return fmt.Errorf("image %s/%s/%s: %w", os, version, arch, lpmos.ErrNotFound)
+	switch {
+	case r.Succeeded:
+		return nil
+	case r.Responses[0].GetResponseRange().Count > 0:
+		return fmt.Errorf("image %s/%s/%s: %w: read it again", os, version, arch, lpmos.ErrChanged)
 	}
-	return nil
+	return fmt.Errorf("image %s/%s/%s: %w", os, version, arch, lpmos.ErrNotFound)
 }
 
 // FoldProgress copies the newest progress and log lines of a region into the

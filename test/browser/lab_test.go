@@ -37,7 +37,7 @@ func TestLabScreenshots(t *testing.T) {
 	if system == "" {
 		system = "debian-12"
 	}
-	term := openTerminal(t, 120, 30)
+	term := openTerminal(t, terminalColumns, 30)
 	cmd := exec.CommandContext(t.Context(), "bin/lpmos", "lab", "up", "--os", system, "--cache-dir", os.Getenv("LPMOS_CACHE_DIR"))
 	cmd.Dir = "../.."
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
@@ -68,20 +68,21 @@ func TestLabScreenshots(t *testing.T) {
 	b.Open(task[2] + "/approve")
 	keep("approve", 1100)
 	b.Click("button[name=approved][value=true]")
-	b.Open(task[2])
+	b.Until("come back to the task", 30*time.Second, `location.pathname === '`+task[2]+`' && document.readyState === 'complete'`)
 	b.Live()
 	b.Until("be in the middle", 5*time.Minute, `parseInt(document.querySelector('[data-part=percent]')?.textContent) > 30`)
 	keep("task", 1000)
-	terminalPicture(t, dir, "terminal", term.screen())
+	middle := term.screen()
 	b.Open("/dashboard")
 	b.Live()
 	keep("dashboard", 800)
+	// The site ends with its lab, so the page is left before.
+	terminalPicture(t, b, dir, "lab-terminal", middle)
 	term.until(t, 15*time.Minute, `(Done\. 1 machine)`)
-	terminalPicture(t, dir, "terminal-done", term.screen())
-	b.Open(task[2])
-	b.Until("say that it is completed", 20*time.Second, `document.querySelector('main').textContent.toLowerCase().includes('completed')`)
-	keep("completed", 1000)
+	terminalPicture(t, b, dir, "lab-terminal-done", term.screen())
 }
+
+const terminalColumns = 120
 
 // picture keeps a picture for the documentation.
 func picture(t *testing.T, dir, name string, png []byte) {
@@ -98,16 +99,23 @@ func picture(t *testing.T, dir, name string, png []byte) {
 }
 
 // terminalPicture shows the lines of a terminal as one does.
-func terminalPicture(t *testing.T, dir, name string, lines []string) {
+func terminalPicture(t *testing.T, b *tab.Tab, dir, name string, lines []string) {
 	t.Helper()
+	var wrapped []string
+	for _, l := range lines {
+		r := []rune(l)
+		for len(r) > terminalColumns {
+			wrapped, r = append(wrapped, string(r[:terminalColumns])), r[terminalColumns:]
+		}
+		wrapped = append(wrapped, string(r))
+	}
 	page := `<!doctype html><title>terminal</title><main><pre style="margin:0;padding:16px 20px;background:#14181d;color:#d7dde4;` +
-		`font:14px/1.45 'DejaVu Sans Mono',monospace">` + html.EscapeString(strings.Join(lines, "\n")) + `</pre></main>` +
+		`font:14px/1.45 'DejaVu Sans Mono',monospace">` + html.EscapeString(strings.Join(wrapped, "\n")) + `</pre></main>` +
 		`<style>body{margin:0;background:#14181d}</style>`
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, page) }))
 	defer srv.Close()
-	b := tab.New(t, srv.URL)
-	b.Allow = []string{"favicon"}
-	b.Width(1080, int64(len(lines))*21+40)
+	b.URL, b.Allow = srv.URL, []string{"favicon"}
+	b.Width(1080, int64(len(wrapped))*21+40)
 	b.Open("/")
 	picture(t, dir, name, b.Picture())
 }

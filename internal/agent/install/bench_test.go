@@ -33,10 +33,10 @@ func BenchmarkCopy(b *testing.B) {
 				b.Fatal(err)
 			}
 			c := Copier{Blobs: s.client(b, 0), Decode: Zstd{Path: "/usr/bin/zstd"}, Stall: time.Minute, Log: slog.New(slog.DiscardHandler)}
-			behind := writeBehind{f: f}
+			behind := WriteBehind{File: f}
 			err = c.Copy(b.Context(), m, func(_ int, chunk lpmos.Chunk, raw []byte) error {
 				_, err := f.WriteAt(raw, chunk.Offset)
-				behind.wrote(chunk.Offset, chunk.Bytes)
+				behind.Wrote(chunk.Offset, chunk.Bytes)
 				return err
 			})
 			if err != nil || f.Sync() != nil || f.Close() != nil {

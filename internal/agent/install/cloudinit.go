@@ -15,15 +15,17 @@ const seedDir = "var/lib/cloud/seed/nocloud/"
 // what the user-data does not say.
 func cloudSeed(job *Job) ([]file, error) {
 	e := &job.Plan.Effect
-	keys := append([]string{}, e.SSHKeys...)
+	root := map[string]any{"name": "root", "lock_passwd": true}
 	user := map[string]any{
-		"hostname":            e.Hostname,
-		"preserve_hostname":   false,
-		"manage_etc_hosts":    false,
-		"ssh_pwauth":          false,
-		"disable_root":        false,
-		"ssh_authorized_keys": keys,
-		"users":               []any{"default", map[string]any{"name": "root", "lock_passwd": true, "ssh_authorized_keys": keys}},
+		"hostname":          e.Hostname,
+		"preserve_hostname": false,
+		"manage_etc_hosts":  false,
+		"ssh_pwauth":        false,
+		"disable_root":      false,
+		"users":             []any{"default", root},
+	}
+	if len(e.SSHKeys) > 0 { // its schema calls an empty list invalid
+		user["ssh_authorized_keys"], root["ssh_authorized_keys"] = e.SSHKeys, e.SSHKeys
 	}
 	if strings.Contains(e.Hostname, ".") {
 		user["fqdn"] = e.Hostname

@@ -131,7 +131,7 @@ func (in *Installer) writeImage(ctx context.Context, job *Job, m *lpmos.ImageMan
 func (in *Installer) copyImage(ctx context.Context, job *Job, m *lpmos.ImageManifest, f *os.File) (*sample, error) {
 	c := Copier{Blobs: in.blobs, Decode: in.decode, Stall: in.cfg.StallTimeout, Log: in.log}
 	s := newSample(len(m.Chunks))
-	sync := writeBehind{f: f}
+	sync := WriteBehind{File: f}
 	began := time.Now()
 	c.Progress = func(stored, raw int64) {
 		if stored < m.Pack.Bytes {
@@ -146,7 +146,7 @@ func (in *Installer) copyImage(ctx context.Context, job *Job, m *lpmos.ImageMani
 		if _, err := f.WriteAt(raw, chunk.Offset); err != nil {
 			return writeFailed(f.Name(), err)
 		}
-		sync.wrote(chunk.Offset, int64(len(raw)))
+		sync.Wrote(chunk.Offset, int64(len(raw)))
 		s.take(i, chunk, raw)
 		return nil
 	})
@@ -164,14 +164,16 @@ func (j *Job) bytes(s Step) {
 	}
 }
 
-// writeBehind starts writing pages out while more are produced, so that fsync
+// WriteBehind starts writing pages out while more are produced, so that fsync
 // at the end has little left and a machine with little memory does not stall.
-type writeBehind struct {
-	f        *os.File
-	from, to int64
+type WriteBehind struct {
+	File *os.File
+
+	from, to int64 // written and not started yet
 }
 
-func (w *writeBehind) wrote(off, n int64) {
+// Wrote says that n bytes at off were written to the file's cache.
+func (w *WriteBehind) Wrote(off, n int64) {
 	if off != w.to || w.to-w.from >= 32<<20 {
 		w.start()
 		w.from = off
@@ -179,11 +181,11 @@ func (w *writeBehind) wrote(off, n int64) {
 	w.to = off + n
 }
 
-func (w *writeBehind) start() {
+func (w *WriteBehind) start() {
 	const syncFileRangeWrite = 2
 	if w.to > w.from {
 		// Only a hint: fsync reports what goes wrong.
-		_ = syscall.SyncFileRange(int(w.f.Fd()), w.from, w.to-w.from, syncFileRangeWrite)
+		_ = syscall.SyncFileRange(int(w.File.Fd()), w.from, w.to-w.from, syncFileRangeWrite)
 	}
 }
 

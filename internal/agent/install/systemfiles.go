@@ -79,11 +79,13 @@ func systemFiles(job *Job, m *lpmos.ImageManifest, boot *bootParts) ([]file, err
 }
 
 // fstab names filesystems by the UUIDs of the plan. Without its EFI system
-// partition a system still boots.
+// partition a system still boots, and does not wait for it: nothing is ordered
+// after a nofail mount, so a machine whose devices come slowly may have the
+// default of 90 s.
 func fstab(root, esp string) string {
 	return "# Written by LPMOS at installation.\n" +
 		"UUID=" + root + " / ext4 defaults,errors=remount-ro 0 1\n" +
-		"UUID=" + esp + " /boot/efi vfat umask=0077,nofail,x-systemd.device-timeout=10s 0 2\n"
+		"UUID=" + esp + " /boot/efi vfat umask=0077,nofail 0 2\n"
 }
 
 func hosts(hostname string) string {

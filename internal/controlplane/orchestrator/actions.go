@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/lpmos/lpmos"
@@ -74,17 +75,25 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 	if err == nil {
 		o.log.Info("task decided", "task", id, "approved", d.Approved, "by", by, "rev", t.Rev)
 	}
-	return t, o.decided(t, err)
+	return t, o.decided(ctx, t, err)
 }
 
-// decided names who was quicker when a decision came too late.
-func (o *Orchestrator) decided(t lpmos.Task, err error) error {
-	if c, ok := err.(*lpmos.ConflictError); ok && t.Approval != nil {
-		what := "rejected"
-		if t.Approval.Approved {
-			what = "approved"
+// decided names who was quicker when a decision came too late: the person whom
+// the last event is by.
+func (o *Orchestrator) decided(ctx context.Context, t lpmos.Task, err error) error {
+	c, ok := err.(*lpmos.ConflictError)
+	if !ok || t.ID == "" {
+		return err
+	}
+	what := map[lpmos.Cause]string{lpmos.CauseApproved: "approved", lpmos.CauseRejected: "rejected", lpmos.CauseCanceled: "canceled"}
+	events, _ := o.put.Events(ctx, t.ID) // without them the answer only says less
+	for _, e := range slices.Backward(events) {
+		if verb, ok := what[e.Cause]; ok {
+			return &lpmos.ConflictError{Status: c.Status, Problem: fmt.Sprintf("%s; it was %s by %s at %s", c.Problem, verb, e.By, e.At.Format("2006-01-02 15:04:05 UTC"))}
 		}
-		return &lpmos.ConflictError{Status: c.Status, Problem: fmt.Sprintf("%s; it was %s by %s at %s", c.Problem, what, t.Approval.By, t.Approval.At.Format("2006-01-02 15:04:05 UTC"))}
+		if e.Attempt != t.Attempt {
+			break
+		}
 	}
 	return err
 }
@@ -115,7 +124,7 @@ func (o *Orchestrator) Cancel(ctx context.Context, id, reason, by string) (lpmos
 	if err == nil {
 		o.log.Info("task canceled", "task", id, "by", by, "rev", t.Rev)
 	}
-	return t, err
+	return t, o.decided(ctx, t, err)
 }
 
 // Retry begins a failed task anew: the machine is claimed again, the approval

@@ -178,13 +178,13 @@ func (o *Orchestrator) DeleteTemplate(ctx context.Context, name string, based in
 }
 
 // DeleteImage takes an image out of the catalogue that no live task and no
-// profile installs. Its blobs stay.
-func (o *Orchestrator) DeleteImage(ctx context.Context, os, version, arch, by string) error {
+// profile installs, if rev wrote the entry; -1 stands for any. Its blobs stay.
+func (o *Orchestrator) DeleteImage(ctx context.Context, os, version, arch string, rev int64, by string) error {
 	name := os + "/" + version + "/" + arch
 	if err := inUse("the image "+name, o.read.ImageUse(os, version, arch)); err != nil {
 		return err
 	}
-	err := o.put.DeleteImage(ctx, os, version, arch)
+	err := o.put.DeleteImageIf(ctx, os, version, arch, rev)
 	if err == nil {
 		o.log.Info("image deleted", "image", name, "by", by)
 	}

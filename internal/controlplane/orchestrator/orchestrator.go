@@ -70,6 +70,7 @@ type reader interface {
 	ProfileUse(name string) api.Use
 	TemplateUse(name string) api.Use
 	ImageUse(os, version, arch string) api.Use
+	Claimed() map[lpmos.MAC]string
 }
 
 // writer is the store.
@@ -79,20 +80,25 @@ type writer interface {
 	DeleteProfile(ctx context.Context, name string, based int) error
 	PutTemplate(ctx context.Context, t lpmos.Template, based int) (lpmos.Template, error)
 	DeleteTemplate(ctx context.Context, name string, based int) error
-	DeleteImage(ctx context.Context, os, version, arch string) error
+	DeleteImageIf(ctx context.Context, os, version, arch string, rev int64) error
 	Transition(ctx context.Context, id string, m store.Move, edit func(*store.Record, *store.Move) error) (lpmos.Task, error)
 	DeleteTask(ctx context.Context, id string) error
 	FoldProgress(ctx context.Context, p *lpmos.Progress, logTail []string) error
 	SetRegionStatus(ctx context.Context, region, status string) error
+	Events(ctx context.Context, id string) ([]lpmos.Event, error)
+	batchStore
 }
 
 // Orchestrator decides.
 type Orchestrator struct {
-	cfg  Config
-	read reader
-	put  writer
-	log  *slog.Logger
-	now  func() time.Time
+	cfg     Config
+	read    reader
+	put     writer
+	batches batchStore
+	log     *slog.Logger
+	now     func() time.Time
+
+	newBatch chan struct{} // a batch was stored
 
 	mu    sync.Mutex // guards what follows
 	dirty map[string]struct{}
@@ -100,7 +106,14 @@ type Orchestrator struct {
 
 	// Owned by Run.
 	watch   map[string]*sight
+	granted map[string]grant  // the permit each installing task was last seen with
 	regions map[string]string // status as last written
+}
+
+// grant is a permit that stands as long as its task installs in this attempt.
+type grant struct {
+	attempt int
+	nonce   string
 }
 
 // sight is when this replica first saw a task where it stands. Deadlines count
@@ -118,9 +131,9 @@ type sight struct {
 func New(cfg Config, read reader, put writer, log *slog.Logger) *Orchestrator {
 	cfg.defaults()
 	return &Orchestrator{
-		cfg: cfg, read: read, put: put, log: log, now: time.Now,
+		cfg: cfg, read: read, put: put, batches: put, newBatch: make(chan struct{}, 1), log: log, now: time.Now,
 		dirty: map[string]struct{}{}, wake: make(chan struct{}, 1),
-		watch: map[string]*sight{}, regions: map[string]string{},
+		watch: map[string]*sight{}, granted: map[string]grant{}, regions: map[string]string{},
 	}
 }
 
@@ -196,6 +209,11 @@ func (o *Orchestrator) sweep(ctx context.Context) {
 	for id := range o.watch {
 		if _, ok := seen[id]; !ok {
 			delete(o.watch, id)
+		}
+	}
+	for id := range o.granted {
+		if _, ok := seen[id]; !ok {
+			delete(o.granted, id)
 		}
 	}
 	for _, r := range o.read.Regions() {

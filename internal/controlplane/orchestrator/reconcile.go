@@ -86,7 +86,9 @@ func (o *Orchestrator) step(ctx context.Context, t lpmos.Task, r api.Reports) er
 				})
 			return err
 		}
-		if r.Permit != nil {
+		// Reading the task anew for each progress report only to find that its
+		// permit is granted would be most of the work of a thousand installs.
+		if r.Permit != nil && o.granted[t.ID] != (grant{t.Attempt, r.Permit.Nonce}) {
 			if err := o.permit(ctx, t, r.Permit, lpmos.CauseNextAttempt); !errors.Is(err, errNothing) {
 				return err
 			}
@@ -178,7 +180,13 @@ func (o *Orchestrator) permit(ctx context.Context, t lpmos.Task, req *lpmos.Perm
 	_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: cause, By: byAgent}, func(rec *store.Record, m *store.Move) error {
 		refused = nil
 		task := &rec.Task
-		if rec.Permit != nil && rec.Permit.Nonce == req.Nonce || req.Attempt != task.Attempt || task.Approval == nil || task.Plan == nil {
+		if rec.Permit != nil && rec.Permit.Nonce == req.Nonce {
+			if task.Status == lpmos.Installing && rec.Permit.Attempt == task.Attempt {
+				o.granted[task.ID] = grant{task.Attempt, req.Nonce}
+			}
+			return errNothing
+		}
+		if req.Attempt != task.Attempt || task.Approval == nil || task.Plan == nil {
 			return errNothing
 		}
 		attempt := task.Attempt

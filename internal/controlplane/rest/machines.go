@@ -21,7 +21,7 @@ type machineList struct {
 func (a *API) listMachines(c *gin.Context) {
 	q := api.MachineQuery{Text: c.Query("q"), RegionID: c.Query("region_id"), State: lpmos.MachineState(c.Query("state")), Cursor: c.Query("cursor")}
 	var err error
-	if q.Limit, err = intQuery(c, "limit", maxLimit); err != nil {
+	if q.Limit, err = intQuery(c, "limit", 1, maxLimit); err != nil {
 		a.fail(c, err)
 		return
 	}

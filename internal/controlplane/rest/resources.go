@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"time"
@@ -12,7 +13,7 @@ import (
 )
 
 func (a *API) listRegions(c *gin.Context) {
-	c.JSON(http.StatusOK, struct {
+	a.conditional(c, struct {
 		Regions []lpmos.Region `json:"regions"`
 	}{list(a.read.Regions())})
 }
@@ -28,18 +29,36 @@ func (a *API) getRegion(c *gin.Context) {
 		a.fail(c, fmt.Errorf("region %s: %w", id, lpmos.ErrNotFound))
 		return
 	}
-	c.JSON(http.StatusOK, r)
+	a.conditional(c, r)
 }
 
 func (a *API) listImages(c *gin.Context) {
-	c.JSON(http.StatusOK, struct {
+	a.conditional(c, struct {
 		Images []lpmos.Image `json:"images"`
 	}{list(a.read.Images())})
+}
+
+func (a *API) getImage(c *gin.Context) {
+	i, rev, ok := a.read.ImageRev(c.Param("os"), c.Param("version"), c.Param("arch"))
+	if !ok {
+		a.fail(c, fmt.Errorf("image %s/%s/%s: %w", lpmos.Shorten(c.Param("os"), 64), lpmos.Shorten(c.Param("version"), 64), lpmos.Shorten(c.Param("arch"), 64), lpmos.ErrNotFound))
+		return
+	}
+	b, err := json.Marshal(i)
+	if err != nil {
+		a.fail(c, err)
+		return
+	}
+	a.tagged(c, revTag(rev), b)
 }
 
 // putImage registers an image whose blobs were stored before. The manifest
 // decides what the entry says, so that the two cannot differ.
 func (a *API) putImage(c *gin.Context) {
+	rev, ok := a.ifMatch(c)
+	if !ok {
+		return
+	}
 	var i lpmos.Image
 	if !a.decode(c, &i) {
 		return
@@ -87,15 +106,20 @@ func (a *API) putImage(c *gin.Context) {
 	if i.CreatedAt.IsZero() {
 		i.CreatedAt = time.Now().UTC()
 	}
-	if err := a.store.PutImage(c.Request.Context(), i); err != nil {
+	if rev, err = a.store.PutImageIf(c.Request.Context(), i, rev); err != nil {
 		a.fail(c, err)
 		return
 	}
+	c.Header("ETag", revTag(rev))
 	c.JSON(http.StatusOK, i)
 }
 
 func (a *API) deleteImage(c *gin.Context) {
-	if err := a.act.DeleteImage(c.Request.Context(), c.Param("os"), c.Param("version"), c.Param("arch"), who(c)); err != nil {
+	rev, ok := a.ifMatch(c)
+	if !ok {
+		return
+	}
+	if err := a.act.DeleteImage(c.Request.Context(), c.Param("os"), c.Param("version"), c.Param("arch"), rev, who(c)); err != nil {
 		a.fail(c, err)
 		return
 	}

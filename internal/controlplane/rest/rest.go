@@ -6,6 +6,7 @@ package rest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -32,7 +33,11 @@ type Reader interface {
 	Rev() int64
 	StoreID() string
 	Task(id string) (lpmos.Task, bool)
+	Status(id string) (lpmos.Status, bool)
 	Tasks(api.Query) api.Page
+	IDs(api.Query) (ids []string, total int)
+	ValidCursor(cursor string, sort api.Sort) bool
+	Estimate(id string) *api.ETA
 	Logs(id string) ([]string, bool)
 	Regions() []lpmos.Region
 	Region(id string) (lpmos.Region, bool)
@@ -45,6 +50,7 @@ type Reader interface {
 	Template(name string) (lpmos.Template, bool)
 	ProfileUse(name string) api.Use
 	TemplateUse(name string) api.Use
+	ImageRev(os, version, arch string) (lpmos.Image, int64, bool)
 }
 
 // Actions is the orchestrator.
@@ -58,15 +64,21 @@ type Actions interface {
 	DeleteProfile(ctx context.Context, name string, based int, by string) error
 	PutTemplate(ctx context.Context, t lpmos.Template, based int, by string) (lpmos.Template, error)
 	DeleteTemplate(ctx context.Context, name string, based int, by string) error
-	DeleteImage(ctx context.Context, os, version, arch, by string) error
+	// DeleteImage removes the entry that rev wrote; -1 stands for any.
+	DeleteImage(ctx context.Context, os, version, arch string, rev int64, by string) error
 	Preview(template, taskID string) (string, error)
+	CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error)
+	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error)
+	Batch(ctx context.Context, id string) (lpmos.Batch, error)
 }
 
 // Store is what goes to the store without a decision.
 type Store interface {
 	Events(ctx context.Context, id string) ([]lpmos.Event, error)
 	Healthy(ctx context.Context) error
-	PutImage(ctx context.Context, i lpmos.Image) error
+	// PutImageIf changes an entry of the catalogue only if it is still the one
+	// that rev wrote (0: none, -1: whatever is there).
+	PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (int64, error)
 }
 
 // Blobs are files by content.
@@ -84,12 +96,25 @@ type API struct {
 	blobs Blobs
 	boot  func(context.Context, lpmos.BootImage) error
 	spec  []byte
+	docs  docs
 	log   *slog.Logger
+
+	metrics http.Handler
+	observe func(method, route string, status int, took time.Duration)
 }
 
 // New makes the API. publish registers a boot image; spec is api/openapi.yaml.
 func New(read Reader, act Actions, store Store, blobs Blobs, publish func(context.Context, lpmos.BootImage) error, spec []byte, log *slog.Logger) *API {
-	return &API{read: read, act: act, store: store, blobs: blobs, boot: publish, spec: spec, log: log}
+	return &API{
+		read: read, act: act, store: store, blobs: blobs, boot: publish, spec: spec, log: log,
+		metrics: http.NotFoundHandler(), observe: func(string, string, int, time.Duration) {},
+	}
+}
+
+// Measure serves metrics at /metrics and tells observe of every request. It
+// must be called before Handler.
+func (a *API) Measure(metrics http.Handler, observe func(method, route string, status int, took time.Duration)) {
+	a.metrics, a.observe = metrics, observe
 }
 
 // Route is one entry of the route table.
@@ -103,9 +128,15 @@ func (a *API) routes() []Route {
 	return []Route{
 		{"GET", "/healthz", a.healthz},
 		{"GET", "/readyz", a.readyz},
+		{"GET", "/metrics", gin.WrapF(func(w http.ResponseWriter, r *http.Request) { a.metrics.ServeHTTP(w, r) })},
 		{"GET", v1 + "/openapi.yaml", a.openapi},
+		{"GET", v1 + "/docs", a.reference},
+		{"GET", v1 + "/docs/style.css", a.referenceStyle},
 		{"POST", v1 + "/tasks", a.createTask},
 		{"GET", v1 + "/tasks", a.listTasks},
+		{"GET", v1 + "/tasks/ids", a.listTaskIDs},
+		{"POST", v1 + "/tasks/batch", a.createBatch},
+		{"GET", v1 + "/batches/:id", a.getBatch},
 		{"GET", v1 + "/tasks/:id", a.getTask},
 		{"DELETE", v1 + "/tasks/:id", a.deleteTask},
 		{"PUT", v1 + "/tasks/:id/approve", a.approveTask},
@@ -128,6 +159,7 @@ func (a *API) routes() []Route {
 		{"DELETE", v1 + "/templates/:name", a.deleteTemplate},
 		{"POST", v1 + "/templates/:name/preview", a.previewTemplate},
 		{"GET", v1 + "/images", a.listImages},
+		{"GET", v1 + "/images/:os/:version/:arch", a.getImage},
 		{"PUT", v1 + "/images/:os/:version/:arch", a.putImage},
 		{"DELETE", v1 + "/images/:os/:version/:arch", a.deleteImage},
 		{"PUT", v1 + "/bootimage", a.putBootImage},
@@ -148,26 +180,38 @@ func (a *API) Handler(other http.Handler) http.Handler {
 	if err := e.SetTrustedProxies(nil); err != nil {
 		panic("rest: trust no proxy: " + err.Error())
 	}
-	e.Use(a.recover)
+	e.Use(a.measure, a.recover)
 	for _, r := range a.routes() {
 		e.Handle(r.Method, r.Path, r.handler)
 	}
 	e.NoMethod(func(c *gin.Context) {
 		if strings.HasPrefix(c.Request.URL.Path, "/api/") {
-			a.problem(c, http.StatusMethodNotAllowed, "Method not allowed", c.Request.Method+" is not a method of this resource")
+			a.problem(c, http.StatusMethodNotAllowed, "Method not allowed", c.Request.Method+" is not a method of this resource; see /api/v1/docs for those it has")
 			return
 		}
 		other.ServeHTTP(c.Writer, c.Request)
 	})
 	e.NoRoute(func(c *gin.Context) {
 		if strings.HasPrefix(c.Request.URL.Path, "/api/") {
-			a.problem(c, http.StatusNotFound, "Not found", "there is no "+c.Request.URL.Path+"; see /api/v1/openapi.yaml")
+			a.problem(c, http.StatusNotFound, "Not found", "there is no "+lpmos.Shorten(c.Request.URL.Path, 200)+"; see /api/v1/docs")
 			return
 		}
 		c.Status(http.StatusOK) // NoRoute begins with 404
 		other.ServeHTTP(c.Writer, c.Request)
 	})
 	return e
+}
+
+// measure tells how long each route took. Pages are one route here: they count
+// themselves if they like.
+func (a *API) measure(c *gin.Context) {
+	start := time.Now()
+	c.Next()
+	route := c.FullPath()
+	if route == "" {
+		route = "other"
+	}
+	a.observe(c.Request.Method, route, c.Writer.Status(), time.Since(start))
 }
 
 func (a *API) recover(c *gin.Context) {
@@ -177,7 +221,7 @@ func (a *API) recover(c *gin.Context) {
 				panic(p)
 			}
 			a.log.Error("handler panicked", "path", c.Request.URL.Path, "err", p)
-			a.problem(c, http.StatusInternalServerError, "Internal error", "")
+			a.problem(c, http.StatusInternalServerError, "Internal error", internal)
 		}
 	}()
 	c.Next()
@@ -193,6 +237,8 @@ type Problem struct {
 	TaskStatus lpmos.Status `json:"task_status,omitempty"` // that was in the way
 	PlanDigest string       `json:"plan_digest,omitempty"` // of the plan as it is now
 	Plan       *lpmos.Plan  `json:"plan,omitempty"`
+	// Lines are all lines of a batch that cannot be accepted.
+	Lines []lpmos.BatchLine `json:"lines,omitempty"`
 }
 
 func (a *API) problem(c *gin.Context, status int, title, detail string) {
@@ -203,6 +249,9 @@ func (a *API) send(c *gin.Context, p Problem) {
 	c.Header("Content-Type", "application/problem+json")
 	c.AbortWithStatusJSON(p.Status, p)
 }
+
+// internal is all that is said of a fault; the rest is in the log.
+const internal = "the control plane could not do this; its log says why"
 
 // stale is how the orchestrator says that the plan is another one now.
 type stale interface {
@@ -216,7 +265,12 @@ func (a *API) fail(c *gin.Context, err error) {
 	var invalid *lpmos.InvalidError
 	var conflict *lpmos.ConflictError
 	var old stale
+	var batch *lpmos.BatchError
 	switch {
+	case errors.As(err, &batch):
+		p.Title, p.Status, p.Lines = "Lines cannot be accepted", http.StatusBadRequest, batch.Lines
+	case errors.Is(err, lpmos.ErrChanged):
+		p.Title, p.Status = "Changed meanwhile", http.StatusPreconditionFailed
 	case errors.As(err, &old):
 		plan := old.CurrentPlan()
 		p.Title, p.Status, p.Plan, p.PlanDigest = "The plan is not the one that was approved", http.StatusConflict, &plan, plan.Digest
@@ -235,17 +289,23 @@ func (a *API) fail(c *gin.Context, err error) {
 		p.Title, p.Status = "Unavailable", http.StatusServiceUnavailable
 	default:
 		a.log.Error("request", "path", c.Request.URL.Path, "err", err)
-		p.Title, p.Status, p.Detail = "Internal error", http.StatusInternalServerError, ""
+		p.Title, p.Status, p.Detail = "Internal error", http.StatusInternalServerError, internal
 	}
 	a.send(c, p)
 }
 
-func (a *API) decode(c *gin.Context, v any) bool {
-	if ct := c.ContentType(); ct != "application/json" {
-		a.problem(c, http.StatusUnsupportedMediaType, "Unsupported media type", "send application/json")
+func (a *API) decode(c *gin.Context, v any) bool { return a.decodeUpTo(c, maxBody, v) }
+
+func (a *API) decodeUpTo(c *gin.Context, limit int64, v any) bool {
+	if c.Request.ContentLength > limit {
+		a.fail(c, fmt.Errorf("%w: more than %s", lpmos.ErrTooLarge, lpmos.FormatBytes(limit)))
 		return false
 	}
-	if err := lpmos.DecodeJSON(c.Request.Body, maxBody, v); err != nil {
+	if ct := c.ContentType(); ct != "application/json" {
+		a.problem(c, http.StatusUnsupportedMediaType, "Unsupported media type", "send the body as JSON, with Content-Type: application/json")
+		return false
+	}
+	if err := lpmos.DecodeJSON(c.Request.Body, limit, v); err != nil {
 		a.fail(c, err)
 		return false
 	}
@@ -267,7 +327,7 @@ func (a *API) readyz(c *gin.Context) {
 	ctx, cancel := context.WithTimeout(c.Request.Context(), 2*time.Second)
 	defer cancel()
 	if !a.read.Ready() {
-		a.problem(c, http.StatusServiceUnavailable, "Not ready", "the tasks are not in memory yet")
+		a.problem(c, http.StatusServiceUnavailable, "Not ready", "the tasks are not in memory yet; ask again in a second")
 		return
 	}
 	if err := a.store.Healthy(ctx); err != nil {
@@ -279,14 +339,14 @@ func (a *API) readyz(c *gin.Context) {
 
 func (a *API) openapi(c *gin.Context) { c.Data(http.StatusOK, "application/yaml", a.spec) }
 
-func intQuery(c *gin.Context, name string, most int) (int, error) {
+func intQuery(c *gin.Context, name string, least, most int) (int, error) {
 	v := c.Query(name)
 	if v == "" {
 		return 0, nil
 	}
 	n, err := strconv.Atoi(v)
-	if err != nil || n < 1 || n > most {
-		return 0, &lpmos.InvalidError{Field: name, Problem: "is not a number from 1 to " + strconv.Itoa(most), Value: v}
+	if err != nil || n < least || n > most {
+		return 0, &lpmos.InvalidError{Field: name, Problem: fmt.Sprintf("is not a number from %d to %d", least, most), Value: v}
 	}
 	return n, nil
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/lpmos/lpmos/api"
 	"github.com/lpmos/lpmos/internal/contract"
 	"github.com/lpmos/lpmos/internal/controlplane/blobs"
+	"github.com/lpmos/lpmos/internal/controlplane/metrics"
 	"github.com/lpmos/lpmos/internal/controlplane/orchestrator"
 	"github.com/lpmos/lpmos/internal/controlplane/rest"
 	"github.com/lpmos/lpmos/internal/controlplane/state"
@@ -46,6 +47,9 @@ type plane struct {
 	state *state.State
 	sess  *store.Session
 	pack  []byte
+
+	api     *rest.API
+	handler http.Handler
 }
 
 func newPlane(t *testing.T) *plane {
@@ -63,7 +67,11 @@ func newPlane(t *testing.T) *plane {
 	boot := func(ctx context.Context, b lpmos.BootImage) error {
 		return st.UpdateGlobal(ctx, func(g *store.Global) error { g.BootImage = &b; return nil })
 	}
-	srv := httptest.NewServer(rest.New(p.state, orch, st, dir, boot, api.OpenAPI, discard).Handler(http.NotFoundHandler()))
+	a := rest.New(p.state, orch, st, dir, boot, api.OpenAPI, discard)
+	m := metrics.New(p.state, nil, "test")
+	a.Measure(m.Handler(), m.Observe)
+	p.api, p.handler = a, a.Handler(http.NotFoundHandler())
+	srv := httptest.NewServer(p.handler)
 	t.Cleanup(srv.Close)
 	p.url = srv.URL
 	p.http = &http.Client{Transport: contract.NewTransport(t, api.OpenAPI, nil)}
@@ -73,6 +81,7 @@ func newPlane(t *testing.T) *plane {
 	var wg sync.WaitGroup
 	wg.Go(func() { p.state.Run(ctx) })
 	wg.Go(func() { <-p.state.Synced(); orch.Run(ctx) })
+	wg.Go(func() { <-p.state.Synced(); orch.RunBatches(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	if p.sess, err = st.OpenSession(t.Context(), "dc1", "i1", lpmos.Capabilities{Hostname: "h"}, nil); err != nil {
 		t.Fatal(err)

@@ -142,12 +142,12 @@ func (s *State) estimate(t *task, now time.Time) *api.ETA {
 		e.FasterThan = slower(r.all, e.Elapsed, run.total)
 		return e
 	}
-	if len(begun) == 0 {
-		if p != nil || t.Status == lpmos.Verifying {
-			return nil // how long it has run is not known
-		}
-		e.Left = e.Expected
+	if p == nil && t.Status == lpmos.Installing {
+		e.Left = e.Expected // it is about to begin
 		return e
+	}
+	if len(begun) == 0 || begun[0].Stage != lpmos.Partitioning {
+		return nil // how long it has run is not known
 	}
 	last := begun[len(begun)-1]
 	phase := slices.Index(lpmos.Phases, last.Stage)

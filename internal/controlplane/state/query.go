@@ -60,6 +60,17 @@ func (s *State) Task(id string) (lpmos.Task, bool) {
 	return v, true
 }
 
+// Status is where a task stands, for whoever asks about many.
+func (s *State) Status(id string) (lpmos.Status, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	t, ok := s.tasks[id]
+	if !ok || t.Status == "" {
+		return "", false
+	}
+	return t.Status, true
+}
+
 // loadTimeout bounds how long a page waits for what is not in memory.
 const loadTimeout = 2 * time.Second
 
@@ -119,6 +130,15 @@ func (s *State) Image(os, version, arch string) (lpmos.Image, bool) {
 	defer s.mu.RUnlock()
 	i, ok := s.images[os+"/"+version+"/"+arch]
 	return i, ok
+}
+
+// ImageRev is Image with the revision of the store that wrote the entry.
+func (s *State) ImageRev(os, version, arch string) (lpmos.Image, int64, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	name := os + "/" + version + "/" + arch
+	i, ok := s.images[name]
+	return i, s.imageRevs[name], ok
 }
 
 // Region looks one up.
@@ -187,6 +207,24 @@ func (s *State) Live() []string {
 		}
 		for _, t := range s.byStatus[i] {
 			out = append(out, t.ID)
+		}
+	}
+	return out
+}
+
+// Claimed are the addresses that live tasks own, each with its task's id.
+func (s *State) Claimed() map[lpmos.MAC]string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := map[lpmos.MAC]string{}
+	for i, st := range lpmos.Statuses {
+		if !st.Live() {
+			continue
+		}
+		for _, t := range s.byStatus[i] {
+			for _, m := range t.Claims {
+				out[m] = t.ID
+			}
 		}
 	}
 	return out

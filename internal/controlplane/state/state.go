@@ -59,8 +59,10 @@ type State struct {
 
 	regions map[string]*region
 	images  map[string]lpmos.Image
-	global  store.Global
-	fleet   fleet
+
+	imageRevs map[string]int64 // that wrote the entries of images
+	global    store.Global
+	fleet     fleet
 
 	profiles  map[string]lpmos.Profile
 	templates map[string]lpmos.Template
@@ -98,6 +100,7 @@ func New(src source, log *slog.Logger, listen ...func(api.Update)) *State {
 func (s *State) clear() {
 	s.tasks, s.rows, s.byStatus, s.counts = map[string]*task{}, nil, [16][]*task{}, map[lpmos.Status]int{}
 	s.regionCounts, s.names, s.nameOf = map[uint16]map[lpmos.Status]int{}, nil, map[string]uint16{}
+	s.imageRevs = map[string]int64{}
 	s.runs = map[kind]*runs{}
 	s.regions, s.images = map[string]*region{}, map[string]lpmos.Image{}
 	s.profiles, s.templates = map[string]lpmos.Profile{}, map[string]lpmos.Template{}
@@ -171,7 +174,7 @@ func (s *State) apply(b store.Batch) api.Update {
 				delete(s.images, name)
 				s.report(err, c)
 			} else {
-				s.images[name] = i
+				s.images[name], s.imageRevs[name] = i, c.Rev
 			}
 		case store.KindProfile:
 			applyNamed(s, s.profiles, c)
@@ -259,6 +262,27 @@ func (s *State) applyTask(c store.Change, touched map[string]bool) {
 		return
 	}
 	t.Rev = max(t.Rev, c.Rev)
+	if c.Key.Kind == store.KindProgress {
+		t.recall()
+	}
+}
+
+// recall adds to a report when the stages before it began, which after a
+// restart only the folded progress knows; a listing brings it after the report.
+func (t *task) recall() {
+	f, r := t.Task.Progress, t.reports[t.Attempt]
+	if f == nil || r == nil || r.Progress == nil || f.Attempt != r.Progress.Attempt {
+		return
+	}
+	p := *r.Progress
+	known := p.Begun
+	p.Begun = f.Begun
+	for _, b := range known {
+		p = *p.Begin(b.Stage, b.At)
+	}
+	if len(p.Begun) > len(known) {
+		r.Progress = &p
+	}
 }
 
 func (s *State) applyReport(c store.Change) (api.Event, bool) {

@@ -566,7 +566,7 @@ func (s *fakeSite) Preview(name, taskID string) (string, error) {
 	t, _ := s.Template(name)
 	return t.Pinned().Render(facts)
 }
-func (s *fakeSite) DeleteImage(_ context.Context, os, version, arch, _ string) error {
+func (s *fakeSite) DeleteImage(_ context.Context, os, version, arch string, _ int64, _ string) error {
 	if u := s.ImageUse(os, version, arch); len(u.Live) > 0 {
 		return &lpmos.ConflictError{Problem: "the image is used by live tasks"}
 	}

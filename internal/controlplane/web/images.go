@@ -70,7 +70,7 @@ func (w *Web) deleteImage(rw http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := actionContext(r)
 	defer cancel()
-	err := w.actions.DeleteImage(ctx, r.PathValue("os"), r.PathValue("version"), r.PathValue("arch"), w.cfg.Person(r))
+	err := w.actions.DeleteImage(ctx, r.PathValue("os"), r.PathValue("version"), r.PathValue("arch"), -1, w.cfg.Person(r))
 	w.gone(rw, r, err, "/images", w.T("All images"))
 }
 

@@ -44,9 +44,13 @@ type row struct {
 }
 
 func (w *Web) newRow(t lpmos.Task, images []lpmos.Image) row {
-	t = w.whole(t)
+	if t.Status.Live() || t.Found == nil {
+		t = w.whole(t) // of one that has ended, the list itself has all a row shows
+	}
 	r := row{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Link: "/tasks/" + t.ID, Age: w.age(w.cfg.Now().Sub(t.UpdatedAt))}
-	if t.Hardware != nil {
+	if t.Found != nil {
+		r.Serial = t.Found.Serial
+	} else if t.Hardware != nil {
 		r.Serial = t.Hardware.System.Serial
 	}
 	r.Summary, r.Run = w.now(t)

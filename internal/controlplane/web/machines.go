@@ -38,6 +38,9 @@ type machineRow struct {
 }
 
 func (w *Web) newMachineRow(m lpmos.Machine) machineRow {
+	if os, version, ok := strings.Cut(m.OS, " "); ok {
+		m.OS = imageTitle(w.reader.Images(), os, version, "")
+	}
 	r := machineRow{
 		Machine: m, Name: m.Hostname, Named: m.Hostname != "", Look: machineLook[m.State], Word: w.machineWord(m),
 		Maker: strings.TrimSpace(m.Manufacturer + " " + m.Model), Cores: "–", RAM: "–", Disks: "–", Link: "/machines/" + m.MAC.String(),
@@ -153,7 +156,7 @@ var fieldWords = map[string]string{
 	"manufacturer": "maker", "model": "model", "serial": "serial number", "uuid": "UUID", "asset_tag": "asset tag", "version": "version", "date": "date",
 	"boot_mode": "boots by", "secure_boot": "Secure Boot", "architecture": "architecture", "sockets": "sockets", "cores": "cores", "threads": "threads",
 	"size": "size", "wwn": "WWN", "firmware": "firmware", "transport": "connection", "sector_bytes": "sector size", "read_only": "read only",
-	"link": "link", "driver": "driver", "pci": "PCI address",
+	"link": "link status", "driver": "driver", "pci": "PCI address",
 }
 
 // deltaWords are values that are words.

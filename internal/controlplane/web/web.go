@@ -67,8 +67,8 @@ type Actions interface {
 	DeleteProfile(ctx context.Context, name string, based int, by string) error
 	PutTemplate(ctx context.Context, t lpmos.Template, based int, by string) (lpmos.Template, error)
 	DeleteTemplate(ctx context.Context, name string, based int, by string) error
-	Preview(template, taskID string) (string, error) // "" for a sample machine
-	DeleteImage(ctx context.Context, os, version, arch, by string) error
+	Preview(template, taskID string) (string, error)                                       // "" for a sample machine
+	DeleteImage(ctx context.Context, os, version, arch string, rev int64, by string) error // rev -1 for any
 }
 
 // Config is all that differs between installations. Its zero value works.

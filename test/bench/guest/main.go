@@ -1,6 +1,6 @@
 // Command guest is /init of a machine that measures two ways to bring an image
 // to its disk: the agent's, and what a shell script would do. `go run
-// ./test/bench -vm` builds it, boots it and reads its console.
+// ./test/bench` builds it, boots it and reads its console.
 package main
 
 import (
@@ -61,8 +61,10 @@ func measure(ctx context.Context, url string, sys *pid1.System) error {
 	}{
 		{"agent", func(f *os.File) error {
 			c := install.Copier{Blobs: blobs, Decode: install.Zstd{Path: zstd}, Stall: time.Minute, Log: sys.Log}
+			behind := install.WriteBehind{File: f} // as an installation does
 			return c.Copy(ctx, m, func(_ int, chunk lpmos.Chunk, raw []byte) error {
 				_, err := f.WriteAt(raw, chunk.Offset)
+				behind.Wrote(chunk.Offset, int64(len(raw)))
 				return err
 			})
 		}},

@@ -1,0 +1,147 @@
+package apiclient
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/lpmos/lpmos"
+)
+
+// ETA is what earlier runs say about a task.
+type ETA struct {
+	Basis       string `json:"basis"` // "image" or "image and model"
+	Runs        int    `json:"runs"`
+	ExpectedSec int64  `json:"expected_sec"`
+	ElapsedSec  int64  `json:"elapsed_sec"`
+	LeftSec     int64  `json:"left_sec"`
+	FasterThan  *int   `json:"faster_than_percent"` // nil before there is anything to compare
+}
+
+// Groups counts what matches, whatever part of it a page shows. Status is
+// counted as if nothing were asked about the status.
+type Groups struct {
+	Status map[lpmos.Status]int `json:"status"`
+	Region map[string]int       `json:"region_id"`
+	OS     map[string]int       `json:"os_type"`
+}
+
+// TaskView is a task with what is known beside it.
+type TaskView struct {
+	lpmos.Task
+	ETA *ETA `json:"eta,omitempty"` // nil when too little is known
+}
+
+// TaskView reads one task with its estimate.
+func (c *Client) TaskView(ctx context.Context, id string) (t TaskView, err error) {
+	err = c.get(ctx, v1+"/tasks/"+url.PathEscape(id), &t)
+	return t, err
+}
+
+// TaskIDs reads the ids of what matches, 10,000 at most, and how many match;
+// query is as the API has it.
+func (c *Client) TaskIDs(ctx context.Context, query url.Values) (ids []string, total int, err error) {
+	var out struct {
+		IDs   []string `json:"task_ids"`
+		Total int      `json:"total"`
+	}
+	err = c.get(ctx, v1+"/tasks/ids?"+query.Encode(), &out)
+	return out.IDs, out.Total, err
+}
+
+// Batch is many tasks from one request.
+type Batch struct {
+	lpmos.Batch
+	Tasks []BatchTask `json:"tasks"` // of the lines that were dealt with and did not fail
+}
+
+// BatchTask is the task of one line.
+type BatchTask struct {
+	Line   int          `json:"line"`
+	TaskID string       `json:"task_id"`
+	Status lpmos.Status `json:"status"`
+}
+
+// CreateBatch asks for many installations. If a line cannot be accepted nothing
+// is made, and the error is a *Problem whose Lines name each. key may be "".
+func (c *Client) CreateBatch(ctx context.Context, specs []lpmos.Spec, key string) (b Batch, err error) {
+	body, err := json.Marshal(map[string]any{"tasks": specs})
+	if err != nil {
+		return b, fmt.Errorf("encode request: %w", err)
+	}
+	h := http.Header{"Content-Type": {"application/json"}}
+	if key != "" {
+		h.Set("Idempotency-Key", key)
+	}
+	err = c.do(ctx, http.MethodPost, v1+"/tasks/batch", h, bytes.NewReader(body), &b)
+	return b, err
+}
+
+// Batch reads how far a batch has come.
+func (c *Client) Batch(ctx context.Context, id string) (b Batch, err error) {
+	err = c.get(ctx, v1+"/batches/"+url.PathEscape(id), &b)
+	return b, err
+}
+
+// SearchLogs reads the lines of a task's log that hold every word; "" holds for
+// all. total is how many are kept.
+func (c *Client) SearchLogs(ctx context.Context, id, words string) (lines []string, total int, err error) {
+	var out struct {
+		Lines []string `json:"lines"`
+		Total int      `json:"total"`
+	}
+	err = c.get(ctx, v1+"/tasks/"+url.PathEscape(id)+"/logs?"+url.Values{"q": {words}}.Encode(), &out)
+	return out.Lines, out.Total, err
+}
+
+// Image reads one entry of the catalogue and its ETag, for PutImageIf.
+func (c *Client) Image(ctx context.Context, os, version, arch string) (i lpmos.Image, etag string, err error) {
+	u := *c.base
+	u.Path = strings.TrimSuffix(u.Path, "/") + imagePath(os, version, arch)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return i, "", fmt.Errorf("ask %s: %w", c.base, err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return i, "", fmt.Errorf("ask %s: %w", c.base, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		p := Problem{Status: resp.StatusCode, Title: resp.Status}
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+		if err := json.Unmarshal(b, &p); err != nil {
+			p.Detail = "unreadable problem body: " + err.Error()
+		}
+		return i, "", &p
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&i); err != nil {
+		return i, "", fmt.Errorf("read answer of %s: %w", c.base, err)
+	}
+	return i, resp.Header.Get("ETag"), nil
+}
+
+// PutImageIf is PutImage only if the entry is still the one that etag is of; ""
+// means that there must be none. Otherwise the error is an lpmos.ErrChanged.
+func (c *Client) PutImageIf(ctx context.Context, i lpmos.Image, etag string) error {
+	b, err := json.Marshal(i)
+	if err != nil {
+		return fmt.Errorf("encode request: %w", err)
+	}
+	h := http.Header{"Content-Type": {"application/json"}}
+	if etag == "" {
+		h.Set("If-None-Match", "*")
+	} else {
+		h.Set("If-Match", etag)
+	}
+	return c.do(ctx, http.MethodPut, imagePath(i.OS, i.Version, i.Arch), h, bytes.NewReader(b), nil)
+}
+
+func imagePath(os, version, arch string) string {
+	return v1 + "/images/" + url.PathEscape(os) + "/" + url.PathEscape(version) + "/" + url.PathEscape(arch)
+}

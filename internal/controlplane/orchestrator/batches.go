@@ -1,0 +1,177 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lpmos/lpmos"
+)
+
+// batchStore is what batches need of the store.
+type batchStore interface {
+	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey, request string) (lpmos.Batch, error)
+	// KnownBatch finds the batch an earlier request with this key made.
+	KnownBatch(ctx context.Context, by, idempotencyKey, request string) (b lpmos.Batch, known bool, err error)
+	Batch(ctx context.Context, id string) (lpmos.Batch, error)
+	OpenBatches(ctx context.Context) ([]string, error)
+	BatchProgress(ctx context.Context, b lpmos.Batch) error
+	CreateBatchTask(ctx context.Context, b lpmos.Batch, line int) (lpmos.Task, error)
+}
+
+// CheckBatch says which lines cannot become tasks, as a *lpmos.BatchError, and
+// gives the lines with what was left out filled in. Nothing is stored.
+func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
+	switch {
+	case len(specs) == 0:
+		return nil, &lpmos.InvalidError{Field: "tasks", Problem: "is empty: give at least one line"}
+	case len(specs) > lpmos.MaxBatchLines:
+		return nil, &lpmos.InvalidError{Field: "tasks", Problem: fmt.Sprintf("holds more than %d lines: send several batches", lpmos.MaxBatchLines)}
+	}
+	out := make([]lpmos.Spec, len(specs))
+	bad := &lpmos.BatchError{}
+	first := map[lpmos.MAC]int{}
+	claimed := o.read.Claimed()
+	for i, spec := range specs {
+		var err error
+		if out[i], err = o.Resolve(spec); err != nil {
+			line := lpmos.BatchLine{Line: i + 1, Detail: err.Error()}
+			var inv *lpmos.InvalidError
+			if errors.As(err, &inv) {
+				line.Field = inv.Field
+			}
+			bad.Lines = append(bad.Lines, line)
+			continue
+		}
+		mac := out[i].TargetMAC
+		if n, twice := first[mac]; twice {
+			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "target_mac", Detail: fmt.Sprintf("target_mac %s is already in line %d", mac, n)})
+			continue
+		}
+		first[mac] = i + 1
+		if holder, busy := claimed[mac]; busy {
+			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "target_mac", Detail: fmt.Sprintf("machine %s already has live task %s: cancel it, or wait until it ends", mac, holder)})
+		}
+	}
+	if len(bad.Lines) > 0 {
+		return nil, bad
+	}
+	return out, nil
+}
+
+// CreateBatch checks all lines and stores the batch; RunBatches makes its
+// tasks.
+func (o *Orchestrator) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error) {
+	// The same request is the same batch, also when a profile has changed.
+	request := lpmos.DigestOf(specs)
+	checked, err := o.CheckBatch(specs)
+	if err != nil {
+		// The same request again finds its machines busy with its own tasks.
+		if idempotencyKey == "" {
+			return lpmos.Batch{}, err
+		}
+		b, known, kerr := o.batches.KnownBatch(ctx, by, idempotencyKey, request)
+		if kerr != nil || known {
+			return b, kerr
+		}
+		return lpmos.Batch{}, err
+	}
+	b, err := o.batches.CreateBatch(ctx, checked, by, idempotencyKey, request)
+	if err != nil {
+		return b, err
+	}
+	o.log.Info("batch stored", "batch", b.ID, "lines", b.Total, "by", by)
+	select {
+	case o.newBatch <- struct{}{}:
+	default: // it is looked for already
+	}
+	return b, nil
+}
+
+// Batch reads how far a batch has come.
+func (o *Orchestrator) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
+	return o.batches.Batch(ctx, id)
+}
+
+const (
+	// lookForBatches is how often a replica looks for batches that another one
+	// left unfinished.
+	lookForBatches = 30 * time.Second
+	// reportBatch is after how many lines progress is stored.
+	reportBatch = 50
+)
+
+// RunBatches makes the tasks of all batches that are not finished, those of an
+// earlier life first, until ctx ends.
+func (o *Orchestrator) RunBatches(ctx context.Context) error {
+	t := time.NewTicker(lookForBatches)
+	defer t.Stop()
+	for {
+		again := false
+		open, err := o.batches.OpenBatches(ctx)
+		for _, id := range open {
+			if err = o.runBatch(ctx, id); err != nil {
+				break
+			}
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			o.log.Warn("go on with batches", "err", err)
+			again = errors.Is(err, lpmos.ErrUnavailable)
+		}
+		var soon <-chan time.Time
+		if again {
+			soon = time.After(tick)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-o.newBatch:
+		case <-soon:
+		case <-t.C:
+		}
+	}
+}
+
+// runBatch deals with every line that is left. A line that lost its machine to
+// another task meanwhile is noted and passed over; when the store does not
+// answer the batch is left for later, at the line it stands at.
+func (o *Orchestrator) runBatch(ctx context.Context, id string) error {
+	b, err := o.batches.Batch(ctx, id)
+	if errors.Is(err, lpmos.ErrNotFound) || err == nil && b.Finished {
+		return nil // another replica finished it
+	}
+	if err != nil {
+		return err
+	}
+	o.log.Info("batch goes on", "batch", id, "line", b.Done+1, "lines", b.Total)
+	for b.Done < len(b.Specs) {
+		line := b.Done + 1
+		_, err := o.batches.CreateBatchTask(ctx, b, line)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, lpmos.ErrConflict):
+			b.Failed = append(b.Failed, lpmos.BatchLine{Line: line, Field: "target_mac", Detail: err.Error()})
+		case errors.Is(err, lpmos.ErrUnavailable):
+			return err
+		case err != nil:
+			b.Failed = append(b.Failed, lpmos.BatchLine{Line: line, Detail: err.Error()})
+		}
+		b.Done = line
+		if b.Done%reportBatch == 0 && b.Done < len(b.Specs) {
+			if err := o.batches.BatchProgress(ctx, b); err != nil {
+				return err
+			}
+		}
+	}
+	b.Finished = true
+	if err := o.batches.BatchProgress(ctx, b); err != nil {
+		return err
+	}
+	o.log.Info("batch finished", "batch", id, "lines", b.Total, "failed", len(b.Failed))
+	return nil
+}
