@@ -96,7 +96,7 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 	c.state.Listen(c.orch.Notice)
 	c.state.Listen(c.hub.Publish)
 
-	pages, err := web.New(c.state, history{st, c.state}, c.orch, web.Config{Version: version.String(), SiteName: cfg.SiteName}, log)
+	pages, err := web.New(c.state, history{st, c.state}, c.orch, web.Config{Version: version.String(), SiteName: cfg.SiteName, Estimate: estimate(c.state)}, log)
 	if err != nil {
 		return nil, err
 	}
@@ -313,6 +313,17 @@ func writeOnce(path string, b []byte) error {
 	}
 	_, err = f.Write(b)
 	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// estimate is what earlier runs say of a task, as the pages ask it.
+func estimate(st *state.State) func(string) (web.Estimate, bool) {
+	return func(id string) (web.Estimate, bool) {
+		e := st.Estimate(id)
+		if e == nil {
+			return web.Estimate{}, false
+		}
+		return web.Estimate{Model: strings.Contains(e.Basis, "model"), Runs: e.Runs, Expected: e.Expected, Left: e.Left, FasterThan: e.FasterThan}, true
+	}
 }
 
 // history answers what the pages ask beyond the read model.

@@ -24,6 +24,8 @@ func TestJob(t *testing.T) {
 	b.Choose("#image", img.Name())
 	b.Type("#host", "db-07")
 	b.Click("main form button[data-kind=primary]")
+	b.Visible("button[value=create]") // the summary
+	b.Click("button[value=create]")
 	b.Visible(".track")
 	id := strings.TrimPrefix(b.Path(), "/tasks/")
 	b.Live()
@@ -69,6 +71,8 @@ func TestJobWithoutScripts(t *testing.T) {
 	b.Click("input[value=dc1]")
 	b.Choose("#image", img.Name())
 	b.Click("main form button[data-kind=primary]")
+	b.Visible("button[value=create]") // the summary
+	b.Click("button[value=create]")
 	b.Visible(".track")
 	page := b.Path()
 	id := strings.TrimPrefix(page, "/tasks/")

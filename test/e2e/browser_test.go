@@ -37,6 +37,8 @@ func TestFoundingFlowInBrowser(t *testing.T) {
 	b.Type("#host", "web-01")
 	b.Type("main #notes", "rack 7")
 	b.Click("main form button[data-kind=primary]")
+	b.Visible("button[value=create]") // the summary
+	b.Click("button[value=create]")
 	b.Visible(".track")
 	id := strings.TrimPrefix(b.Path(), "/tasks/")
 	if !lpmos.ValidTaskID(id) || !strings.Contains(b.Text("h1"), "web-01 waits for its machine") {

@@ -25,8 +25,8 @@ type approveView struct {
 	Serial   string
 	Problems []fieldProblem
 	Command  string
-	MACs     []string
 	Person   string
+	Alike    int // how many machines, this one among them, wait for the same decision
 }
 
 type verdict struct{ Big, Text string }
@@ -66,15 +66,15 @@ func (w *Web) approveForm(rw http.ResponseWriter, r *http.Request) {
 }
 
 func (w *Web) showApprove(rw http.ResponseWriter, r *http.Request, status int, v approveView, rev int64) {
-	w.show(rw, r, status, "approve", page{Title: "Approve " + v.Hostname, Nav: "approvals", Watch: v.ID, Rev: rev, Body: v})
+	w.show(rw, r, status, "approve", page{Title: w.T("Approve %s", v.Hostname), Nav: "approvals", Watch: v.ID, Rev: rev, Body: v})
 }
 
 func (w *Web) newApprove(r *http.Request, t lpmos.Task) approveView {
 	images := w.reader.Images()
 	v := approveView{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Machine: w.newMachine(t), Plan: w.newPlan(t, images),
 		Command: commandApprove(t.ID, t.Plan), Person: w.cfg.Person(r)}
-	for _, m := range t.Claims {
-		v.MACs = append(v.MACs, m.String())
+	if t.Plan.Problem == "" {
+		v.Alike = len(w.waitingLike(t))
 	}
 	v.Erased, v.Kept, v.Written = w.verdicts(t.Plan, v.OS)
 	shown, _ := json.Marshal(w.facts(t.Plan, v.OS))
@@ -90,31 +90,31 @@ func (s *tongue) verdicts(p *lpmos.Plan, os string) (erased, kept, written verdi
 	for _, d := range p.Observed {
 		h := s.holds(d.Content, d.Unknown)
 		if p.Problem == "" && d.Disk == p.Effect.Target {
-			erased = verdict{"1 disk, " + s.size(d.Disk.SizeBytes), "Nothing was found on it."}
+			erased = verdict{s.T("1 disk, %s", s.size(d.Disk.SizeBytes)), s.T("Nothing was found on it.")}
 			if !h.Blank {
-				erased.Text = sentence(h.String())
+				erased.Text = s.sentence(h.String())
 			}
 			continue
 		}
 		n++
 		keptBytes += d.Disk.SizeBytes
-		if s := h.String(); !h.Blank && !slices.Contains(keptHolds, s) {
-			keptHolds = append(keptHolds, s)
+		if text := h.String(); !h.Blank && !slices.Contains(keptHolds, text) {
+			keptHolds = append(keptHolds, text)
 		}
 	}
 	if erased.Big == "" {
-		erased = verdict{"nothing", "No plan could be made."}
+		erased = verdict{s.T("nothing"), s.T("No plan could be made.")}
 	}
-	kept = verdict{"no other disk", "The machine has only this one."}
+	kept = verdict{s.T("no other disk"), s.T("The machine has only this one.")}
 	if n > 0 {
-		kept = verdict{s.N(n, "1 disk", "%s disks") + ", " + s.size(keptBytes), "Nothing was found on " + map[bool]string{true: "it.", false: "them."}[n == 1]}
+		kept = verdict{s.N(n, "1 disk, %s", "%s disks, %s", s.size(keptBytes)), s.N(n, "Nothing was found on it.", "Nothing was found on the %s of them.")}
 		if len(keptHolds) > 0 {
-			kept.Text = sentence(strings.Join(keptHolds[:min(2, len(keptHolds))], "; "))
+			kept.Text = s.sentence(strings.Join(keptHolds[:min(2, len(keptHolds))], s.T("; ")))
 		}
 	}
-	written = verdict{os, s.size(p.Effect.Image.UsedBytes) + " image, then called " + p.Effect.Hostname + ", address by DHCP."}
+	written = verdict{os, s.T("%s image, then called %s, address by DHCP.", s.size(p.Effect.Image.UsedBytes), p.Effect.Hostname)}
 	if p.Problem != "" {
-		written = verdict{"nothing", p.Problem}
+		written = verdict{s.T("nothing"), s.sentence(p.Problem)}
 	}
 	return erased, kept, written
 }
@@ -145,7 +145,7 @@ func (w *Web) decide(rw http.ResponseWriter, r *http.Request) {
 		defer cancel()
 		_, err = w.actions.Decide(ctx, t.ID, d, w.cfg.Person(r))
 		if invalid, ok := errors.AsType[*lpmos.InvalidError](err); ok {
-			problems = append(problems, fieldProblem{decisionField(invalid.Field), sentence(invalid.Error())})
+			problems = append(problems, fieldProblem{decisionField(invalid.Field), w.sentence(invalid.Error())})
 		}
 	}
 	switch {
@@ -177,22 +177,22 @@ func (s *tongue) checkDecision(t lpmos.Task, d api.Decision, approved string) []
 	var out []fieldProblem
 	switch {
 	case approved != "true" && approved != "false":
-		out = append(out, fieldProblem{"approved", "Choose one of the two buttons: approve or reject."})
+		out = append(out, fieldProblem{"approved", s.T("Choose one of the two buttons: approve or reject.")})
 	case !d.Approved && d.Notes == "":
-		out = append(out, fieldProblem{"notes", "Say why it is rejected, for the person who asked."})
+		out = append(out, fieldProblem{"notes", s.T("Say why it is rejected, for the person who asked.")})
 	case d.Approved && t.Plan.Problem != "":
-		out = append(out, fieldProblem{"approved", "This plan cannot be carried out: " + t.Plan.Problem})
+		out = append(out, fieldProblem{"approved", s.T("This plan cannot be carried out: %s", s.sentence(t.Plan.Problem))})
 	case d.Approved && t.Plan.ErasesData():
 		if want := api.SerialEnd(t.Plan.Effect.Target); !strings.EqualFold(d.SerialEnd, want) {
-			problem := "These are not the last characters of the disk that is erased. Read them off the machine or its management page."
+			problem := s.T("These are not the last characters of the disk that is erased. Read them off the machine or its management page.")
 			if d.SerialEnd == "" {
-				problem = "Type the last 4 characters, because data was found on the disk."
+				problem = s.T("Type the last 4 characters, because data was found on the disk.")
 			}
 			out = append(out, fieldProblem{"serial_end", problem})
 		}
 	}
 	if len(d.Notes) > lpmos.MaxNotesBytes {
-		out = append(out, fieldProblem{"notes", "Notes may have 2 KiB."})
+		out = append(out, fieldProblem{"notes", s.T("Notes may have 2 KiB.")})
 	}
 	return out
 }
@@ -212,12 +212,15 @@ func (w *Web) decidedAlready(rw http.ResponseWriter, r *http.Request, t lpmos.Ta
 		http.Redirect(rw, r, "/tasks/"+t.ID, http.StatusSeeOther)
 		return
 	}
-	p := problem{Status: http.StatusConflict, Icon: "user", Link: "/tasks/" + t.ID, LinkLabel: "Open " + t.Hostname,
-		Title: "Your decision was not stored", Text: t.Hostname + " is " + strings.ToLower(w.statusWord(t.Status)) + " now."}
+	p := problem{Status: http.StatusConflict, Icon: "user", Link: "/tasks/" + t.ID, LinkLabel: w.T("Open %s", t.Hostname),
+		Title: w.T("Your decision was not stored"), Text: w.T("%s is %s now.", t.Hostname, strings.ToLower(w.statusWord(t.Status)))}
 	if a := t.Approval; a != nil && a.By != "" {
-		verb := map[bool]string{true: "approved", false: "rejected"}[a.Approved]
-		p.Title = a.By + " decided before you"
-		p.Text = t.Hostname + " was " + verb + " at " + a.At.UTC().Format("15:04:05 UTC") + ". Your answer was not stored and is not needed."
+		at := a.At.UTC().Format("15:04:05 UTC")
+		p.Title = w.T("%s decided before you", lpmos.Shorten(a.By, 80))
+		p.Text = w.T("%s was rejected at %s. Your answer was not stored and is not needed.", t.Hostname, at)
+		if a.Approved {
+			p.Text = w.T("%s was approved at %s. Your answer was not stored and is not needed.", t.Hostname, at)
+		}
 	}
 	w.showProblem(rw, r, p)
 }
@@ -280,6 +283,19 @@ func (s *tongue) facts(p *lpmos.Plan, os string) []fact {
 	return out
 }
 
+// factWords are the names of facts and their groups that are words.
+var factWords = map[string]string{
+	"Erased": "Erased", "Found on it": "Found on it", "Untouched": "Untouched", "Written": "Written",
+	"Disks": "Disks", "Plan": "Plan", "Files": "Files", "Machine": "Machine",
+}
+
+func (s *tongue) factWord(name string) string {
+	if w, ok := factWords[name]; ok {
+		return s.T(w)
+	}
+	return name
+}
+
 type staleView struct {
 	lpmos.Task
 	Headline  string
@@ -290,11 +306,13 @@ type staleView struct {
 	Shown     string
 	Digest    string
 	Notes     string
-	Was       bool // the person had approved
 	TargetNew bool
 }
 
-type comparison struct{ Part, Then, Now string }
+type comparison struct {
+	Part, Then, Now string
+	Same            bool
+}
 
 type deltaLine struct{ Kind, Sign, Name, Value string }
 
@@ -303,7 +321,7 @@ type deltaLine struct{ Kind, Sign, Name, Value string }
 func (w *Web) showStale(rw http.ResponseWriter, r *http.Request, t lpmos.Task, d api.Decision, rev int64) {
 	now := w.facts(t.Plan, imageTitle(w.reader.Images(), t.OSType, t.OSVersion, t.Arch))
 	var then []fact
-	v := staleView{Task: t, Shown: d.PlanDigest, Digest: t.Plan.Digest, Notes: d.Notes, Was: d.Approved}
+	v := staleView{Task: t, Shown: d.PlanDigest, Digest: t.Plan.Digest, Notes: d.Notes}
 	if json.Unmarshal([]byte(r.PostForm.Get("shown")), &then) == nil && len(then) > 0 && len(then) < 2000 {
 		v.Known = true
 	}
@@ -320,10 +338,8 @@ func (w *Web) showStale(rw http.ResponseWriter, r *http.Request, t lpmos.Task, d
 				continue
 			}
 			was, _ := value(then, f)
-			c := comparison{f.Name, was, f.Value}
-			if was == f.Value {
-				c.Now = "the same"
-			} else if f.Name == "Erased" {
+			c := comparison{w.factWord(f.Name), was, f.Value, was == f.Value}
+			if !c.Same && f.Name == "Erased" {
 				v.TargetNew = true
 			}
 			v.Compare = append(v.Compare, c)
@@ -331,7 +347,7 @@ func (w *Web) showStale(rw http.ResponseWriter, r *http.Request, t lpmos.Task, d
 		group := ""
 		line := func(g string, l deltaLine) {
 			if g != group {
-				v.Delta = append(v.Delta, deltaLine{Kind: "head", Name: g})
+				v.Delta = append(v.Delta, deltaLine{Kind: "head", Name: w.factWord(g)})
 				group = g
 			}
 			v.Delta = append(v.Delta, l)
@@ -357,9 +373,9 @@ func (w *Web) showStale(rw http.ResponseWriter, r *http.Request, t lpmos.Task, d
 			}
 		}
 	}
-	v.Headline = "The plan of this machine is another one now."
+	v.Headline = w.T("The plan of this machine is another one now.")
 	if v.TargetNew {
-		v.Headline = "The disk to be erased is another one now."
+		v.Headline = w.T("The disk to be erased is another one now.")
 	}
-	w.show(rw, r, http.StatusConflict, "stale", page{Title: "Nothing was approved: " + t.Hostname, Nav: "approvals", Watch: t.ID, Rev: rev, Body: v})
+	w.show(rw, r, http.StatusConflict, "stale", page{Title: w.T("Nothing was approved: %s", t.Hostname), Nav: "approvals", Watch: t.ID, Rev: rev, Body: v})
 }

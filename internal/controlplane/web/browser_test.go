@@ -145,7 +145,7 @@ func newTab(t testing.TB, s *fakeSite) *tab {
 	t.Cleanup(stop)
 	ctx, stop := chromedp.NewContext(actx)
 	t.Cleanup(stop)
-	ctx, stop = context.WithTimeout(ctx, 3*time.Minute)
+	ctx, stop = context.WithTimeout(ctx, 6*time.Minute)
 	t.Cleanup(stop)
 	b := &tab{t: t, ctx: ctx, site: s, hub: hub, url: srv.URL, stop: func() { srv.CloseClientConnections(); hub.drop(); stopServer() }}
 	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil {
@@ -397,7 +397,12 @@ func TestBrowserWithoutScripts(t *testing.T) {
 	b.picture("create-problem")
 	b.do("complete it", chromedp.Click(chromedp.CSS("input[value=bj-1]")), chromedp.SetValue(chromedp.CSS("#image"), "ubuntu/24.04/amd64"),
 		chromedp.SendKeys(chromedp.CSS("#host"), "app-119"), chromedp.Click(chromedp.CSS("main button[data-kind=primary]")),
-		chromedp.WaitVisible(chromedp.CSS(".track")))
+		chromedp.WaitVisible(chromedp.CSS("button[value=create]")))
+	if s.created != 0 {
+		t.Error("something was created before the summary was answered")
+	}
+	b.picture("summary-no-scripts")
+	b.do("create it", chromedp.Click(chromedp.CSS("button[value=create]")), chromedp.WaitVisible(chromedp.CSS(".track")))
 	if h1, err := chromedp.Run(b.ctx, chromedp.TextContent(chromedp.CSS("h1"))); err != nil || h1 != "app-119 waits for its machine to boot" {
 		t.Errorf("after creating, the page says %q, %v", h1, err)
 	}

@@ -34,6 +34,9 @@ type fakeSite struct {
 	fail    error // what the next action answers
 	created int
 	byKey   map[string]string // idempotency key → task
+	seen    []lpmos.Machine
+	batches map[string]lpmos.Batch // by idempotency key
+	refuse  []lpmos.BatchLine      // what the next batch is refused for
 	now     time.Time
 
 	profiles  map[string]lpmos.Profile
@@ -457,9 +460,17 @@ func (s *fakeSite) addHostile() {
 	s.regions = append(s.regions, lpmos.Region{ID: "evil-1", Status: hostile, Capabilities: &lpmos.Capabilities{Version: hostile, Hostname: hostile, DHCP: hostile, BootURL: "javascript:alert(1)", AgentURL: hostile, Unknown: hostile}})
 }
 
+// personOf is chen.yu, or who the cookie says.
+func personOf(r *http.Request) string {
+	if c, err := r.Cookie("person"); err == nil {
+		return c.Value
+	}
+	return "chen.yu"
+}
+
 func newTestWeb(t testing.TB, s *fakeSite) *Web {
 	t.Helper()
-	w, err := New(s, s, s, Config{Version: "0.2.0", SiteName: "lpmos.example.net", Now: func() time.Time { return s.now }, Person: func(*http.Request) string { return "chen.yu" }}, slog.New(slog.DiscardHandler))
+	w, err := New(s, s, s, Config{Version: "0.2.0", SiteName: "lpmos.example.net", Now: func() time.Time { return s.now }, Person: personOf, Batches: s, Estimate: s.estimate}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -504,6 +515,9 @@ func (s *fakeSite) fleet() []lpmos.Machine {
 			m.Previous = &lpmos.Sighting{At: s.now.Add(-90 * 24 * time.Hour), RegionID: t.RegionID, Hardware: &was}
 			m.Differences = lpmos.DiffHardware(&was, t.Hardware)
 		}
+		add(m)
+	}
+	for _, m := range s.seen {
 		add(m)
 	}
 	h := dellR760("CZ2D4107", "7c:c2:55:10:99:07")

@@ -21,8 +21,8 @@ func (w *Web) parse() (map[string]*template.Template, error) {
 	}
 	pages := map[string]*template.Template{}
 	for _, name := range []string{
-		"dashboard", "tasks", "bulk", "bulk-done", "create", "task", "approve", "stale", "regions", "problem",
-		"machines", "machine", "images", "profiles", "profile", "templates", "template",
+		"dashboard", "tasks", "bulk", "bulk-done", "create", "summary", "batch", "task", "approve", "together", "stale", "problem",
+		"machines", "machine", "regions", "images", "profiles", "profile", "templates", "template",
 	} {
 		t, err := base.Clone()
 		if err != nil {
@@ -56,6 +56,16 @@ func (w *Web) funcs() template.FuncMap {
 		"lower":   strings.ToLower,
 		"bulk":    func(action string) string { return w.T(bulkTexts[action].button) },
 		"meaning": http.StatusText,
+		"sub":     func(a, b int) int { return a - b },
+		"rich":    w.rich,
+		"strong":  strong,
+		"kept":    kept,
+		"code":    code,
+		"age":     func(t time.Time) string { return w.age(w.cfg.Now().Sub(t)) },
+		"took":    func(a, b time.Time) string { return w.took(b.Sub(a)) },
+		"stage":   w.stageWord,
+		"list":    w.list,
+		"quote":   w.quote,
 	}
 }
 

@@ -117,18 +117,6 @@ func (s *tongue) planLine(sum api.Summary) string {
 	return s.T("erases 1 blank disk, %s", s.size(d.Disk.SizeBytes))
 }
 
-// stageWords are the stages of an install in the middle of a sentence.
-var stageWords = map[lpmos.Stage]string{
-	lpmos.Partitioning: "partitioning", lpmos.Downloading: "downloading", lpmos.StageInstall: "installing", lpmos.Configuring: "configuring",
-}
-
-func (s *tongue) stageWord(stage lpmos.Stage) string {
-	if text, ok := stageWords[stage]; ok {
-		return s.T(text)
-	}
-	return string(stage)
-}
-
 func (w *Web) newRun(t lpmos.Task) *run {
 	r := &run{TaskID: t.ID, Status: t.Status, Stage: w.T("begins"), Bytes: "–", Speed: "–", Left: w.T("unknown")}
 	p := t.Progress

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
@@ -15,9 +16,26 @@ type machineView struct {
 	Model, Serial, UUID, Asset string
 	CPU, Memory, Firmware      string
 	SecureBoot, Board, Agent   string
+	BoardSerial, Chassis       string
+	ReportedAt                 time.Time
 	Disks                      []diskView
 	NICs                       []nicView
+	// Since is when the machine was seen before, and Changes what differs since
+	// then; SinceTask is the task it reported for. Seen is false for a machine
+	// that was never seen before, or whose earlier reports are not kept.
+	Seen      bool
+	Since     time.Time
+	SinceTask string
+	Changes   []change
+	changed   map[string]bool // components, items of disks and ports
 }
+
+// Changed reports whether a component ("cpu") or an item of one (a disk's
+// serial number) is not as it was.
+func (m *machineView) Changed(what string) bool { return m.changed[what] }
+
+// change is one difference between two reports.
+type change struct{ What, Before, After string }
 
 type diskView struct {
 	Size   string
@@ -31,19 +49,22 @@ type diskView struct {
 	Held   held
 	Target bool
 	Parts  []partView // what is on it now
+	New    bool       // was not in the machine when it was seen before
+	Other  bool       // was, but something about it changed
 }
 
 type partView struct {
-	Name  string
-	Size  string
-	Used  string
-	FS    string
-	Label string
+	Name    string
+	Size    string
+	Used    string
+	FS      string
+	Label   string
+	Written time.Time // last, as the filesystem remembers
 }
 
 type nicView struct {
-	Name, Driver, MAC, Link string
-	Boot, Up                bool
+	Name, Driver, MAC, Link, PCI string
+	Boot, Up, New, Other         bool
 }
 
 func (s *tongue) newMachine(t lpmos.Task) *machineView {
@@ -51,14 +72,35 @@ func (s *tongue) newMachine(t lpmos.Task) *machineView {
 	if h == nil {
 		return nil
 	}
+	v := s.hardware(h, t.Plan)
+	v.ReportedAt = t.HardwareAt
+	if p := t.Previous; p != nil && p.Hardware != nil {
+		v.compare(s, p)
+		v.addChanges(s, lpmos.DiffHardware(p.Hardware, h))
+	}
+	return v
+}
+
+func (s *tongue) hardware(h *lpmos.Hardware, plan *lpmos.Plan) *machineView {
 	v := &machineView{
 		Model: s.model(h), Serial: h.System.Serial, UUID: h.System.UUID, Asset: h.Chassis.AssetTag,
 		CPU: s.cpuWords(h.CPU), Memory: s.gib(h.Memory.TotalBytes), Firmware: s.firmwareWords(h), SecureBoot: s.secureBootWords(h),
-		Board: strings.TrimSpace(h.Board.Manufacturer + " " + h.Board.Product),
-		Agent: strings.Trim(strings.TrimSpace(h.Agent+", Linux "+h.Kernel), ", "),
+		Board: strings.TrimSpace(h.Board.Manufacturer + " " + h.Board.Product), BoardSerial: h.Board.Serial,
+		changed: map[string]bool{},
 	}
+	if h.Chassis.Serial != h.System.Serial {
+		v.Chassis = h.Chassis.Serial
+	}
+	var agent []string
+	if h.Agent != "" {
+		agent = append(agent, h.Agent)
+	}
+	if h.Kernel != "" {
+		agent = append(agent, "Linux "+h.Kernel)
+	}
+	v.Agent = s.list(agent)
 	for _, d := range h.Disks {
-		v.Disks = append(v.Disks, s.newDisk(d, t.Plan))
+		v.Disks = append(v.Disks, s.newDisk(d, plan))
 	}
 	slices.SortStableFunc(v.Disks, func(a, b diskView) int {
 		if a.Target != b.Target {
@@ -70,9 +112,56 @@ func (s *tongue) newMachine(t lpmos.Task) *machineView {
 		return cmp.Compare(b.Bytes, a.Bytes)
 	})
 	for _, n := range h.NICs {
-		v.NICs = append(v.NICs, nicView{n.Name, n.Driver, n.MAC.String(), s.linkWords(n), n.Boot, n.Link})
+		v.NICs = append(v.NICs, nicView{Name: n.Name, Driver: n.Driver, MAC: n.MAC.String(), Link: s.linkWords(n), PCI: n.PCI, Boot: n.Boot, Up: n.Link})
 	}
 	return v
+}
+
+func (m *machineView) compare(s *tongue, p *lpmos.Sighting) {
+	m.Seen, m.Since, m.SinceTask = true, p.At, p.TaskID
+}
+
+// differenceWords name components of a machine and what of them may change.
+var differenceWords = map[string]string{
+	"system": "machine", "board": "board", "chassis": "chassis", "firmware": "firmware", "cpu": "processor", "memory": "memory", "disk": "disk", "nic": "network port",
+	"manufacturer": "maker", "model": "model", "serial": "serial number", "uuid": "UUID", "asset_tag": "asset tag", "version": "version", "date": "date",
+	"boot_mode": "starts by", "secure_boot": "Secure Boot", "architecture": "architecture", "sockets": "sockets", "cores": "cores", "threads": "threads",
+	"size": "size", "wwn": "WWN", "transport": "attached by", "sector_bytes": "sector size", "read_only": "read-only", "link": "link", "driver": "driver", "pci": "PCI address",
+}
+
+func (s *tongue) differenceWord(name string) string {
+	if w, ok := differenceWords[name]; ok {
+		return s.T(w)
+	}
+	return strings.ReplaceAll(name, "_", " ")
+}
+
+func (m *machineView) addChanges(s *tongue, ds []lpmos.Difference) {
+	for _, d := range ds {
+		what := s.differenceWord(d.Component)
+		if d.Item != "" {
+			what += " " + d.Item
+		}
+		if d.Field != "" {
+			what = s.T("%s: %s", what, s.differenceWord(d.Field))
+		}
+		m.changed[d.Component] = true
+		if d.Item != "" {
+			m.changed[d.Item] = true
+		}
+		m.Changes = append(m.Changes, change{what, d.Before, d.After})
+		came := d.Field == "" && d.Before == ""
+		for i := range m.Disks {
+			if q := &m.Disks[i]; d.Component == lpmos.ComponentDisk && (q.ID == d.Item || q.Device == d.Item) {
+				q.New, q.Other = q.New || came, q.Other || !came
+			}
+		}
+		for i := range m.NICs {
+			if q := &m.NICs[i]; d.Component == lpmos.ComponentNIC && q.MAC == d.Item {
+				q.New, q.Other = q.New || came, q.Other || !came
+			}
+		}
+	}
 }
 
 func (s *tongue) newDisk(d lpmos.Disk, p *lpmos.Plan) diskView {
@@ -81,9 +170,9 @@ func (s *tongue) newDisk(d lpmos.Disk, p *lpmos.Plan) diskView {
 	v.IDKind, v.ID = s.diskID(d.Ref())
 	v.Target = p != nil && p.Problem == "" && p.Effect.Target == d.Ref()
 	add := func(name string, bytes int64, label string, f *lpmos.Filesystem) {
-		q := partView{Name: name, Size: s.size(bytes), Used: "–", FS: "none found", Label: label}
+		q := partView{Name: name, Size: s.size(bytes), Used: "–", FS: s.T("none found"), Label: label}
 		if f != nil {
-			q.FS, q.Label = s.typeWords(f.Type), s.filesystemWords(f)
+			q.FS, q.Label, q.Written = s.typeWords(f.Type), s.filesystemWords(f), f.WrittenAt
 			if q.Label == q.FS {
 				q.Label = label
 			}
@@ -94,10 +183,10 @@ func (s *tongue) newDisk(d lpmos.Disk, p *lpmos.Plan) diskView {
 		v.Parts = append(v.Parts, q)
 	}
 	if f := d.Content.Filesystem; f != nil {
-		add("whole disk", d.SizeBytes, "", f)
+		add(s.T("whole disk"), d.SizeBytes, "", f)
 	}
 	for _, q := range d.Content.Partitions {
-		add("partition "+strconv.Itoa(q.Number), q.SizeBytes, q.Name, q.Filesystem)
+		add(s.T("partition %s", strconv.Itoa(q.Number)), q.SizeBytes, q.Name, q.Filesystem)
 	}
 	return v
 }
@@ -120,12 +209,15 @@ type planView struct {
 	Others    []diskView
 	Erases    bool // something that was found
 	EndOf     string
-	EndKind   string
+	EndWord   string // "serial number", "WWN", "path"
 	Before    []segment
 	After     []segment
 	BeforeAlt string
 	AfterAlt  string
-	Hazards   []string
+	Profile   string
+	Template  string
+	UserData  string
+	NoVerify  bool // the first boot is not waited for
 }
 
 type plannedView struct {
@@ -135,32 +227,46 @@ type plannedView struct {
 
 var roleWords = map[string]string{"bios-boot": "BIOS boot", "esp": "EFI", "root": "root"}
 
+func (s *tongue) roleWord(role string) string {
+	if w, ok := roleWords[role]; ok {
+		return s.T(w)
+	}
+	return role
+}
+
 func (s *tongue) newPlan(t lpmos.Task, images []lpmos.Image) *planView {
 	p, e := t.Plan, t.Plan.Effect
 	v := &planView{
-		Digest: p.Digest, Problem: p.Problem, Image: imageTitle(images, e.Image.OS, e.Image.Version, e.Image.Arch) + ", " + e.Image.Arch,
-		ImageSize: s.size(e.Image.UsedBytes), ImgDigest: e.Image.Digest, Hostname: e.Hostname, BootMode: strings.ToUpper(e.BootMode),
-		Files: e.Files, Erases: p.ErasesData(), Hazards: p.Hazards, EndOf: api.SerialEnd(e.Target),
+		Digest: p.Digest, Problem: s.sentence(p.Problem), Image: s.list([]string{imageTitle(images, e.Image.OS, e.Image.Version, e.Image.Arch), e.Image.Arch}),
+		ImageSize: s.size(e.Image.UsedBytes), ImgDigest: e.Image.Digest, Hostname: e.Hostname, BootMode: bootWord(e.BootMode),
+		Files: e.Files, Erases: p.ErasesData(), EndOf: api.SerialEnd(e.Target), Profile: t.Profile, Template: t.Template, UserData: e.UserData, NoVerify: e.Unverified,
 	}
-	v.EndKind, _ = s.diskID(e.Target)
+	switch kind, _ := s.diskID(e.Target); kind {
+	case s.T("Serial number"):
+		v.EndWord = s.T("serial number")
+	case s.T("Path"):
+		v.EndWord = s.T("path")
+	default:
+		v.EndWord = kind
+	}
 	v.Network = e.Network.Mode
 	if e.Network.Mode == "dhcp" {
-		v.Network = "DHCP on " + s.N(len(e.Network.MACs), "1 network port", "%s network ports")
+		v.Network = s.N(len(e.Network.MACs), "DHCP on 1 network port", "DHCP on %s network ports")
 	}
 	for _, k := range e.SSHKeys {
 		v.Keys = append(v.Keys, keyWords(k))
 	}
 	var layout []string
 	for _, q := range e.Partitions {
-		role := cmp.Or(roleWords[q.Role], q.Role)
+		role := s.roleWord(q.Role)
 		v.Parts = append(v.Parts, plannedView{q.Number, role, s.size(q.SizeBytes), cmp.Or(q.FS, "–"), q.Mount})
-		s := role + " " + s.size(q.SizeBytes)
+		text := role + " " + s.size(q.SizeBytes)
 		if q.FS != "" {
-			s += " (" + q.FS + ")"
+			text += " (" + q.FS + ")"
 		}
-		layout = append(layout, s)
+		layout = append(layout, text)
 	}
-	v.Layout = strings.Join(layout, ", ")
+	v.Layout = s.list(layout)
 	if t.Hardware != nil {
 		for _, d := range t.Hardware.Disks {
 			dv := s.newDisk(d, p)
@@ -236,7 +342,7 @@ func (s *tongue) mapBefore(d lpmos.Disk) ([]segment, string) {
 	var sum int64
 	class := "gone"
 	for _, q := range d.Content.Partitions {
-		name := cmp.Or(q.Name, "partition "+strconv.Itoa(q.Number))
+		name := cmp.Or(q.Name, s.T("partition %s", strconv.Itoa(q.Number)))
 		if q.Filesystem != nil {
 			name = cmp.Or(q.Filesystem.Label, s.typeWords(q.Filesystem.Type))
 		}
@@ -252,15 +358,15 @@ func (s *tongue) mapBefore(d lpmos.Disk) ([]segment, string) {
 	}
 	if f := d.Content.Filesystem; f != nil && len(pieces) == 0 {
 		label := cmp.Or(f.Label, s.typeWords(f.Type)) + " " + s.size(d.SizeBytes)
-		return segments([]piece{{label, d.SizeBytes, "gone"}}, d.SizeBytes), label + "; all of it is erased"
+		return segments([]piece{{label, d.SizeBytes, "gone"}}, d.SizeBytes), s.T("%s; all of it is erased", label)
 	}
 	if len(pieces) == 0 {
-		return nil, "blank"
+		return nil, s.T("blank")
 	}
 	if free := d.SizeBytes - sum; free > d.SizeBytes/100 {
-		pieces = append(pieces, piece{"free", free, "free"})
+		pieces = append(pieces, piece{s.T("free"), free, "free"})
 	}
-	return segments(pieces, d.SizeBytes), strings.Join(words, ", ") + "; all of it is erased"
+	return segments(pieces, d.SizeBytes), s.T("%s; all of it is erased", s.list(words))
 }
 
 func (s *tongue) mapAfter(e lpmos.Effect) ([]segment, string) {
@@ -271,9 +377,9 @@ func (s *tongue) mapAfter(e lpmos.Effect) ([]segment, string) {
 		if q.Role == "root" {
 			class = "new"
 		}
-		label := cmp.Or(roleWords[q.Role], q.Role) + " " + s.size(q.SizeBytes)
+		label := s.roleWord(q.Role) + " " + s.size(q.SizeBytes)
 		pieces = append(pieces, piece{label, q.SizeBytes, class})
 		words = append(words, label)
 	}
-	return segments(pieces, e.Target.SizeBytes), strings.Join(words, ", ")
+	return segments(pieces, e.Target.SizeBytes), s.list(words)
 }

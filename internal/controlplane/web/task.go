@@ -2,6 +2,7 @@ package web
 
 import (
 	"context"
+	"html/template"
 	"net/http"
 	"slices"
 	"strconv"
@@ -14,20 +15,34 @@ import (
 type taskView struct {
 	lpmos.Task
 	OS       string
-	Headline string
-	Lead     string
+	Headline template.HTML
+	Lead     template.HTML
 	Steps    []step
 	Progress *progressView
+	Usual    template.HTML // what earlier runs took, "" without any
+	LeftAll  string        // until the call home, as earlier runs took; "" when not known
+	Until    instant
 	Failure  *failureView
 	Machine  *machineView
 	Plan     *planView
+	Receipt  *receiptView
 	Actions  []action
-	Events   []eventView
-	Broken   string // the history could not be read, for this reason
-	Log      []logLine
+	Timeline []momentView
+	Now      *momentView // where a live task stands
+	Broken   string      // the history could not be read, for this reason
+	Log      logView
 	Deadline string
 	Command  string
 	Approval *lpmos.Approval
+}
+
+// Estimate is what earlier runs of the same kind say of a task.
+type Estimate struct {
+	Model      bool          // the runs were on the same model of machine, not only of the same image
+	Runs       int           // that were looked at
+	Expected   time.Duration // of a whole run, from the permit to the call home
+	Left       time.Duration // 0 once the task has ended
+	FasterThan int           // percent of those runs that had taken longer to come so far; -1 when not known
 }
 
 // step is one of the six of a task's life.
@@ -39,25 +54,26 @@ type step struct {
 }
 
 type progressView struct {
-	TaskID   string
-	Attempt  int
-	Live     bool // figures still come
-	Percent  int
-	BytesOf  string // "downloaded", "written"
-	Done     string
-	Total    string
-	Speed    string
-	Left     string
-	Message  string
-	AsOf     instant
-	Stages   []stageView
-	NowStage string
+	TaskID  string
+	Attempt int
+	Live    bool // figures still come
+	Percent int
+	BytesOf string // "downloaded", "written"
+	Done    string
+	Total   string
+	Speed   string
+	Left    string
+	Message string
+	AsOf    instant
+	Stages  []stageView
 }
 
 type stageView struct {
 	Number  int
-	Name    string
-	State   string // done, now, ""
+	Name    string // of package lpmos, for scripts
+	Word    string
+	State   string // done, now, failed, ""
+	Note    string // how long it took or usually takes
 	Percent int
 }
 
@@ -70,6 +86,19 @@ type failureView struct {
 	At       time.Time
 	Attempt  int
 	Retry    bool
+}
+
+// receiptView is what the installed system said of itself, and whether that is
+// what was planned.
+type receiptView struct {
+	lpmos.Receipt
+	Boot         string
+	Disk         string
+	SameDisk     bool // the disk that was written
+	SameRoot     bool // the filesystem that was made
+	SameHostname bool
+	Planned      bool // there is a plan to compare with
+	Up           string
 }
 
 // action is something a person may do, or may not for now.
@@ -87,19 +116,23 @@ type action struct {
 	Do     string // label of the button that does it
 }
 
-type eventView struct {
-	At     time.Time
-	Status lpmos.Status
-	Text   string
-	By     string
-	Note   string
+// logView is the end of a log, or the lines of all of it that hold Query.
+type logView struct {
+	TaskID string
+	Lines  []logLine
+	Query  string
+	Found  int // lines that hold Query
+	Total  int // lines there are
+	Broken string
+	Live   bool // lines still come
 }
 
 // logLine is a line of the machine's log; At or Time is when, if it says so.
 type logLine struct {
-	At   instant
-	Time string
-	Text string
+	At    instant
+	Time  string
+	Text  string
+	Level string // warn, error
 }
 
 func (w *Web) task(rw http.ResponseWriter, r *http.Request) {
@@ -109,59 +142,94 @@ func (w *Web) task(rw http.ResponseWriter, r *http.Request) {
 		w.fail(rw, r, err)
 		return
 	}
-	v := w.newTaskView(r.Context(), t)
-	w.show(rw, r, http.StatusOK, "task", page{Title: t.Hostname + ", " + strings.ToLower(w.statusWord(t.Status)), Nav: "tasks", Watch: t.ID, Rev: rev, Body: v})
+	v := w.newTaskView(r.Context(), t, strings.TrimSpace(lpmos.Shorten(r.URL.Query().Get("log"), 256)))
+	title := w.T("%s, %s", t.Hostname, strings.ToLower(w.statusWord(t.Status)))
+	w.show(rw, r, http.StatusOK, "task", page{Title: title, Nav: "tasks", Watch: t.ID, Rev: rev, Body: v})
 }
 
-func (w *Web) newTaskView(ctx context.Context, t lpmos.Task) taskView {
+func (w *Web) newTaskView(ctx context.Context, t lpmos.Task, search string) taskView {
 	images := w.reader.Images()
 	v := taskView{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Approval: t.Approval, Command: commandWatch(t.ID), Deadline: w.deadline(t.Status)}
 	if !t.Status.Live() {
 		v.Command = commandShow(t.ID)
 	}
 	v.Headline = w.headline(t, v.OS)
-	v.Lead = v.OS
+	v.Lead = w.rich("%s, region %s", v.OS, kept(t.RegionID))
 	if m := w.model(t.Hardware); m != "" {
-		v.Lead += " on a " + m
+		v.Lead = w.rich("%s on a %s, region %s", v.OS, lpmos.Shorten(m, 120), kept(t.RegionID))
 	}
-	v.Lead += ", region " + t.RegionID
 	events, err := w.history.Events(ctx, t.ID)
 	if err != nil {
 		w.log.Warn("history not read", "task", t.ID, "err", err)
-		v.Broken = "The history could not be read. The store may not answer; everything else on this page is from memory."
+		v.Broken = w.T("The history could not be read. The store may not answer; everything else on this page is from memory.")
 	}
+	lines, err := w.history.Logs(ctx, t.ID)
+	if err != nil || len(lines) == 0 {
+		if err != nil {
+			w.log.Warn("log not read", "task", t.ID, "err", err)
+		}
+		lines = t.LogTail
+	}
+	began := stagesBegan(lines)
 	v.Steps = w.steps(t, events)
-	for _, e := range slices.Backward(events) {
-		v.Events = append(v.Events, w.newEvent(e, t))
+	v.Timeline, v.Now = w.timeline(t, events, began)
+	v.Progress = w.newProgress(t, began)
+	if w.cfg.Estimate != nil && t.Status.Live() {
+		if e, ok := w.cfg.Estimate(t.ID); ok && e.Runs > 0 && e.Expected > 0 {
+			v.Usual = w.usual(e)
+			if e.Left > 0 && v.Progress != nil && v.Progress.Live {
+				v.LeftAll, v.Until = w.about(e.Left), w.moment(w.cfg.Now().Add(e.Left))
+			}
+		}
 	}
-	v.Progress = w.newProgress(t)
 	v.Failure = w.newFailure(t)
 	v.Machine = w.newMachine(t)
 	if t.Plan != nil {
 		v.Plan = w.newPlan(t, images)
 	}
+	v.Receipt = w.newReceipt(t)
 	v.Actions = w.actionsFor(t)
-	for _, l := range t.LogTail {
-		v.Log = append(v.Log, w.splitLog(l))
-	}
+	v.Log = w.newLog(t, lines, search)
 	return v
 }
 
-func (s *tongue) headline(t lpmos.Task, os string) string {
-	name := t.Hostname
+// usual says how long such a run takes, and how this one compares.
+func (s *tongue) usual(e Estimate) template.HTML {
+	all, runs := s.about(e.Expected), count(e.Runs)
+	switch {
+	case e.Model && e.FasterThan >= 0:
+		return s.rich("Usual for this model: %s in all; this run is faster than %s of %s.", all, s.percent(e.FasterThan), runs)
+	case e.Model:
+		return s.rich("Usual for this model: %s in all, of %s runs.", all, runs)
+	case e.FasterThan >= 0:
+		return s.rich("Usual for this image: %s in all; this run is faster than %s of %s.", all, s.percent(e.FasterThan), runs)
+	}
+	return s.rich("Usual for this image: %s in all, of %s runs.", all, runs)
+}
+
+// about is a time that is only guessed, rounded as far as it is known.
+func (s *tongue) about(d time.Duration) string {
+	if d < 90*time.Second {
+		return s.took(max(10*time.Second, d.Round(10*time.Second)))
+	}
+	return s.took(d.Round(time.Minute))
+}
+
+func (s *tongue) headline(t lpmos.Task, os string) template.HTML {
+	name := kept(t.Hostname)
 	switch t.Status {
 	case lpmos.Pending:
 		if t.Attempt > 1 {
-			return name + " waits for its machine to boot again"
+			return s.rich("%s waits for its machine to boot again", name)
 		}
-		return name + " waits for its machine to boot"
+		return s.rich("%s waits for its machine to boot", name)
 	case lpmos.AwaitingApproval:
 		if t.Plan != nil && t.Plan.Problem != "" {
-			return name + " cannot be installed as asked"
+			return s.rich("%s cannot be installed as asked", name)
 		}
-		return name + " waits for a decision"
+		return s.rich("%s waits for a decision", name)
 	case lpmos.Approved:
-		return name + " is approved and waits for its permit"
+		return s.rich("%s is approved and waits for its permit", name)
 	case lpmos.Installing:
 		stage := lpmos.Stage("")
 		if t.Progress != nil {
@@ -169,28 +237,31 @@ func (s *tongue) headline(t lpmos.Task, os string) string {
 		}
 		switch stage {
 		case lpmos.Partitioning:
-			return name + " is partitioning its disk"
+			return s.rich("%s is partitioning its disk", name)
 		case lpmos.Downloading:
-			return name + " is downloading its image"
+			return s.rich("%s is downloading its image", name)
 		case lpmos.StageInstall:
-			return name + " is writing its image"
+			return s.rich("%s is writing its image", name)
 		case lpmos.Configuring:
-			return name + " is being configured"
+			return s.rich("%s is being configured", name)
 		}
-		return name + " is installing"
+		return s.rich("%s is installing", name)
 	case lpmos.Verifying:
-		return name + " is installed and restarts from its own disk"
+		return s.rich("%s is installed and restarts from its own disk", name)
 	case lpmos.Completed:
-		return name + " runs " + os
+		if !t.Verified() {
+			return s.rich("%s is installed; its first boot was not waited for", name)
+		}
+		return s.rich("%s runs %s", name, os)
 	case lpmos.Failed:
 		if t.Error != nil && t.Error.Stage != "" {
-			return name + " failed while " + string(t.Error.Stage)
+			return s.rich("%s failed while %s", name, s.stageWord(t.Error.Stage))
 		}
-		return name + " failed before anything was erased"
+		return s.rich("%s failed before anything was erased", name)
 	case lpmos.Rejected:
-		return name + " was rejected"
+		return s.rich("%s was rejected", name)
 	case lpmos.Canceled:
-		return name + " was canceled"
+		return s.rich("%s was canceled", name)
 	}
 	return name
 }
@@ -198,13 +269,13 @@ func (s *tongue) headline(t lpmos.Task, os string) string {
 func (s *tongue) deadline(status lpmos.Status) string {
 	switch status {
 	case lpmos.Pending, lpmos.AwaitingApproval:
-		return "Fails if nothing happens for 7 days"
+		return s.T("Fails if nothing happens for 7 days")
 	case lpmos.Approved:
-		return "Waits for a new approval if nothing is heard for 1 hour"
+		return s.T("Waits for a new approval if nothing is heard for 1 hour")
 	case lpmos.Installing:
-		return "Fails if there is no progress for 15 min"
+		return s.T("Fails if there is no progress for 15 min")
 	case lpmos.Verifying:
-		return "Fails if its system does not report within 30 min"
+		return s.T("Fails if its system does not report within 30 min")
 	}
 	return ""
 }
@@ -239,8 +310,8 @@ func (w *Web) steps(t lpmos.Task, events []lpmos.Event) []step {
 		took[e.To] += events[i+1].At.Sub(e.At)
 	}
 	next := map[lpmos.Status]string{
-		lpmos.AwaitingApproval: "a person compares", lpmos.Approved: "gets its permit", lpmos.Installing: "erases and writes",
-		lpmos.Verifying: "restarts from its own disk", lpmos.Completed: "calls home",
+		lpmos.AwaitingApproval: w.T("a person compares"), lpmos.Approved: w.T("gets its permit"), lpmos.Installing: w.T("erases and writes"),
+		lpmos.Verifying: w.T("restarts from its own disk"), lpmos.Completed: w.T("calls home"),
 	}
 	var out []step
 	for i, s := range lifeSteps {
@@ -249,30 +320,40 @@ func (w *Web) steps(t lpmos.Task, events []lpmos.Event) []step {
 		case i < at || i == at && s == lpmos.Completed:
 			st.State, st.Icon = "done", "completed"
 			if d, ok := took[s]; ok && s != lpmos.Completed {
-				st.Note = map[lpmos.Status]string{lpmos.Pending: "booted in ", lpmos.AwaitingApproval: "waited "}[s] + w.age(d)
+				switch age := w.took(d); s {
+				case lpmos.Pending:
+					st.Note = w.T("booted in %s", age)
+				case lpmos.AwaitingApproval:
+					st.Note = w.T("waited %s", age)
+				default:
+					st.Note = w.T("took %s", age)
+				}
 			}
 			if s == lpmos.Approved && t.Approval != nil && t.Approval.By != "" {
 				// Where from is in the facts; here is room for a name.
 				name, _, _ := strings.Cut(t.Approval.By, "@")
-				st.Note = "by " + name
+				st.Note = w.T("by %s", lpmos.Shorten(name, 40))
 			}
 			if s == lpmos.Completed {
-				st.Note = "called home"
+				st.Note = w.T("called home")
+				if t.Status == s && !t.Verified() {
+					st.Note = w.T("not verified")
+				}
 			}
 		case i == at && stopped:
 			st.State, st.Icon, st.Note = "failed", string(t.Status), strings.ToLower(w.statusWord(t.Status))
 		case i == at:
 			st.State, st.Icon = "now", string(s)
 			if !t.UpdatedAt.IsZero() {
-				st.Note = "for " + w.age(w.cfg.Now().Sub(t.UpdatedAt))
+				st.Note = w.T("for %s", w.age(w.cfg.Now().Sub(t.UpdatedAt)))
 			}
 			if s == lpmos.Installing && t.Progress != nil {
-				st.Note = "stage " + strconv.Itoa(t.Progress.Stage.Number()) + " of 4"
+				st.Note = w.T("stage %s of 4", strconv.Itoa(t.Progress.Stage.Number()))
 			}
 		default:
 			st.State, st.Icon, st.Note = "next", "pending", next[s]
 			if stopped {
-				st.Note = "not reached"
+				st.Note = w.T("not reached")
 			}
 		}
 		out = append(out, st)
@@ -280,8 +361,9 @@ func (w *Web) steps(t lpmos.Task, events []lpmos.Event) []step {
 	return out
 }
 
-// newProgress is nil while there is nothing to show.
-func (w *Web) newProgress(t lpmos.Task) *progressView {
+// newProgress is nil while there is nothing to show. began is when each stage
+// did, by the machine's own clock.
+func (w *Web) newProgress(t lpmos.Task, began map[lpmos.Stage]time.Time) *progressView {
 	switch t.Status {
 	case lpmos.Installing, lpmos.Verifying, lpmos.Completed:
 	case lpmos.Failed:
@@ -291,12 +373,13 @@ func (w *Web) newProgress(t lpmos.Task) *progressView {
 	default:
 		return nil
 	}
-	v := &progressView{TaskID: t.ID, Attempt: t.Attempt, Live: t.Status == lpmos.Installing, Speed: "unknown", Left: "unknown", Done: "unknown", BytesOf: "downloaded"}
+	unknown := w.T("unknown")
+	v := &progressView{TaskID: t.ID, Attempt: t.Attempt, Live: t.Status == lpmos.Installing, Speed: unknown, Left: unknown, Done: unknown, BytesOf: w.T("downloaded")}
 	p := t.Progress
 	if p != nil {
-		v.Percent, v.Message, v.NowStage = min(max(p.Percentage, 0), 100), p.Message, string(p.Stage)
+		v.Percent, v.Message = min(max(p.Percentage, 0), 100), p.Message
 		if p.Stage == lpmos.StageInstall {
-			v.BytesOf = "written"
+			v.BytesOf = w.T("written")
 		}
 		if d := p.Details; d != nil && d.BytesTotal > 0 {
 			v.Done, v.Total = w.size(max(d.BytesDownloaded, 1)), w.size(d.BytesTotal)
@@ -320,12 +403,21 @@ func (w *Web) newProgress(t lpmos.Task) *progressView {
 		if t.Status == lpmos.Failed {
 			now = "failed"
 		}
-		s := stageView{Number: i + 1, Name: string(sw.Stage), Percent: min(max((v.Percent-sw.From)*100/(sw.To-sw.From), 0), 100)}
+		s := stageView{Number: i + 1, Name: string(sw.Stage), Word: w.stageWord(sw.Stage), Percent: min(max((v.Percent-sw.From)*100/(sw.To-sw.From), 0), 100)}
 		switch {
 		case v.Percent == 100 || p != nil && p.Stage.Number() > i+1:
 			s.State, s.Percent = "done", 100
+			if i+1 < len(lpmos.StageWeights) {
+				from, to := began[sw.Stage], began[lpmos.StageWeights[i+1].Stage]
+				if !from.IsZero() && to.After(from) {
+					s.Note = w.took(to.Sub(from))
+				}
+			}
 		case p != nil && p.Stage == sw.Stage:
 			s.State = now
+			if d := p.Details; d != nil && d.ElapsedMillis > 0 && v.Live {
+				s.Note = w.T("%s so far", w.took(time.Duration(d.ElapsedMillis)*time.Millisecond))
+			}
 		}
 		v.Stages = append(v.Stages, s)
 	}
@@ -337,24 +429,48 @@ func (s *tongue) newFailure(t lpmos.Task) *failureView {
 	if t.Status != lpmos.Failed || e == nil {
 		return nil
 	}
-	v := &failureView{What: sentence(e.Cause), Evidence: e.Evidence, NextStep: sentence(e.NextStep), At: e.At, Attempt: e.Attempt, Retry: t.Status.Allows(lpmos.CauseRetried)}
-	v.Title = t.Hostname + " failed"
-	v.Disks = "Nothing was written; all disks are as they were."
+	v := &failureView{What: s.sentence(e.Cause), Evidence: e.Evidence, NextStep: s.sentence(e.NextStep), At: e.At, Attempt: e.Attempt, Retry: t.Status.Allows(lpmos.CauseRetried)}
+	v.Title = s.T("%s failed", t.Hostname)
+	v.Disks = s.T("Nothing was written; all disks are as they were.")
 	if e.Stage != "" {
-		v.Title += " in stage " + strconv.Itoa(e.Stage.Number()) + " of 4, " + string(e.Stage)
-		v.Disks = "The disk of the plan is erased and may not boot."
+		v.Title = s.T("%s failed in stage %s of 4, %s", t.Hostname, strconv.Itoa(e.Stage.Number()), s.stageWord(e.Stage))
+		v.Disks = s.T("The disk of the plan is erased and may not boot.")
 		if t.Plan != nil {
 			_, id := s.diskID(t.Plan.Effect.Target)
-			v.Disks = "The disk " + id + " (" + s.size(t.Plan.Effect.Target.SizeBytes) + ") is erased and may not boot."
+			v.Disks = s.T("The disk %s (%s) is erased and may not boot.", id, s.size(t.Plan.Effect.Target.SizeBytes))
 			if n := len(t.Plan.Observed) - 1; n > 0 {
-				v.Disks += " " + s.N(n, "1 other disk is", "%s other disks are") + " untouched."
+				v.Disks = s.joined(v.Disks, s.N(n, "1 other disk is untouched.", "%s other disks are untouched."))
 			}
 		}
 	}
 	if v.NextStep == "" {
-		v.NextStep = "Read the log, then retry."
+		v.NextStep = s.T("Read the log, then retry.")
 	}
 	return v
+}
+
+func (s *tongue) newReceipt(t lpmos.Task) *receiptView {
+	r := t.Receipt
+	if r == nil {
+		return nil
+	}
+	v := &receiptView{Receipt: *r, Boot: bootWord(r.BootMode), SameHostname: r.Hostname == t.Hostname, Up: s.took(time.Duration(r.UptimeSec) * time.Second)}
+	_, v.Disk = s.diskID(r.RootDisk)
+	if t.Plan != nil {
+		root, ok := t.Plan.Effect.Partition("root")
+		v.Planned = true
+		v.SameRoot = ok && root.UUID == r.RootFSUUID
+		v.SameDisk = r.RootDisk == t.Plan.Effect.Target
+	}
+	return v
+}
+
+func bootWord(mode string) string {
+	switch mode {
+	case "uefi", "bios":
+		return strings.ToUpper(mode)
+	}
+	return mode
 }
 
 // actionsFor lists everything that can ever be done with a task. What cannot
@@ -362,68 +478,93 @@ func (s *tongue) newFailure(t lpmos.Task) *failureView {
 func (s *tongue) actionsFor(t lpmos.Task) []action {
 	base := "/tasks/" + t.ID
 	out := []action{
-		{ID: "approve", Icon: "approved", Label: "Review and decide", Kind: "primary", Link: base + "/approve", Note: "Shows what is lost, what stays and what comes."},
-		{ID: "cancel", Icon: "canceled", Label: "Cancel this task…", Kind: "danger-quiet", Post: base + "/cancel", Note: "Nothing was erased; the disks stay as they are.",
-			Ask: "The task ends and the machine boots its own disk again. No disk is changed.", Reason: true, Do: "Cancel this task"},
-		{ID: "retry", Icon: "retry", Label: "Retry as attempt " + strconv.Itoa(t.Attempt+1), Post: base + "/retry", Note: "The machine boots again and a new plan is approved."},
-		{ID: "delete", Icon: "reject", Label: "Delete…", Kind: "danger-quiet", Post: base + "/delete", Note: "Removes the task and its history, not the installed system.",
-			Ask: "The task, its log and its history are removed and cannot be brought back. The machine is not touched.", Do: "Delete this task"},
+		{ID: "approve", Icon: "approved", Label: s.T("Review and decide"), Kind: "primary", Link: base + "/approve", Note: s.T("Shows what is lost, what stays and what comes.")},
+		{ID: "cancel", Icon: "canceled", Label: s.T("Cancel this task…"), Kind: "danger-quiet", Post: base + "/cancel", Note: s.T("Nothing was erased; the disks stay as they are."),
+			Ask: s.T("The task ends and the machine boots its own disk again. No disk is changed."), Reason: true, Do: s.T("Cancel this task")},
+		{ID: "retry", Icon: "retry", Label: s.T("Retry as attempt %s", strconv.Itoa(t.Attempt+1)), Post: base + "/retry", Note: s.T("The machine boots again and a new plan is approved.")},
+		{ID: "delete", Icon: "reject", Label: s.T("Delete…"), Kind: "danger-quiet", Post: base + "/delete", Note: s.T("Removes the task and its history, not the installed system."),
+			Ask: s.T("The task, its log and its history are removed and cannot be brought back. The machine is not touched."), Do: s.T("Delete this task")},
 	}
 	off := func(i int, why string) {
-		out[i].Off, out[i].Note = true, "Not now: "+why
+		out[i].Off, out[i].Note = true, s.T("Not now: %s", why)
 	}
-	by := ""
-	if t.Approval != nil && t.Approval.By != "" {
-		by = t.Approval.By
+	by, at := "", ""
+	if a := t.Approval; a != nil && a.By != "" {
+		by, at = lpmos.Shorten(a.By, 80), a.At.UTC().Format("15:04:05 UTC")
 	}
+	approved := s.T("it was approved.")
+	if by != "" {
+		approved = s.T("%s approved it at %s.", by, at)
+	}
+	ended := s.T("the task has ended.")
 	switch t.Status {
 	case lpmos.AwaitingApproval:
+		if t.Plan == nil {
+			off(0, s.T("the plan is being made."))
+		}
 	case lpmos.Pending:
-		off(0, "the machine has not reported its hardware yet.")
+		off(0, s.T("the machine has not reported its hardware yet."))
 	case lpmos.Rejected:
-		off(0, "it was rejected"+s.byWords(by)+".")
+		off(0, s.T("it was rejected."))
+		if by != "" {
+			off(0, s.T("%s rejected it at %s.", by, at))
+		}
 	case lpmos.Failed, lpmos.Completed, lpmos.Canceled:
-		off(0, "the task has ended.")
+		off(0, ended)
 	default:
-		off(0, "it was approved"+s.byWords(by)+".")
+		off(0, approved)
 	}
 	if !t.Status.Allows(lpmos.CauseCanceled) {
 		switch t.Status {
 		case lpmos.Installing:
-			off(1, "erasing has begun; stopping halfway would leave a machine that does not boot.")
+			off(1, s.T("erasing has begun; stopping halfway would leave a machine that does not boot."))
 		case lpmos.Verifying:
-			off(1, "the system is installed already.")
+			off(1, s.T("the system is installed already."))
 		default:
-			off(1, "the task has ended.")
+			off(1, ended)
 		}
 	}
 	if !t.Status.Allows(lpmos.CauseRetried) {
 		if t.Status.Live() {
-			off(2, "the task is still running.")
+			off(2, s.T("the task is still running."))
 		} else {
-			off(2, "only failed tasks can be retried; create a new one.")
+			off(2, s.T("only failed tasks can be retried; create a new one."))
 		}
-		out[2].Label = "Retry"
+		out[2].Label = s.T("Retry")
 	}
 	if t.Status.Live() {
-		off(3, "only ended tasks can be deleted.")
+		off(3, s.T("only ended tasks can be deleted."))
 	}
 	return out
 }
 
-func (s *tongue) byWords(who string) string {
-	if who == "" {
-		return ""
-	}
-	return " by " + who
-}
+// Lines of a log on the page: its end, and what a search found.
+const (
+	shownLines = 200
+	foundLines = 500
+)
 
-func (s *tongue) newEvent(e lpmos.Event, t lpmos.Task) eventView {
-	v := eventView{At: e.At, Status: e.To, Text: s.causeWord(e.Cause), By: e.By, Note: e.Message}
-	if t.Attempt > 1 && (e.Cause == lpmos.CauseNextAttempt || e.Cause == lpmos.CauseRetried) {
-		v.Text += ", attempt " + strconv.Itoa(e.Attempt)
+func (w *Web) newLog(t lpmos.Task, lines []string, search string) logView {
+	v := logView{TaskID: t.ID, Query: search, Total: len(lines), Live: t.Status.Live()}
+	show := lines[max(0, len(lines)-shownLines):]
+	if search != "" {
+		found := make([]string, 0, 16)
+		for _, l := range lines {
+			if containsFold(l, search) {
+				found = append(found, l)
+			}
+		}
+		v.Found = len(found)
+		show = found[max(0, len(found)-foundLines):]
+	}
+	for _, l := range show {
+		v.Lines = append(v.Lines, w.splitLog(l))
 	}
 	return v
+}
+
+func containsFold(s, part string) bool {
+	return strings.Contains(strings.ToLower(s), strings.ToLower(part))
 }
 
 // splitLog parts a line from its time where it begins with one, in RFC 3339 or
@@ -435,7 +576,14 @@ func (w *Web) splitLog(line string) logLine {
 		return logLine{Text: line}
 	}
 	if at, err := time.Parse(time.RFC3339Nano, strings.TrimPrefix(head, "time=")); err == nil {
-		return logLine{At: w.second(at), Text: plainLog(rest)}
+		l := logLine{At: w.second(at), Text: plainLog(rest)}
+		switch {
+		case strings.HasPrefix(l.Text, "WARN "):
+			l.Level = "warn"
+		case strings.HasPrefix(l.Text, "ERROR "):
+			l.Level = "error"
+		}
+		return l
 	}
 	if len(head) >= 8 {
 		if _, err := time.Parse("15:04:05", head[:8]); err == nil {

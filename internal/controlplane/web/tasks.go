@@ -30,7 +30,7 @@ type listView struct {
 	Total   int
 	Query   string // as typed
 	Sort    string
-	Sorts   []choice
+	Sorts   []sortChoice
 	Heads   map[string]head
 	Keys    []query.Key
 	Next    string // address of the next page
@@ -64,7 +64,8 @@ type facet struct {
 	Current bool
 }
 
-type choice struct {
+// sortChoice is an order the list can have.
+type sortChoice struct {
 	Value, Label string
 	Current      bool
 }
@@ -147,7 +148,7 @@ func (w *Web) taskList(rw http.ResponseWriter, r *http.Request) {
 		w.group(&v, a, found.Groups)
 	}
 	for _, s := range sortWords {
-		v.Sorts = append(v.Sorts, choice{s.sort, w.T(s.label), s.sort == v.Sort})
+		v.Sorts = append(v.Sorts, sortChoice{s.sort, w.T(s.label), s.sort == v.Sort})
 	}
 	for _, h := range []struct{ by, label, first string }{
 		{"status", w.T("Status"), ""}, {"host", w.T("Machine"), ""}, {"progress", w.T("Now"), "-"}, {"updated", w.T("For"), "-"},

@@ -80,6 +80,11 @@ type Config struct {
 	SiteName string                     // shown under the product's name
 	Person   func(*http.Request) string // who is asking; nil means "operator"
 	Now      func() time.Time           // nil means time.Now
+
+	Batches Batches // nil: one task at a time
+	// Estimate is what earlier runs say of a task; ok is false where nothing is
+	// known. nil: nothing ever is.
+	Estimate func(taskID string) (e Estimate, ok bool)
 }
 
 // Web serves the pages. Make one with New.
@@ -161,6 +166,9 @@ var routes = func() []route {
 		{"POST /tasks/bulk/run", (*Web).bulkRun},
 		{"GET /tasks/create", (*Web).createForm},
 		{"POST /tasks/create", (*Web).create},
+		{"GET /batches/{id}", (*Web).batch},
+		{"GET /tasks/approve", (*Web).togetherForm},
+		{"POST /tasks/approve", (*Web).together},
 		{"GET /tasks/{id}", (*Web).task},
 		{"GET /tasks/{id}/approve", (*Web).approveForm},
 		{"POST /tasks/{id}/approve", (*Web).decide},

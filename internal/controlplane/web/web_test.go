@@ -48,6 +48,9 @@ func everyPage(s *fakeSite) map[string]int {
 	pages := map[string]int{
 		"/dashboard": 200, "/tasks": 200, "/tasks?status=failed&q=web&region_id=bj-1": 200, "/tasks?q=" + url.QueryEscape(hostile): 400, "/tasks?q=" + url.QueryEscape("<script>alert(1)</script>"): 200, "/tasks?sort=-host": 200,
 		"/tasks/create": 200, "/tasks/create?hostname=" + url.QueryEscape(hostile): 200, "/regions": 200,
+		"/tasks/create?mode=many": 200, "/tasks/create?mode=many&fill=discovered": 200, "/tasks/create?target_mac=7c:c2:55:10:92:01": 200,
+		"/tasks/approve": 200, "/tasks/approve?like=" + idBlank: 200, "/tasks/approve?ids=" + idBlank + "," + idData + "," + idCompleted + ",x": 200, "/batches/" + taskID(15): 404, "/batches/x": 404,
+		"/tasks/" + idInstalling + "?log=chunk": 200, "/tasks/" + idInstalling + "?log=" + url.QueryEscape(hostile): 200,
 		"/machines": 200, "/machines?state=failed&region_id=bj-1&q=" + url.QueryEscape(hostile): 200, "/machines/7c:c2:55:10:99:07": 200, "/machines/" + url.PathEscape(hostile): 404,
 		"/images": 200, "/profiles": 200, "/profiles/db": 200, "/profiles/" + url.PathEscape(hostile): 404,
 		"/templates": 200, "/templates/base": 200, "/templates/base?task=" + url.QueryEscape(hostile): 200, "/templates/base?task=" + idBlank: 200, "/templates/none": 404,
@@ -176,8 +179,8 @@ func TestTaskPageSaysWhatMayBeDone(t *testing.T) {
 		idInstalling: {"is downloading its image", "48\u00a0%", "31\u00a0MB/s", "Not now: erasing has begun", "Not now: only ended tasks can be deleted."},
 		idStuck:      {"as of", "unknown"},
 		idFailed:     {"failed in stage 3 of 4, installing", "Disk S64GNE0R903417 (960 GB) refused a write.", "Replace the disk", "input/output error", "Retry as attempt 2", "is erased and may not boot"},
-		idCompleted:  {"runs Ubuntu 24.04", "Ubuntu 24.04.3 LTS", "Not now: only failed tasks can be retried"},
-		idRejected:   {"was rejected", "wrong rack", "Not now: it was rejected by chen.yu."},
+		idCompleted:  {"runs <bdi>Ubuntu 24.04</bdi>", "Ubuntu 24.04.3 LTS", "Not now: only failed tasks can be retried"},
+		idRejected:   {"was rejected", "wrong rack", "Not now: chen.yu rejected it at "},
 		idCanceled:   {"was canceled", "21 Nov 2026"},
 		idProblem:    {"cannot be installed as asked", "Every disk is too small"},
 	} {

@@ -46,6 +46,7 @@ type held struct {
 	Host    string // what the installed system calls itself
 	Used    int64  // bytes in use, as far as filesystems say so
 	Names   []string
+	Written time.Time // the last write that a filesystem remembers
 	s       *tongue
 }
 
@@ -56,6 +57,9 @@ func (s *tongue) holds(c lpmos.Content, unknown string) held {
 			return
 		}
 		h.Used += f.UsedBytes
+		if f.WrittenAt.After(h.Written) {
+			h.Written = f.WrittenAt
+		}
 		if f.OS != "" && h.OS == "" {
 			h.OS, h.Host = f.OS, f.Hostname
 			return

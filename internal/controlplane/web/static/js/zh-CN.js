@@ -30,6 +30,7 @@ export default {
   "as of ": "截至 ",
   "of %s": "/ %s",
   "written": "已写入",
+  "%s of %s lines shown here": "此处显示 %[2]s 行中的 %[1]s 行",
   "downloaded": "已下载",
   "This task changed after you opened the page.": "打开页面后，此任务已有变化。",
   "The machine reported again. What you see may no longer be the plan.": "服务器已再次上报，当前显示的计划可能已失效。",
