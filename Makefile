@@ -18,7 +18,7 @@ MACHINES ?= 1
 OS ?= debian-12
 AUTO ?=
 
-.PHONY: build lab test check unit browser vm vm-all long bench screenshots pages lint tidy generated deps-lab deps-test clean help
+.PHONY: build lab test check unit browser vm vm-all long bench load screenshots pages lint tidy generated deps-lab deps-test clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ long: deps-test ## a thousand rounds of cancel against permit, with a disk each,
 
 bench: deps-test build ## numbers, side by side, of machines too (BENCH=-vm=false without, BENCH=-only=copy for one)
 	@$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_CACHE_DIR=$(CACHE) go run ./test/bench $(BENCH)
+
+load: build ## 1,000 and 10,000 browsers' sockets, 1,000 machines: numbers and plots (LOAD="-only own")
+	@go run ./test/load -bin bin -out test-artifacts/load $(LOAD)
 
 screenshots: deps-test build ## pictures for docs/images of a machine that is really installed, in the browser and in a terminal
 	$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_SCREENSHOTS=docs/images LPMOS_CACHE_DIR=$(CACHE) LPMOS_LAB_OS=$(OS) go test -count=1 -timeout 40m -v -run LabScreenshots ./test/browser

@@ -105,6 +105,7 @@ type Disk struct {
 	Model                 string  `json:"model,omitempty"`
 	Serial                string  `json:"serial,omitempty"`
 	WWN                   string  `json:"wwn,omitempty"`
+	Firmware              string  `json:"firmware,omitempty"`  // revision of the drive's own
 	Transport             string  `json:"transport,omitempty"` // nvme, sata, sas, scsi, virtio, usb, mmc, iscsi, fc, nvme-tcp, nvme-rdma
 	Rotational            bool    `json:"rotational"`
 	Removable             bool    `json:"removable,omitempty"`
@@ -279,4 +280,15 @@ func (h *Hardware) Digest() string {
 		return int(min(1, max(-1, a.SizeBytes-b.SizeBytes)))
 	})
 	return DigestOf(id)
+}
+
+// UniqueUUID reports whether a system UUID is one machine's own: boards whose
+// maker set none carry one of a few that many share.
+func UniqueUUID(uuid string) bool {
+	switch uuid = strings.ToLower(uuid); uuid {
+	case "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff", "03000200-0400-0500-0006-000700080009":
+		return false
+	default:
+		return ValidTaskID(uuid)
+	}
 }

@@ -100,15 +100,16 @@ func (m *ImageManifest) Validate() error {
 
 // Image is an entry of the catalogue: what may be installed.
 type Image struct {
-	OS          string    `json:"os"`           // "debian"; [a-z0-9][a-z0-9._-]{0,63}
-	Version     string    `json:"version"`      // "12"; same grammar
-	Arch        string    `json:"arch"`         // "amd64", "arm64"
-	Digest      string    `json:"digest"`       // "sha256:…" of the manifest
-	Title       string    `json:"title"`        // "Debian 12 (bookworm)"
-	SizeBytes   int64     `json:"size_bytes"`   // of the filesystem: the least a root partition may have
-	UsedBytes   int64     `json:"used_bytes"`   // what is written
-	StoredBytes int64     `json:"stored_bytes"` // what is transferred
-	BootModes   []string  `json:"boot_modes"`   // of "bios", "uefi"
+	OS          string    `json:"os"`                   // "debian"; [a-z0-9][a-z0-9._-]{0,63}
+	Version     string    `json:"version"`              // "12"; same grammar
+	Arch        string    `json:"arch"`                 // "amd64", "arm64"
+	Digest      string    `json:"digest"`               // "sha256:…" of the manifest
+	Title       string    `json:"title"`                // "Debian 12 (bookworm)"
+	SizeBytes   int64     `json:"size_bytes"`           // of the filesystem: the least a root partition may have
+	UsedBytes   int64     `json:"used_bytes"`           // what is written
+	StoredBytes int64     `json:"stored_bytes"`         // what is transferred
+	BootModes   []string  `json:"boot_modes"`           // of "bios", "uefi"
+	CloudInit   bool      `json:"cloud_init,omitempty"` // the image reads a NoCloud seed
 	CreatedAt   time.Time `json:"created_at"`
 }
 

@@ -57,6 +57,10 @@ var importRules = []importRule{
 		refuse: func(p string) bool { return strings.HasPrefix(p, "github.com/gorilla/") },
 		reason: "the WebSocket has one server (hub) and one client (apiclient)",
 	}, {
+		in: []string{"…"}, except: []string{"internal/cli", "test/…"},
+		refuse: func(p string) bool { return p == "internal/sim" },
+		reason: "simulated machines are for the command line and the load test; what serves real ones does without",
+	}, {
 		in:     []string{"internal/region/netboot"},
 		refuse: func(p string) bool { return p == "net" || p == "net/http" || p == "os" || p == "time" },
 		reason: "boot decisions are pure functions: no network, no files, no clock",

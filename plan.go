@@ -33,6 +33,11 @@ type Effect struct {
 	Network    PlannedNetwork     `json:"network"`
 	KernelArgs string             `json:"kernel_args"`
 	Files      []PlannedFile      `json:"files"`
+	// UserData is the task's template with the machine's facts in it: cloud-init
+	// reads it at the first boot, beside what LPMOS itself asks of it.
+	UserData string `json:"user_data,omitempty"`
+	// Unverified leaves out what would report the first boot: nobody waits.
+	Unverified bool `json:"unverified,omitempty"`
 }
 
 // PlannedPartition is one partition of the new table, in order.
@@ -125,6 +130,23 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 	if problem == "" && !slices.Contains(img.BootModes, h.BootMode) {
 		problem = "The image " + img.Name() + " cannot boot a " + h.BootMode + " machine."
 	}
+	if !t.WantsVerification() {
+		p.Effect.Unverified = true
+		p.Effect.Files = plannedFiles[:len(plannedFiles)-callhomeFiles]
+	}
+	if tt := t.TemplateText; tt != nil {
+		text, err := tt.Render(FactsOf(t, h))
+		switch {
+		case err != nil:
+			problem = cmp.Or(problem, "The template "+tt.Ref()+" cannot be rendered: "+err.Error()+".")
+		case !img.CloudInit:
+			problem = cmp.Or(problem, "The template "+tt.Ref()+" is for cloud-init, which the image "+img.Name()+" does not read.")
+		default:
+			p.Effect.UserData = text
+			p.Effect.Files = append(slices.Clone(p.Effect.Files), PlannedFile{"/var/lib/cloud/seed/nocloud/user-data", "0600",
+				"user-data for cloud-init from the template " + tt.Ref() + ", " + FormatBytes(int64(len(text)))})
+		}
+	}
 	if problem != "" {
 		p.Problem = problem
 	} else {
@@ -150,6 +172,9 @@ var plannedFiles = []PlannedFile{
 	{"/etc/systemd/system/lpmos-callhome.service", "0644", "starts it, where the image has systemd; removed with it"},
 	{"/etc/lpmos/callhome.json", "0600", "where to report; holds a token that is good for this only; removed with it"},
 }
+
+// callhomeFiles is how many of plannedFiles, at the end, report the first boot.
+const callhomeFiles = 3
 
 // ComputeDigest is the digest of effect and observed together.
 func (p *Plan) ComputeDigest() string {

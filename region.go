@@ -127,14 +127,3 @@ type Discovered struct {
 	Address  string    `json:"address"`
 	SeenAt   time.Time `json:"seen_at"`
 }
-
-// Machine is everything known about one server, with or without a task.
-type Machine struct {
-	MAC      MAC       `json:"mac"` // the lowest of its addresses
-	MACs     []MAC     `json:"macs,omitempty"`
-	UUID     string    `json:"uuid,omitempty"`
-	RegionID string    `json:"region_id"`
-	TaskID   string    `json:"task_id,omitempty"` // live, or the last
-	Hardware *Hardware `json:"hardware,omitempty"`
-	LastSeen time.Time `json:"last_seen,omitzero"`
-}

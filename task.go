@@ -55,6 +55,7 @@ const (
 	CausePermitGranted    Cause = "permit_granted"
 	CauseNextAttempt      Cause = "next_attempt"
 	CauseResultReported   Cause = "result_reported"
+	CauseNotVerified      Cause = "result_taken" // everything is written, and nobody asked for more
 	CauseCalledHome       Cause = "called_home"
 	CauseFailed           Cause = "failed"
 	CauseDeadline         Cause = "deadline_passed"
@@ -77,7 +78,7 @@ var transitions = map[Status]map[Cause]Status{
 		CauseCanceled: Canceled, CauseFailed: Failed,
 	},
 	Installing: {
-		CauseResultReported: Verifying, CauseNextAttempt: Installing,
+		CauseResultReported: Verifying, CauseNotVerified: Completed, CauseNextAttempt: Installing,
 		CauseFailed: Failed, CauseDeadline: Failed,
 	},
 	Verifying: {CauseCalledHome: Completed, CauseFailed: Failed, CauseDeadline: Failed},
@@ -130,6 +131,17 @@ type Spec struct {
 	// disk that can be installed on, or the smallest that is large enough.
 	TargetDisk *DiskRef `json:"target_disk,omitempty"`
 	Notes      string   `json:"notes,omitempty"`
+	// Profile fills what is not said here. As given it is "web" or "web@3"; a
+	// task has the version that was taken.
+	Profile string `json:"profile,omitempty"`
+	// HostnamePattern makes the host name out of what the machine reports; see
+	// ExpandHostname. It is empty where the host name was said.
+	HostnamePattern string `json:"hostname_pattern,omitempty"`
+	// Verify false completes the task when everything is written, without
+	// waiting for the installed system to call home. nil is true.
+	Verify *bool `json:"verify,omitempty"`
+	// Template names what is rendered into the installed system, like Profile.
+	Template string `json:"template,omitempty"`
 }
 
 // Limits on what a Spec may hold.
@@ -156,9 +168,17 @@ type Task struct {
 	Error     *Failure  `json:"error,omitempty"`
 	Receipt   *Receipt  `json:"receipt,omitempty"`
 	LogTail   []string  `json:"log_tail,omitempty"` // the last lines of the agent's log
-	Claims    []MAC     `json:"claims,omitempty"`   // all addresses of the machine, once reported
-	ClaimUUID string    `json:"claim_uuid,omitempty"`
-	Rev       int64     `json:"rev"` // of the store, when this was newest
+	// TemplateText is the template as it was when the task was created.
+	TemplateText *TaskTemplate `json:"template_text,omitempty"`
+	// HardwareAt is when Hardware was reported.
+	HardwareAt time.Time `json:"hardware_at,omitzero"`
+	// Previous is this machine as it was last seen before it reported for this
+	// task, and Differences what changed since; both are of one task's page only.
+	Previous    *Sighting    `json:"previous,omitempty"`
+	Differences []Difference `json:"differences,omitempty"`
+	Claims      []MAC        `json:"claims,omitempty"` // all addresses of the machine, once reported
+	ClaimUUID   string       `json:"claim_uuid,omitempty"`
+	Rev         int64        `json:"rev"` // of the store, when this was newest
 }
 
 // Failure is why a task failed and what a person can do about it.
@@ -241,19 +261,29 @@ func (s Spec) Normalize() (Spec, error) {
 	if s.Arch != "amd64" && s.Arch != "arm64" {
 		return s, &InvalidError{Field: "arch", Problem: "is neither amd64 nor arm64", Value: s.Arch}
 	}
+	if s.Hostname != "" {
+		s.HostnamePattern = "" // what was said outright wins
+	}
+	if s.HostnamePattern != "" {
+		if err := ValidateHostnamePattern(s.HostnamePattern); err != nil {
+			return s, err
+		}
+	}
+	for _, ref := range []struct{ field, v string }{{"profile", s.Profile}, {"template", s.Template}} {
+		if ref.v != "" {
+			if _, _, err := ParseRef(ref.field, ref.v); err != nil {
+				return s, err
+			}
+		}
+	}
 	if s.Hostname == "" {
 		s.Hostname = "machine-" + hex.EncodeToString(s.TargetMAC[3:])
 	}
 	if !ValidHostname(s.Hostname) {
 		return s, &InvalidError{Field: "hostname", Problem: "is not a host name (lower-case letters, digits, inner hyphens)", Value: s.Hostname}
 	}
-	if len(s.SSHKeys) > MaxSSHKeys {
-		return s, &InvalidError{Field: "ssh_keys", Problem: "holds more than 64 keys"}
-	}
-	for _, k := range s.SSHKeys {
-		if !ValidSSHKey(k) {
-			return s, &InvalidError{Field: "ssh_keys", Problem: "holds a line that is not one public key without options", Value: k}
-		}
+	if err := checkSSHKeys(s.SSHKeys); err != nil {
+		return s, err
 	}
 	if len(s.Notes) > MaxNotesBytes {
 		return s, &InvalidError{Field: "notes", Problem: "is longer than 2 KiB"}
@@ -263,3 +293,23 @@ func (s Spec) Normalize() (Spec, error) {
 	}
 	return s, nil
 }
+
+func checkSSHKeys(keys []string) error {
+	if len(keys) > MaxSSHKeys {
+		return &InvalidError{Field: "ssh_keys", Problem: "holds more than 64 keys"}
+	}
+	for _, k := range keys {
+		if !ValidSSHKey(k) {
+			return &InvalidError{Field: "ssh_keys", Problem: "holds a line that is not one public key without options", Value: k}
+		}
+	}
+	return nil
+}
+
+// WantsVerification reports whether the task completes only when the installed
+// system has called home.
+func (s Spec) WantsVerification() bool { return s.Verify == nil || *s.Verify }
+
+// Verified reports whether the installed system was seen running. A completed
+// task that is not verified was asked not to wait for that.
+func (t *Task) Verified() bool { return t.Status == Completed && t.Receipt != nil }

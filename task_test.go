@@ -13,7 +13,7 @@ import (
 
 var causes = []lpmos.Cause{
 	lpmos.CauseCreated, lpmos.CauseHardwareReported, lpmos.CausePlanChanged, lpmos.CauseApproved, lpmos.CauseRejected,
-	lpmos.CauseCanceled, lpmos.CauseApprovalExpired, lpmos.CausePermitGranted, lpmos.CauseNextAttempt, lpmos.CauseResultReported,
+	lpmos.CauseCanceled, lpmos.CauseApprovalExpired, lpmos.CausePermitGranted, lpmos.CauseNextAttempt, lpmos.CauseResultReported, lpmos.CauseNotVerified,
 	lpmos.CauseCalledHome, lpmos.CauseFailed, lpmos.CauseDeadline, lpmos.CauseRetried,
 }
 
@@ -36,6 +36,7 @@ const legal = `
 	approved -canceled-> canceled
 	approved -failed-> failed
 	installing -result_reported-> verifying
+	installing -result_taken-> completed
 	installing -next_attempt-> installing
 	installing -failed-> failed
 	installing -deadline_passed-> failed

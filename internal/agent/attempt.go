@@ -200,6 +200,8 @@ func (a *Agent) conclude(ctx context.Context, order agentapi.Approval, attempt i
 		switch {
 		case ans.Status == lpmos.Verifying && f == nil:
 			return next{reboot: true, pause: 0, why: "installed; the machine boots its own disk now"}, nil
+		case f == nil && order.Plan.Effect.Unverified && !ans.Status.Live(): // also "": with the task its order went
+			return next{reboot: true, pause: 0, why: "installed, and nobody waits for its report; the machine boots its own disk now"}, nil
 		case !ans.Status.Live(): // also "": the order is gone
 			return a.leave("the task has ended (" + cmp.Or(string(ans.Status), "gone") + "); the machine will boot as its region says"), nil
 		case f != nil && (ans.Status == lpmos.Pending || ans.Status == lpmos.AwaitingApproval):

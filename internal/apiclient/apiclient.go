@@ -71,7 +71,7 @@ func (p *Problem) Is(target error) bool {
 	case lpmos.ErrNotFound:
 		return p.Status == http.StatusNotFound
 	case lpmos.ErrConflict:
-		return p.Status == http.StatusConflict
+		return p.Status == http.StatusConflict || p.Status == http.StatusPreconditionFailed
 	case lpmos.ErrUnavailable:
 		return p.Status == http.StatusServiceUnavailable
 	case lpmos.ErrChanged:
@@ -232,15 +232,6 @@ func (c *Client) Regions(ctx context.Context) ([]lpmos.Region, error) {
 	}
 	err := c.get(ctx, v1+"/regions", &out)
 	return out.Regions, err
-}
-
-// Machines lists machines that booted the agent without a task.
-func (c *Client) Machines(ctx context.Context) ([]lpmos.Discovered, error) {
-	var out struct {
-		Machines []lpmos.Discovered `json:"machines"`
-	}
-	err := c.get(ctx, v1+"/machines", &out)
-	return out.Machines, err
 }
 
 // Images lists the catalogue.

@@ -213,8 +213,8 @@ Every flag is also taken from the environment: --server from LPMOS_SERVER.`,
 	f.StringVar(&a.server, "server", "http://localhost:8080", "control plane")
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json or yaml")
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(),
-		a.versionCommand(), a.doctorCommand(), a.completionCommand(), exitCodesTopic(), outputTopic(), searchTopic())
+	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.profileCommand(), a.templateCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(),
+		a.simCommand(), a.versionCommand(), a.doctorCommand(), a.completionCommand(), exitCodesTopic(), outputTopic(), searchTopic())
 	for _, g := range groups {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
 		for _, cmd := range root.Commands() {

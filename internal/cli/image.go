@@ -80,15 +80,13 @@ func findImage(ctx context.Context, c *apiclient.Client, name string) (lpmos.Ima
 }
 
 func (a *app) imageDelete() *cobra.Command {
-	var force bool
 	cmd := &cobra.Command{
 		Use: "delete IMAGE", Short: "Take an image out of the catalogue", Args: exactly(1), ValidArgsFunction: a.completeImages,
 		Long: `Delete takes an image out of the catalogue: no new task can name it. Systems that
 run from it are not touched. Tasks that have not ended would fail, so it is
-refused while there are any, but with --force.`,
+refused while there are any, and while a profile names it.`,
 		Example: "  lpmos image delete debian/11/amd64",
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "even while tasks that have not ended use it")
 	cmd.RunE = a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
 		i, err := findImage(ctx, c, args[0])
 		if err != nil {
@@ -98,10 +96,10 @@ refused while there are any, but with --force.`,
 		if err != nil {
 			return err
 		}
-		if len(users) > 0 && !force {
+		if len(users) > 0 {
 			return hinted{
 				&lpmos.ConflictError{Problem: fmt.Sprintf("%s that has not ended uses %s (%s)", count(len(users), "task", "tasks"), i.Name(), strings.Join(users[:min(len(users), 3)], ", "))},
-				"let them end or cancel them, or delete it all the same with --force",
+				"let them end, or cancel them",
 			}
 		}
 		if err := c.DeleteImage(ctx, i.OS, i.Version, i.Arch); err != nil {

@@ -166,7 +166,8 @@ func TestVerbsOnARealSite(t *testing.T) {
 
 	web5 := create("02:4c:50:00:00:05", "web-05")
 	p.want(ExitConflict, web5[:8], "", "image", "delete", "debian/12")
-	p.want(ExitOK, "deleted", "", "image", "delete", "debian/12", "--force")
+	p.want(ExitOK, "canceled", "", "task", "cancel", web5)
+	p.want(ExitOK, "deleted", "", "image", "delete", "debian/12")
 	p.want(ExitNotFound, "not found", "", "image", "show", "debian/12")
 }
 

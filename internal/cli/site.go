@@ -17,31 +17,6 @@ import (
 	"github.com/lpmos/lpmos/internal/version"
 )
 
-func (a *app) machineCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "machine", Short: "Look at machines that booted the agent without a task"}
-	cmd.AddCommand(&cobra.Command{Use: "list", Short: "List them", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
-		machines, err := c.Machines(ctx)
-		if err != nil {
-			return err
-		}
-		return a.print(machines, func(w *tabwriter.Writer, _ bool) {
-			if len(machines) == 0 {
-				fmt.Fprintln(w, "None. A machine shows up here when it boots from the network and its region runs with --unknown-machines=discover.")
-				return
-			}
-			fmt.Fprintln(w, "MAC\tSERIAL\tMODEL\tADDRESS\tSEEN")
-			for _, m := range machines {
-				var h lpmos.Hardware
-				if m.Hardware != nil {
-					h = *m.Hardware
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s ago\n", m.MAC, plain(h.System.Serial), plain(h.System.Product), plain(m.Address), age(m.SeenAt))
-			}
-		})
-	})})
-	return cmd
-}
-
 func cacheDir() string {
 	if d, err := os.UserCacheDir(); err == nil {
 		return filepath.Join(d, "lpmos")

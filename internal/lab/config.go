@@ -167,9 +167,7 @@ func (c MachineConfig) withDefaults() (MachineConfig, error) {
 		// Five-level paging makes every emulated TLB miss dearer and serves
 		// nothing below 64 TiB. A processor with fast string moves (ERMS, FSRM)
 		// is copied and cleared memory with by "rep movsb" and "rep stosb", of
-		// which QEMU emulates each byte on its own: without them a machine
-		// needs a quarter less of the host's time, and writes its disk twice as
-		// fast.
+		// which QEMU emulates each byte on its own.
 		c.CPUModel = "max,la57=off,erms=off,fsrm=off"
 	}
 	if c.Failures == nil {

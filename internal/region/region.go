@@ -371,6 +371,12 @@ func (r *Region) sweep(ctx context.Context) error {
 			}
 			r.log.Warn("delete reports", "task", id, "err", err)
 		}
+		for _, d := range r.view.stale(time.Now()) {
+			if err := s.DeleteDiscovered(ctx, d.MAC, d.SeenAt); err != nil {
+				r.log.Warn("forget machine", "mac", d.MAC, "err", err)
+				break // with the next sweep
+			}
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package region
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"iter"
@@ -8,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/store"
@@ -28,6 +30,7 @@ type view struct {
 	orders  map[string]lpmos.Order
 	agents  map[string]map[int]lpmos.AgentRecord // by task and attempt
 	reports map[string]struct{}                  // tasks of which reports exist
+	found   map[lpmos.MAC]time.Time              // machines without a task, when last seen
 	global  store.Global
 	changed map[string]chan struct{} // by task; "" for any
 	synced  chan struct{}
@@ -42,6 +45,7 @@ func newView(region string, log *slog.Logger) *view {
 func (v *view) clear() {
 	v.boots, v.orders = map[lpmos.MAC]lpmos.BootEntry{}, map[string]lpmos.Order{}
 	v.agents, v.reports = map[string]map[int]lpmos.AgentRecord{}, map[string]struct{}{}
+	v.found = map[lpmos.MAC]time.Time{}
 }
 
 type follower interface {
@@ -99,6 +103,12 @@ func (v *view) apply(b store.Batch) {
 				delete(v.boots, k.MAC)
 			} else {
 				v.boots[k.MAC] = decode[lpmos.BootEntry](v, c)
+			}
+		case store.KindDiscovered:
+			if c.Value == nil {
+				delete(v.found, k.MAC)
+			} else {
+				v.found[k.MAC] = decode[lpmos.Discovered](v, c).SeenAt
 			}
 		case store.KindOrder:
 			touched[k.TaskID] = struct{}{}
@@ -260,4 +270,32 @@ func (v *view) forget(id string) {
 	delete(v.reports, id)
 	delete(v.agents, id)
 	v.mu.Unlock()
+}
+
+const (
+	// keepDiscovered is how long a machine without a task is remembered after
+	// it was last seen.
+	keepDiscovered = 30 * 24 * time.Hour
+	// maxDiscovered bounds how many are: anyone on the network can invent
+	// machines.
+	maxDiscovered = 10_000
+)
+
+// stale are machines without a task that need not be remembered any longer,
+// with the time each was last seen; the oldest come first.
+func (v *view) stale(now time.Time) []lpmos.Discovered {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var all []lpmos.Discovered
+	for mac, seen := range v.found {
+		all = append(all, lpmos.Discovered{MAC: mac, SeenAt: seen})
+	}
+	slices.SortFunc(all, func(a, b lpmos.Discovered) int {
+		return cmp.Or(a.SeenAt.Compare(b.SeenAt), slices.Compare(a.MAC[:], b.MAC[:]))
+	})
+	n := max(0, len(all)-maxDiscovered)
+	for n < len(all) && now.Sub(all[n].SeenAt) > keepDiscovered {
+		n++
+	}
+	return all[:n]
 }

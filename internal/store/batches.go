@@ -22,8 +22,9 @@ type batchRequest struct {
 }
 
 // CreateBatch stores a batch whose lines were checked. With an idempotency key,
-// a repetition of the same request gives the first one's batch.
-func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error) {
+// a repetition of the same request gives the first one's batch; request is the
+// digest of what was asked, before anything was filled in.
+func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey, request string) (lpmos.Batch, error) {
 	b := lpmos.Batch{ID: lpmos.NewTaskID(), CreatedAt: time.Now().UTC(), CreatedBy: by, Total: len(specs), Specs: specs}
 	key := Key{Kind: KindBatchRequest, TaskID: b.ID}.String()
 	ops := []clientv3.Op{clientv3.OpPut(key, string(encode(batchRequest{b, specs})))}
@@ -37,7 +38,7 @@ func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempot
 		return lpmos.Batch{}, err
 	}
 	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(idem), "=", 0)},
-		append(ops, clientv3.OpPut(idem, string(encode(idempotentBatch{b.ID, lpmos.DigestOf(specs)})), clientv3.WithLease(lease))),
+		append(ops, clientv3.OpPut(idem, string(encode(idempotentBatch{b.ID, request})), clientv3.WithLease(lease))),
 		nil)
 	if err != nil {
 		return lpmos.Batch{}, fmt.Errorf("store batch: %w", err)
@@ -46,7 +47,7 @@ func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempot
 		return b, nil
 	}
 	s.revoke(lease)
-	b, _, err = s.KnownBatch(ctx, specs, by, idempotencyKey)
+	b, _, err = s.KnownBatch(ctx, by, idempotencyKey, request)
 	return b, err
 }
 
@@ -64,7 +65,7 @@ func batchIdempotency(by, key string) string {
 
 // KnownBatch finds the batch that an earlier request with this key made. The
 // same key with other lines is a conflict.
-func (s *Store) KnownBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (b lpmos.Batch, known bool, err error) {
+func (s *Store) KnownBatch(ctx context.Context, by, idempotencyKey, request string) (b lpmos.Batch, known bool, err error) {
 	idem := batchIdempotency(by, idempotencyKey)
 	v, err := s.get(ctx, idem)
 	if errors.Is(err, lpmos.ErrNotFound) {
@@ -77,7 +78,7 @@ func (s *Store) KnownBatch(ctx context.Context, specs []lpmos.Spec, by, idempote
 	if err != nil {
 		return b, false, fmt.Errorf("decode %s: %w", idem, err)
 	}
-	if first.Request != lpmos.DigestOf(specs) {
+	if first.Request != request {
 		return b, true, &lpmos.ConflictError{Problem: "this Idempotency-Key was used for another request; send a new key for a new one"}
 	}
 	b, err = s.Batch(ctx, first.BatchID)
@@ -169,7 +170,7 @@ func (s *Store) CreateBatchTask(ctx context.Context, b lpmos.Batch, line int) (l
 		return lpmos.Task{}, err
 	}
 	spec := b.Specs[line-1]
-	t, err := s.create(ctx, lpmos.Task{ID: id, Spec: spec, CreatedBy: b.CreatedBy, BatchID: b.ID}, fmt.Sprintf("Task created, line %d of batch %s.", line, b.ID), "")
+	t, err := s.create(ctx, lpmos.Task{ID: id, Spec: spec, CreatedBy: b.CreatedBy, BatchID: b.ID}, fmt.Sprintf("Task created, line %d of batch %s.", line, b.ID), "", "")
 	if errors.Is(err, lpmos.ErrConflict) {
 		// Of two replicas that create the same line, one is told that the
 		// machine belongs to the task it was about to create.

@@ -89,24 +89,55 @@ func (s *Store) Changes(ctx context.Context, scope Scope) iter.Seq2[Batch, error
 
 func (s *Store) list(ctx context.Context, scope Scope) (Batch, error) {
 	out := Batch{Reset: true}
-	end := clientv3.GetPrefixRangeEnd(string(scope))
-	from := string(scope)
-	for {
-		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(listPage)}
-		if out.Rev != 0 {
-			opts = append(opts, clientv3.WithRev(out.Rev))
+	bounds, err := s.bounds(ctx, scope, &out.Rev)
+	if err != nil {
+		return Batch{}, err
+	}
+	for i := range len(bounds) - 1 {
+		if err := s.listRange(ctx, scope, bounds[i], bounds[i+1], &out); err != nil {
+			return Batch{}, err
 		}
+	}
+	return out, nil
+}
+
+// manyKeys is from how many keys on a listing is divided.
+const manyKeys = 20_000
+
+// bounds divides a scope into ranges that are listed one after the other. For
+// every page etcd walks over all keys that are left of the range it is asked
+// for, to count them: the pages of one range of a million keys would cost more
+// than everything else. Ids of tasks are evenly spread.
+func (s *Store) bounds(ctx context.Context, scope Scope, rev *int64) ([]string, error) {
+	end := clientv3.GetPrefixRangeEnd(string(scope))
+	cctx, cancel := context.WithTimeout(ctx, 2*s.timeout)
+	defer cancel()
+	r, err := s.c.Get(cctx, string(scope), clientv3.WithRange(end), clientv3.WithCountOnly())
+	if err != nil {
+		return nil, s.wrap("list "+string(scope), err)
+	}
+	*rev = r.Header.Revision
+	out := []string{string(scope)}
+	if scope == All && r.Count > manyKeys {
+		out = append(out, prefix+"agents/", prefix+"agents0", prefix+"regions/")
+		for i := range 256 {
+			out = append(out, fmt.Sprintf("%stasks/%02x", prefix, i))
+		}
+	}
+	return append(out, end), nil
+}
+
+// listRange adds the keys from one to before another, as they were at out.Rev.
+func (s *Store) listRange(ctx context.Context, scope Scope, from, end string, out *Batch) error {
+	for {
 		cctx, cancel := context.WithTimeout(ctx, 2*s.timeout)
-		r, err := s.c.Get(cctx, from, opts...)
+		r, err := s.c.Get(cctx, from, clientv3.WithRange(end), clientv3.WithLimit(listPage), clientv3.WithRev(out.Rev))
 		cancel()
 		if errors.Is(err, rpctypes.ErrCompacted) {
-			return Batch{}, fmt.Errorf("list %s: history was compacted meanwhile: %w", scope, err)
+			return fmt.Errorf("list %s: history was compacted meanwhile: %w", scope, err)
 		}
 		if err != nil {
-			return Batch{}, s.wrap("list "+string(scope), err)
-		}
-		if out.Rev == 0 {
-			out.Rev = r.Header.Revision
+			return s.wrap("list "+string(scope), err)
 		}
 		for _, kv := range r.Kvs {
 			k, ok := ParseKey(string(kv.Key))
@@ -119,7 +150,7 @@ func (s *Store) list(ctx context.Context, scope Scope) (Batch, error) {
 			}
 		}
 		if !r.More {
-			return out, nil
+			return nil
 		}
 		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
 	}
@@ -130,7 +161,7 @@ func (s *Store) list(ctx context.Context, scope Scope) (Batch, error) {
 func leave(all []Change, id string) {
 	for i := len(all) - 1; i >= 0 && all[i].Key.TaskID == id; i-- {
 		switch all[i].Key.Kind {
-		case KindHardware, KindPlan, KindLogs:
+		case KindHardware, KindPlan, KindLogs, KindPrevious, KindTaskTemplate:
 			all[i].Value, all[i].Left = nil, true
 		}
 	}

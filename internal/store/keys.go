@@ -18,16 +18,18 @@ type Kind string
 
 // The kinds of keys, spelled as their patterns.
 const (
-	KindMetadata Kind = "tasks/{id}/metadata"
-	KindStatus   Kind = "tasks/{id}/status"
-	KindHardware Kind = "tasks/{id}/hardware"
-	KindPlan     Kind = "tasks/{id}/plan"
-	KindApproval Kind = "tasks/{id}/approval"
-	KindProgress Kind = "tasks/{id}/progress"
-	KindLogs     Kind = "tasks/{id}/logs"
-	KindError    Kind = "tasks/{id}/error"
-	KindReceipt  Kind = "tasks/{id}/receipt"
-	KindEvent    Kind = "tasks/{id}/events/{seq}"
+	KindMetadata     Kind = "tasks/{id}/metadata"
+	KindStatus       Kind = "tasks/{id}/status"
+	KindHardware     Kind = "tasks/{id}/hardware"
+	KindPlan         Kind = "tasks/{id}/plan"
+	KindApproval     Kind = "tasks/{id}/approval"
+	KindProgress     Kind = "tasks/{id}/progress"
+	KindLogs         Kind = "tasks/{id}/logs"
+	KindError        Kind = "tasks/{id}/error"
+	KindReceipt      Kind = "tasks/{id}/receipt"
+	KindTaskTemplate Kind = "tasks/{id}/pinned_template"
+	KindPrevious     Kind = "tasks/{id}/previous"
+	KindEvent        Kind = "tasks/{id}/events/{seq}"
 
 	KindAgentInfo   Kind = "agents/{mac}/info"
 	KindAgentSeen   Kind = "agents/{mac}/last_seen"
@@ -52,6 +54,8 @@ const (
 	KindGlobal      Kind = "config/global"
 	KindStoreID     Kind = "config/store_id"
 	KindImage       Kind = "config/images/{os}/{version}/{arch}"
+	KindProfile     Kind = "config/profiles/{name}"
+	KindTemplate    Kind = "config/templates/{name}"
 	KindIdempotency Kind = "idempotency/{key}"
 
 	KindBatchOutcome Kind = "batches/{id}/outcome"
@@ -60,11 +64,11 @@ const (
 
 // Kinds are all patterns, in the order of docs/keyspace.md.
 var Kinds = []Kind{
-	KindMetadata, KindStatus, KindHardware, KindPlan, KindApproval, KindProgress, KindLogs, KindError, KindReceipt, KindEvent,
+	KindMetadata, KindStatus, KindHardware, KindPlan, KindApproval, KindProgress, KindLogs, KindError, KindReceipt, KindTaskTemplate, KindPrevious, KindEvent,
 	KindAgentInfo, KindAgentSeen, KindAgentTask, KindMachineTask,
 	KindOrder, KindBoot, KindDiscovered, KindHeartbeat, KindCapabilities, KindRegionStatus,
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,
-	KindGlobal, KindStoreID, KindImage, KindIdempotency,
+	KindGlobal, KindStoreID, KindImage, KindProfile, KindTemplate, KindIdempotency,
 	KindBatchOutcome, KindBatchRequest,
 }
 
@@ -81,7 +85,7 @@ type Key struct {
 	OS      string
 	Version string
 	Arch    string
-	Name    string // idempotency key
+	Name    string // idempotency key, profile, template
 }
 
 // String builds the key. It panics on a part that is not valid, because parts
@@ -191,6 +195,7 @@ var placeholders = map[string]placeholder{
 	"{os}":      text(lpmos.ValidName, func(k *Key) *string { return &k.OS }),
 	"{version}": text(lpmos.ValidName, func(k *Key) *string { return &k.Version }),
 	"{arch}":    text(lpmos.ValidName, func(k *Key) *string { return &k.Arch }),
+	"{name}":    text(lpmos.ValidName, func(k *Key) *string { return &k.Name }),
 	"{key}":     text(lpmos.ValidDigest, func(k *Key) *string { return &k.Name }),
 	"{seq}":     number(10, func(k *Key) *int64 { return &k.Seq }),
 	"{attempt}": number(1, func(k *Key) *int { return &k.Attempt }),

@@ -70,6 +70,8 @@ func sample(kind Kind, r *rand.Rand) Key {
 			k.Version = "1" + name("abz09._-", 63)
 		case "{arch}":
 			k.Arch = "a" + name("abz09._-", 63)
+		case "{name}":
+			k.Name = "n" + name("abz09._-", 63)
 		case "{key}":
 			k.Name = strings.TrimPrefix(lpmos.DigestBytes([]byte(name("abc", 60))), "sha256:")
 		case "{seq}":
@@ -120,9 +122,10 @@ func TestHostileParts(t *testing.T) {
 			"task prefix": func() { taskPrefix(h) },
 			"reports":     func() { reportPrefix("dc1", h) },
 			"image":       func() { _ = Key{Kind: KindImage, OS: h, Version: "1", Arch: "amd64"}.String() },
+			"profile":     func() { _ = Key{Kind: KindProfile, Name: h}.String() },
 			"idempotency": func() { _ = Key{Kind: KindIdempotency, Name: h}.String() },
 		} {
-			if name == "image" && lpmos.ValidName(h) {
+			if (name == "image" || name == "profile") && lpmos.ValidName(h) {
 				continue
 			}
 			func() {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,16 +20,17 @@ import (
 type metadata struct {
 	TaskID string `json:"task_id"`
 	lpmos.Spec
-	Attempt   int          `json:"attempt"`
-	CreatedAt time.Time    `json:"created_at"`
-	CreatedBy string       `json:"created_by,omitempty"`
-	BatchID   string       `json:"batch_id,omitempty"`
-	Found     *lpmos.Found `json:"found,omitempty"`
-	UpdatedAt time.Time    `json:"updated_at"`
-	Claims    []lpmos.MAC  `json:"claims,omitempty"`
-	ClaimUUID string       `json:"claim_uuid,omitempty"`
-	EventSeq  int64        `json:"event_seq"`
-	EventHash string       `json:"event_hash"`
+	Attempt    int          `json:"attempt"`
+	CreatedAt  time.Time    `json:"created_at"`
+	CreatedBy  string       `json:"created_by,omitempty"`
+	BatchID    string       `json:"batch_id,omitempty"`
+	Found      *lpmos.Found `json:"found,omitempty"`
+	UpdatedAt  time.Time    `json:"updated_at"`
+	Claims     []lpmos.MAC  `json:"claims,omitempty"`
+	ClaimUUID  string       `json:"claim_uuid,omitempty"`
+	EventSeq   int64        `json:"event_seq"`
+	EventHash  string       `json:"event_hash"`
+	HardwareAt time.Time    `json:"hardware_at,omitzero"`
 }
 
 // Record is a task as the store has it, taken apart the way it is kept.
@@ -53,20 +55,39 @@ type Move struct {
 // quicker. Each try re-reads and re-decides.
 const maxRaces = 20
 
-// CreateTask stores a new task and its order, in one transaction with the claim
-// of its MAC: a machine has one live task. With an idempotency key, a
-// repetition of the same request returns the first one's task.
-func (s *Store) CreateTask(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error) {
-	return s.create(ctx, lpmos.Task{ID: lpmos.NewTaskID(), Spec: spec, CreatedBy: by}, "Task created.", idempotencyKey)
+// NewTask is a task that is to be stored.
+type NewTask struct {
+	Spec    lpmos.Spec // with everything that was left out filled in
+	By      string
+	Key     string // Idempotency-Key, "" for none
+	Request string // digest of what was asked, before anything was filled in; "" means of Spec
 }
 
-func (s *Store) create(ctx context.Context, fresh lpmos.Task, message, idempotencyKey string) (lpmos.Task, error) {
+// CreateTask is Create for a spec that stands for itself.
+func (s *Store) CreateTask(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error) {
+	return s.Create(ctx, NewTask{Spec: spec, By: by, Key: idempotencyKey})
+}
+
+// Create stores a new task and its order, in one transaction with the claim
+// of its MAC: a machine has one live task. With an idempotency key, a
+// repetition of the same request returns the first one's task.
+func (s *Store) Create(ctx context.Context, n NewTask) (lpmos.Task, error) {
+	return s.create(ctx, lpmos.Task{ID: lpmos.NewTaskID(), Spec: n.Spec, CreatedBy: n.By}, "Task created.", n.Key, n.Request)
+}
+
+func (s *Store) create(ctx context.Context, fresh lpmos.Task, message, idempotencyKey, request string) (lpmos.Task, error) {
 	now := time.Now().UTC()
 	spec, by := fresh.Spec, fresh.CreatedBy
 	fresh.Attempt, fresh.CreatedAt, fresh.Claims = 1, now, []lpmos.MAC{spec.TargetMAC}
+	if spec.Template != "" {
+		var err error
+		if fresh.TemplateText, err = s.pin(ctx, spec.Template); err != nil {
+			return lpmos.Task{}, err
+		}
+	}
 	rec := Record{Task: fresh}
 	var idem string
-	request := lpmos.DigestOf(spec)
+	request = cmp.Or(request, lpmos.DigestOf(spec))
 	if idempotencyKey != "" {
 		idem = Key{Kind: KindIdempotency, Name: strings.TrimPrefix(lpmos.DigestBytes([]byte(by+"\x00"+idempotencyKey)), "sha256:")}.String()
 	}
@@ -81,6 +102,9 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, message, idempoten
 		next := rec
 		t := &next.Task
 		ops, err := next.apply(Move{Cause: lpmos.CauseCreated, By: by, Message: message}, now, nil)
+		if t.TemplateText != nil {
+			ops = append(ops, clientv3.OpPut(Key{Kind: KindTaskTemplate, TaskID: t.ID}.String(), string(encode(t.TemplateText))))
+		}
 		if err != nil {
 			return lpmos.Task{}, err
 		}
@@ -264,6 +288,12 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	}
 	from := t.Status
 	t.Status, t.UpdatedAt = to, now
+	switch {
+	case t.Hardware == nil:
+		t.HardwareAt = time.Time{}
+	case before.Hardware != t.Hardware:
+		t.HardwareAt = now
+	}
 	if to.Live() && len(t.Claims) == 0 {
 		t.Claims = []lpmos.MAC{t.TargetMAC}
 	}
@@ -281,7 +311,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	ops := []clientv3.Op{
 		clientv3.OpPut(key(KindStatus).String(), string(to)),
 		put(key(KindMetadata), metadata{
-			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash,
+			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt,
 		}),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}
@@ -296,6 +326,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 		{kind: KindProgress, was: before.Progress, is: t.Progress, gone: t.Progress == nil},
 		{kind: KindError, was: before.Error, is: t.Error, gone: t.Error == nil},
 		{kind: KindReceipt, was: before.Receipt, is: t.Receipt, gone: t.Receipt == nil},
+		{kind: KindPrevious, was: before.Previous, is: t.Previous, gone: t.Previous == nil},
 	} {
 		if was, is := encode(part.was), encode(part.is); !bytes.Equal(was, is) {
 			if part.gone {

@@ -37,7 +37,7 @@ func TestLabScreenshots(t *testing.T) {
 	if system == "" {
 		system = "debian-12"
 	}
-	term := openTerminal(t, 120, 30)
+	term := openTerminal(t, terminalColumns, 30)
 	cmd := exec.CommandContext(t.Context(), "bin/lpmos", "lab", "up", "--os", system, "--cache-dir", os.Getenv("LPMOS_CACHE_DIR"))
 	cmd.Dir = "../.."
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
@@ -82,6 +82,8 @@ func TestLabScreenshots(t *testing.T) {
 	terminalPicture(t, b, dir, "lab-terminal-done", term.screen())
 }
 
+const terminalColumns = 120
+
 // picture keeps a picture for the documentation.
 func picture(t *testing.T, dir, name string, png []byte) {
 	t.Helper()
@@ -99,13 +101,21 @@ func picture(t *testing.T, dir, name string, png []byte) {
 // terminalPicture shows the lines of a terminal as one does.
 func terminalPicture(t *testing.T, b *tab.Tab, dir, name string, lines []string) {
 	t.Helper()
+	var wrapped []string
+	for _, l := range lines {
+		r := []rune(l)
+		for len(r) > terminalColumns {
+			wrapped, r = append(wrapped, string(r[:terminalColumns])), r[terminalColumns:]
+		}
+		wrapped = append(wrapped, string(r))
+	}
 	page := `<!doctype html><title>terminal</title><main><pre style="margin:0;padding:16px 20px;background:#14181d;color:#d7dde4;` +
-		`font:14px/1.45 'DejaVu Sans Mono',monospace">` + html.EscapeString(strings.Join(lines, "\n")) + `</pre></main>` +
+		`font:14px/1.45 'DejaVu Sans Mono',monospace">` + html.EscapeString(strings.Join(wrapped, "\n")) + `</pre></main>` +
 		`<style>body{margin:0;background:#14181d}</style>`
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, page) }))
 	defer srv.Close()
 	b.URL, b.Allow = srv.URL, []string{"favicon"}
-	b.Width(1080, int64(len(lines))*21+40)
+	b.Width(1080, int64(len(wrapped))*21+40)
 	b.Open("/")
 	picture(t, dir, name, b.Picture())
 }

@@ -85,11 +85,11 @@ func TestBootFollowsTheScript(t *testing.T) {
 }
 
 func TestHardwareIsTheMachinesOwn(t *testing.T) {
-	a, b := hardware(lpmos.MustMAC("02:00:00:00:00:01"), "v"), hardware(lpmos.MustMAC("02:00:00:00:00:02"), "v")
+	a, b := Hardware(lpmos.MustMAC("02:00:00:00:00:01"), "v"), Hardware(lpmos.MustMAC("02:00:00:00:00:02"), "v")
 	if a.Digest() == b.Digest() || a.Disks[0].Serial == b.Disks[0].Serial {
 		t.Error("two machines are one")
 	}
-	again := hardware(lpmos.MustMAC("02:00:00:00:00:01"), "v")
+	again := Hardware(lpmos.MustMAC("02:00:00:00:00:01"), "v")
 	if again.Digest() != a.Digest() {
 		t.Error("a machine is not itself after a reboot")
 	}

@@ -55,7 +55,7 @@ func New(cfg Config, out io.Writer, level slog.Leveler) *Machine {
 			*d.to = d.v
 		}
 	}
-	m := &Machine{cfg: cfg, out: out, level: level, hardware: hardware(cfg.MAC, cfg.Version)}
+	m := &Machine{cfg: cfg, out: out, level: level, hardware: Hardware(cfg.MAC, cfg.Version)}
 	if cfg.Hardware != nil {
 		m.hardware = *cfg.Hardware
 		m.hardware.BootMAC = cfg.MAC
@@ -143,8 +143,8 @@ func (b board) SetClock(time.Time) error { return nil }
 // Reboot does nothing: Run boots again when the agent has returned.
 func (b board) Reboot(string) {}
 
-// hardware is a small virtual server, the same for the same address.
-func hardware(mac lpmos.MAC, version string) lpmos.Hardware {
+// Hardware is a small virtual server, the same for the same address.
+func Hardware(mac lpmos.MAC, version string) lpmos.Hardware {
 	sum := sha256.Sum256([]byte("lpmos demo machine " + mac.String()))
 	h := hex.EncodeToString(sum[:16])
 	uuid := h[:8] + "-" + h[8:12] + "-4" + h[13:16] + "-8" + h[17:20] + "-" + h[20:]

@@ -10,7 +10,9 @@ import (
 const seedDir = "var/lib/cloud/seed/nocloud/"
 
 // cloudSeed is a NoCloud seed (cloud-init, "NoCloud"). It is JSON, which YAML
-// contains; no string of a plan can mean anything else in it.
+// contains; no string of a plan can mean anything else in it. Where the plan
+// has user-data of its own, ours becomes vendor-data: cloud-init takes from it
+// what the user-data does not say.
 func cloudSeed(job *Job) ([]file, error) {
 	e := &job.Plan.Effect
 	root := map[string]any{"name": "root", "lock_passwd": true}
@@ -37,14 +39,19 @@ func cloudSeed(job *Job) ([]file, error) {
 			"optional": true,
 		}
 	}
+	ours := seedDir + "user-data"
 	var files []file
+	if e.UserData != "" {
+		ours = seedDir + "vendor-data"
+		files = append(files, file{path: seedDir + "user-data", mode: 0o600, text: e.UserData})
+	}
 	for _, f := range []struct {
 		path, head string
 		mode       fs.FileMode
 		value      any
 	}{
 		{seedDir + "meta-data", "", 0o644, map[string]any{"instance-id": job.TaskID, "local-hostname": e.Hostname}},
-		{seedDir + "user-data", "#cloud-config\n", 0o600, user},
+		{ours, "#cloud-config\n", 0o600, user},
 		{seedDir + "network-config", "", 0o644, map[string]any{"version": 2, "ethernets": nics}},
 		// Without it the first boot asks every cloud there is.
 		{"etc/cloud/cloud.cfg.d/99-lpmos.cfg", "", 0o644, map[string]any{"datasource_list": []string{"NoCloud", "None"}}},

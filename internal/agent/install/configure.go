@@ -34,11 +34,16 @@ func (in *Installer) configure(ctx context.Context, job *Job, m *lpmos.ImageMani
 				return fmt.Errorf("write /%s: %w", f.path, err)
 			}
 		}
-		if err := t.link("etc/systemd/system/multi-user.target.wants/lpmos-callhome.service", "/etc/systemd/system/lpmos-callhome.service"); m.FirstBoot == "systemd" && err != nil {
-			return fmt.Errorf("enable call home: %w", err)
-		}
 		if err := t.MkdirAll("boot/efi", 0o700); err != nil {
 			return fmt.Errorf("make /boot/efi: %w", err)
+		}
+		if job.Plan.Effect.Unverified {
+			return nil
+		}
+		if m.FirstBoot == "systemd" {
+			if err := t.link("etc/systemd/system/multi-user.target.wants/lpmos-callhome.service", "/etc/systemd/system/lpmos-callhome.service"); err != nil {
+				return fmt.Errorf("enable call home: %w", err)
+			}
 		}
 		job.step(lpmos.Configuring, 1, 6, "Copying the agent for the first boot")
 		return t.copyFile("usr/lib/lpmos/agent", 0o755, in.cfg.Agent)

@@ -135,6 +135,10 @@ func (in *Installer) Install(ctx context.Context, job Job) error {
 	if err != nil {
 		return staged(lpmos.Partitioning, err)
 	}
+	if e.UserData != "" && !m.CloudInit {
+		return staged(lpmos.Partitioning, &Failure{Code: "plan_invalid", Cause: "The plan has user-data, and the image does not run cloud-init.",
+			NextStep: "Use an image that does, or a task without a template."})
+	}
 	if m.SizeBytes > root.SizeBytes {
 		return staged(lpmos.Partitioning, tooLarge(m.SizeBytes, root.SizeBytes))
 	}

@@ -55,12 +55,14 @@ func systemFiles(job *Job, m *lpmos.ImageManifest, boot *bootParts) ([]file, err
 		{path: "etc/machine-id", mode: 0o444},
 		{path: "var/lib/dbus/machine-id", remove: true},
 		{path: "boot/grub/grub.cfg", mode: 0o644, text: menu},
-		{path: "etc/lpmos/callhome.json", mode: 0o600, text: string(callhome) + "\n"},
+	}
+	if !e.Unverified {
+		files = append(files, file{path: "etc/lpmos/callhome.json", mode: 0o600, text: string(callhome) + "\n"})
 	}
 	if len(e.SSHKeys) > 0 {
 		files = append(files, file{path: "root/.ssh/authorized_keys", mode: 0o600, dirMode: 0o700, text: strings.Join(e.SSHKeys, "\n") + "\n"})
 	}
-	if m.FirstBoot == "systemd" {
+	if m.FirstBoot == "systemd" && !e.Unverified {
 		files = append(files, file{path: "etc/systemd/system/lpmos-callhome.service", mode: 0o644, text: callhomeUnit})
 	}
 	switch {

@@ -37,6 +37,7 @@ func disks(sys tree) []lpmos.Disk {
 			Model:         firstFact(sys, b, "device/model", "device/name"),
 			Serial:        diskSerial(sys, b),
 			WWN:           wwn(sys, b),
+			Firmware:      firstFact(sys, b, "device/firmware_rev", "device/rev", "device/fwrev"), // NVMe, SCSI and SATA, MMC
 			Transport:     transport(sys, name, real),
 			Rotational:    sys.flag(b, "queue/rotational"),
 			Removable:     sys.flag(b, "removable"),

@@ -133,3 +133,32 @@ func SerialEnd(d lpmos.DiskRef) string {
 	}
 	return s
 }
+
+// MachineQuery selects machines, by MAC. Fields left zero select everything.
+type MachineQuery struct {
+	// Text is words that must all hold: free text, or region:, state:, model:,
+	// serial:, mac:, host: and what it is to contain; "-" or "!" before a word
+	// turns it round.
+	Text     string
+	RegionID string
+	State    lpmos.MachineState
+	Limit    int    // 0 means 100
+	Cursor   string // NextCursor of the page before
+}
+
+// MachinePage is one part of an answer to a MachineQuery. Counts is of all that
+// match but for State.
+type MachinePage struct {
+	Machines   []lpmos.Machine
+	Total      int
+	Counts     map[lpmos.MachineState]int
+	NextCursor string
+	Rev        int64
+}
+
+// Use is who uses an image, a profile or a template.
+type Use struct {
+	Tasks    int      // all
+	Live     []string // ids of live tasks
+	Profiles []string // by name
+}

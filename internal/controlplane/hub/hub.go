@@ -112,7 +112,7 @@ func New(read reader, log *slog.Logger) *Hub {
 		read: read, log: log, patience: writeTimeout, pace: paceTime, epoch: time.Now(),
 		conns: map[*conn]struct{}{}, tasks: map[string]*topic{}, regions: map[string]*topic{},
 	}
-	h.writers.most = runtime.GOMAXPROCS(0)
+	h.writers.most = max(1, runtime.GOMAXPROCS(0)/2) // the clients and the rest want to run, too
 	h.writers.buffers.New = func() any { b := make([]byte, 0, batchBytes); return &b }
 	h.up = websocket.Upgrader{
 		// With a pool for it, a connection holds no write buffer: all we write

@@ -11,42 +11,20 @@ import (
 	"github.com/lpmos/lpmos/internal/store"
 )
 
-// Create stores a new task after checking that its region and image exist.
+// Create stores a new task, with what its profile says where the spec does not,
+// after checking that its region and image exist.
 func (o *Orchestrator) Create(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error) {
-	spec, err := o.check(spec)
+	// The same request is the same task, also when the profile has changed.
+	request := lpmos.DigestOf(spec)
+	spec, err := o.Resolve(spec)
 	if err != nil {
 		return lpmos.Task{}, err
 	}
-	t, err := o.put.CreateTask(ctx, spec, by, idempotencyKey)
+	t, err := o.put.Create(ctx, store.NewTask{Spec: spec, By: by, Key: idempotencyKey, Request: request})
 	if err == nil {
 		o.log.Info("task created", "task", t.ID, "region", t.RegionID, "mac", t.TargetMAC, "by", by, "rev", t.Rev)
 	}
 	return t, err
-}
-
-// check fills in what was left out and says what cannot be accepted.
-func (o *Orchestrator) check(spec lpmos.Spec) (lpmos.Spec, error) {
-	spec, err := spec.Normalize()
-	if err != nil {
-		return spec, err
-	}
-	if _, ok := o.read.Region(spec.RegionID); !ok {
-		var known []string
-		for _, r := range o.read.Regions() {
-			known = append(known, r.ID)
-		}
-		return spec, &lpmos.InvalidError{Field: "region_id", Problem: "is not a region that ever registered" + among(known), Value: spec.RegionID}
-	}
-	if _, ok := o.read.Image(spec.OSType, spec.OSVersion, spec.Arch); !ok {
-		var known []string
-		for _, i := range o.read.Images() {
-			known = append(known, i.Name())
-		}
-		return spec, &lpmos.InvalidError{
-			Field: "os_type", Problem: "and os_version name no image in the catalogue" + among(known), Value: spec.OSType + "/" + spec.OSVersion + "/" + spec.Arch,
-		}
-	}
-	return spec, nil
 }
 
 func among(known []string) string {

@@ -11,9 +11,9 @@ import (
 
 // batchStore is what batches need of the store.
 type batchStore interface {
-	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error)
+	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey, request string) (lpmos.Batch, error)
 	// KnownBatch finds the batch an earlier request with this key made.
-	KnownBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (b lpmos.Batch, known bool, err error)
+	KnownBatch(ctx context.Context, by, idempotencyKey, request string) (b lpmos.Batch, known bool, err error)
 	Batch(ctx context.Context, id string) (lpmos.Batch, error)
 	OpenBatches(ctx context.Context) ([]string, error)
 	BatchProgress(ctx context.Context, b lpmos.Batch) error
@@ -35,7 +35,7 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 	claimed := o.read.Claimed()
 	for i, spec := range specs {
 		var err error
-		if out[i], err = o.check(spec); err != nil {
+		if out[i], err = o.Resolve(spec); err != nil {
 			line := lpmos.BatchLine{Line: i + 1, Detail: err.Error()}
 			var inv *lpmos.InvalidError
 			if errors.As(err, &inv) {
@@ -63,22 +63,21 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 // CreateBatch checks all lines and stores the batch; RunBatches makes its
 // tasks.
 func (o *Orchestrator) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error) {
+	// The same request is the same batch, also when a profile has changed.
+	request := lpmos.DigestOf(specs)
 	checked, err := o.CheckBatch(specs)
 	if err != nil {
 		// The same request again finds its machines busy with its own tasks.
 		if idempotencyKey == "" {
 			return lpmos.Batch{}, err
 		}
-		if checked = o.normalized(specs); checked == nil {
-			return lpmos.Batch{}, err
-		}
-		b, known, kerr := o.batches.KnownBatch(ctx, checked, by, idempotencyKey)
+		b, known, kerr := o.batches.KnownBatch(ctx, by, idempotencyKey, request)
 		if kerr != nil || known {
 			return b, kerr
 		}
 		return lpmos.Batch{}, err
 	}
-	b, err := o.batches.CreateBatch(ctx, checked, by, idempotencyKey)
+	b, err := o.batches.CreateBatch(ctx, checked, by, idempotencyKey, request)
 	if err != nil {
 		return b, err
 	}
@@ -88,17 +87,6 @@ func (o *Orchestrator) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, 
 	default: // it is looked for already
 	}
 	return b, nil
-}
-
-func (o *Orchestrator) normalized(specs []lpmos.Spec) []lpmos.Spec {
-	out := make([]lpmos.Spec, len(specs))
-	for i, s := range specs {
-		var err error
-		if out[i], err = s.Normalize(); err != nil {
-			return nil
-		}
-	}
-	return out
 }
 
 // Batch reads how far a batch has come.

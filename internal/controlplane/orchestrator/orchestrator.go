@@ -61,12 +61,26 @@ type reader interface {
 	Reports(id string) api.Reports
 	Logs(id string) ([]string, bool)
 	Live() []string
+	Machine(mac lpmos.MAC) (lpmos.Machine, bool)
+	Seen(taskID string, mac lpmos.MAC, h *lpmos.Hardware) *lpmos.Sighting
+	Profiles() []lpmos.Profile
+	Profile(name string) (lpmos.Profile, bool)
+	Templates() []lpmos.Template
+	Template(name string) (lpmos.Template, bool)
+	ProfileUse(name string) api.Use
+	TemplateUse(name string) api.Use
+	ImageUse(os, version, arch string) api.Use
 	Claimed() map[lpmos.MAC]string
 }
 
 // writer is the store.
 type writer interface {
-	CreateTask(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error)
+	Create(ctx context.Context, n store.NewTask) (lpmos.Task, error)
+	PutProfile(ctx context.Context, p lpmos.Profile, based int) (lpmos.Profile, error)
+	DeleteProfile(ctx context.Context, name string, based int) error
+	PutTemplate(ctx context.Context, t lpmos.Template, based int) (lpmos.Template, error)
+	DeleteTemplate(ctx context.Context, name string, based int) error
+	DeleteImageIf(ctx context.Context, os, version, arch string, rev int64) error
 	Transition(ctx context.Context, id string, m store.Move, edit func(*store.Record, *store.Move) error) (lpmos.Task, error)
 	DeleteTask(ctx context.Context, id string) error
 	FoldProgress(ctx context.Context, p *lpmos.Progress, logTail []string) error
@@ -92,7 +106,14 @@ type Orchestrator struct {
 
 	// Owned by Run.
 	watch   map[string]*sight
+	granted map[string]grant  // the permit each installing task was last seen with
 	regions map[string]string // status as last written
+}
+
+// grant is a permit that stands as long as its task installs in this attempt.
+type grant struct {
+	attempt int
+	nonce   string
 }
 
 // sight is when this replica first saw a task where it stands. Deadlines count
@@ -112,7 +133,7 @@ func New(cfg Config, read reader, put writer, log *slog.Logger) *Orchestrator {
 	return &Orchestrator{
 		cfg: cfg, read: read, put: put, batches: put, newBatch: make(chan struct{}, 1), log: log, now: time.Now,
 		dirty: map[string]struct{}{}, wake: make(chan struct{}, 1),
-		watch: map[string]*sight{}, regions: map[string]string{},
+		watch: map[string]*sight{}, granted: map[string]grant{}, regions: map[string]string{},
 	}
 }
 
@@ -188,6 +209,11 @@ func (o *Orchestrator) sweep(ctx context.Context) {
 	for id := range o.watch {
 		if _, ok := seen[id]; !ok {
 			delete(o.watch, id)
+		}
+	}
+	for id := range o.granted {
+		if _, ok := seen[id]; !ok {
+			delete(o.granted, id)
 		}
 	}
 	for _, r := range o.read.Regions() {

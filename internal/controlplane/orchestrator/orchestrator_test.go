@@ -30,6 +30,18 @@ type site struct {
 	state *state.State
 	sess  *store.Session
 	key   ed25519.PrivateKey
+	moves *counting
+}
+
+// counting is the store, and how often it was asked to move a task.
+type counting struct {
+	*store.Store
+	n atomic.Int64
+}
+
+func (c *counting) Transition(ctx context.Context, id string, m store.Move, edit func(*store.Record, *store.Move) error) (lpmos.Task, error) {
+	c.n.Add(1)
+	return c.Store.Transition(ctx, id, m, edit)
 }
 
 var discard = slog.New(slog.DiscardHandler)
@@ -42,8 +54,8 @@ func newSite(t *testing.T, cfg orchestrator.Config) *site {
 		t.Fatal(err)
 	}
 	cfg.Key = key
-	s := &site{t: t, store: st, state: state.New(st, discard), key: key}
-	s.Orchestrator = orchestrator.New(cfg, s.state, st, discard)
+	s := &site{t: t, store: st, state: state.New(st, discard), key: key, moves: &counting{Store: st}}
+	s.Orchestrator = orchestrator.New(cfg, s.state, s.moves, discard)
 	s.state.Listen(s.Notice)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -435,6 +447,26 @@ func TestPowerCutMidInstall(t *testing.T) {
 	if err != nil || again.Status != lpmos.Pending || again.Attempt != 4 || again.Approval != nil {
 		t.Errorf("Retry = %+v, %v; want pending, attempt 4, no approval", again, err)
 	}
+}
+
+// A permit that is granted is not looked up again for every progress report.
+func TestProgressCostsNoTransition(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	task := s.approvedTask("52:54:00:00:00:01")
+	s.ok(s.sess.PutPermitRequest(t.Context(), s.request(task, 1, strings.Repeat("1", 64))))
+	s.is(task.ID, lpmos.Installing)
+	before := s.moves.n.Load()
+	const n = 20
+	for i := 1; i <= n; i++ {
+		s.ok(s.sess.PutProgress(t.Context(), &lpmos.Progress{TaskID: task.ID, Attempt: 1, Stage: lpmos.Downloading, Percentage: 20 + i}))
+		s.eventually("progress is shown", func() bool { x, _ := s.state.Task(task.ID); return x.Progress != nil && x.Progress.Percentage == 20+i })
+	}
+	if moves := s.moves.n.Load() - before; moves > 2 {
+		t.Errorf("%d progress reports made the orchestrator ask the store %d times; want once, to learn that the permit is granted", n, moves)
+	}
+	// Another boot's request is looked at.
+	s.ok(s.sess.PutPermitRequest(t.Context(), s.request(task, 1, strings.Repeat("2", 64))))
+	s.eventually("attempt 2", func() bool { x, _ := s.state.Task(task.ID); return x.Attempt == 2 })
 }
 
 func TestDeadlines(t *testing.T) {

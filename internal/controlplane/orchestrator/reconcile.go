@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,7 +69,11 @@ func (o *Orchestrator) step(ctx context.Context, t lpmos.Task, r api.Reports) er
 		}
 	case lpmos.Installing:
 		if r.Result != nil && r.Result.OK {
-			_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: lpmos.CauseResultReported, By: byAgent, Message: "Everything is written; the machine restarts from its own disk."},
+			move := store.Move{Cause: lpmos.CauseResultReported, By: byAgent, Message: "Everything is written; the machine restarts from its own disk."}
+			if !t.WantsVerification() {
+				move = store.Move{Cause: lpmos.CauseNotVerified, By: byAgent, Message: "Everything is written; the task asked not to wait for the installed system."}
+			}
+			_, err := o.put.Transition(ctx, t.ID, move,
 				func(rec *store.Record, _ *store.Move) error {
 					if rec.Task.Attempt != r.Result.Attempt {
 						return errNothing
@@ -81,7 +86,9 @@ func (o *Orchestrator) step(ctx context.Context, t lpmos.Task, r api.Reports) er
 				})
 			return err
 		}
-		if r.Permit != nil {
+		// Reading the task anew for each progress report only to find that its
+		// permit is granted would be most of the work of a thousand installs.
+		if r.Permit != nil && o.granted[t.ID] != (grant{t.Attempt, r.Permit.Nonce}) {
 			if err := o.permit(ctx, t, r.Permit, lpmos.CauseNextAttempt); !errors.Is(err, errNothing) {
 				return err
 			}
@@ -111,7 +118,9 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 			NextStep: "Import it again, then retry the task.",
 		})
 	}
+	t, unnamed := named(t, h)
 	want := lpmos.NewPlan(&t, h, image)
+	want.Problem = cmp.Or(want.Problem, unnamed)
 	if t.Plan != nil && t.Plan.Digest == want.Digest && t.Plan.HardwareDigest == want.HardwareDigest && t.Plan.Problem == want.Problem {
 		return errNothing
 	}
@@ -123,6 +132,7 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 		}
 	}
 	macs, uuid := identity(t, h)
+	previous := o.read.Seen(t.ID, t.TargetMAC, h)
 	for {
 		_, err := o.put.Transition(ctx, t.ID, move, func(rec *store.Record, _ *store.Move) error {
 			if rec.Task.Attempt != t.Attempt || rec.Task.Status != t.Status {
@@ -130,7 +140,10 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 			}
 			plan := want
 			rec.Task.Hardware, rec.Task.Plan, rec.Task.Approval, rec.Permit = h, &plan, nil, nil
-			rec.Task.Claims, rec.Task.ClaimUUID = macs, uuid
+			rec.Task.Claims, rec.Task.ClaimUUID, rec.Task.Hostname = macs, uuid, t.Hostname
+			if rec.Task.Previous == nil {
+				rec.Task.Previous = previous
+			}
 			return nil
 		})
 		var claimed *store.ClaimError
@@ -154,15 +167,10 @@ func identity(t lpmos.Task, h *lpmos.Hardware) ([]lpmos.MAC, string) {
 			macs = append(macs, m)
 		}
 	}
-	switch uuid := h.System.UUID; uuid {
-	case "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff", "03000200-0400-0500-0006-000700080009":
-		return macs, "" // what boards carry whose maker set none
-	default:
-		if !lpmos.ValidTaskID(uuid) {
-			return macs, ""
-		}
+	if uuid := h.System.UUID; lpmos.UniqueUUID(uuid) && lpmos.ValidTaskID(uuid) {
 		return macs, uuid
 	}
+	return macs, ""
 }
 
 // permit grants an attempt, or the next one to an agent that was cut off in the
@@ -172,7 +180,13 @@ func (o *Orchestrator) permit(ctx context.Context, t lpmos.Task, req *lpmos.Perm
 	_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: cause, By: byAgent}, func(rec *store.Record, m *store.Move) error {
 		refused = nil
 		task := &rec.Task
-		if rec.Permit != nil && rec.Permit.Nonce == req.Nonce || req.Attempt != task.Attempt || task.Approval == nil || task.Plan == nil {
+		if rec.Permit != nil && rec.Permit.Nonce == req.Nonce {
+			if task.Status == lpmos.Installing && rec.Permit.Attempt == task.Attempt {
+				o.granted[task.ID] = grant{task.Attempt, req.Nonce}
+			}
+			return errNothing
+		}
+		if req.Attempt != task.Attempt || task.Approval == nil || task.Plan == nil {
 			return errNothing
 		}
 		attempt := task.Attempt

@@ -532,6 +532,17 @@ func TestETA(t *testing.T) {
 	if len(listed) != 1 || listed[0].ETA == nil || listed[0].Found == nil {
 		t.Errorf("in a list: %+v", listed)
 	}
+	// Reports go on until one was folded into the task, every five seconds.
+	n := 20
+	p.eventually("stages folded", func() bool {
+		rec, err := p.store.Task(t.Context(), second)
+		if err == nil && rec.Task.Progress != nil && len(rec.Task.Progress.Begun) == 2 {
+			return true
+		}
+		n = min(n+1, 59)
+		err = p.sess.PutProgress(t.Context(), &lpmos.Progress{TaskID: second, Attempt: 1, Stage: lpmos.Downloading, Percentage: n, Message: fmt.Sprint(time.Now()), UpdatedAt: at.Add(4 * time.Minute)})
+		return err != nil
+	})
 	// It is all in the store: a control plane that starts anew knows it, too.
 	again := state.New(p.store, discard)
 	ctx, cancel := context.WithCancel(t.Context())

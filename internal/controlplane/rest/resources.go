@@ -32,12 +32,6 @@ func (a *API) getRegion(c *gin.Context) {
 	a.conditional(c, r)
 }
 
-func (a *API) listMachines(c *gin.Context) {
-	c.JSON(http.StatusOK, struct {
-		Machines []lpmos.Discovered `json:"machines"`
-	}{list(a.read.Discovered())})
-}
-
 func (a *API) listImages(c *gin.Context) {
 	a.conditional(c, struct {
 		Images []lpmos.Image `json:"images"`
@@ -105,7 +99,7 @@ func (a *API) putImage(c *gin.Context) {
 		a.fail(c, &lpmos.InvalidError{Field: "digest", Problem: "names a manifest whose pack was not uploaded", Value: m.Pack.SHA256})
 		return
 	}
-	i.SizeBytes, i.UsedBytes, i.StoredBytes = m.SizeBytes, m.UsedBytes, m.Pack.Bytes
+	i.SizeBytes, i.UsedBytes, i.StoredBytes, i.CloudInit = m.SizeBytes, m.UsedBytes, m.Pack.Bytes, m.CloudInit
 	if len(i.BootModes) == 0 {
 		i.BootModes = []string{"bios", "uefi"}
 	}
@@ -125,7 +119,7 @@ func (a *API) deleteImage(c *gin.Context) {
 	if !ok {
 		return
 	}
-	if err := a.store.DeleteImageIf(c.Request.Context(), c.Param("os"), c.Param("version"), c.Param("arch"), rev); err != nil {
+	if err := a.act.DeleteImage(c.Request.Context(), c.Param("os"), c.Param("version"), c.Param("arch"), rev, who(c)); err != nil {
 		a.fail(c, err)
 		return
 	}

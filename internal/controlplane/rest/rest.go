@@ -42,8 +42,15 @@ type Reader interface {
 	Regions() []lpmos.Region
 	Region(id string) (lpmos.Region, bool)
 	Images() []lpmos.Image
+	Machines(api.MachineQuery) api.MachinePage
+	Machine(mac lpmos.MAC) (lpmos.Machine, bool)
+	Profiles() []lpmos.Profile
+	Profile(name string) (lpmos.Profile, bool)
+	Templates() []lpmos.Template
+	Template(name string) (lpmos.Template, bool)
+	ProfileUse(name string) api.Use
+	TemplateUse(name string) api.Use
 	ImageRev(os, version, arch string) (lpmos.Image, int64, bool)
-	Discovered() []lpmos.Discovered
 }
 
 // Actions is the orchestrator.
@@ -53,6 +60,13 @@ type Actions interface {
 	Cancel(ctx context.Context, id, reason, by string) (lpmos.Task, error)
 	Retry(ctx context.Context, id, by string) (lpmos.Task, error)
 	Delete(ctx context.Context, id, by string) error
+	PutProfile(ctx context.Context, p lpmos.Profile, based int, by string) (lpmos.Profile, error)
+	DeleteProfile(ctx context.Context, name string, based int, by string) error
+	PutTemplate(ctx context.Context, t lpmos.Template, based int, by string) (lpmos.Template, error)
+	DeleteTemplate(ctx context.Context, name string, based int, by string) error
+	// DeleteImage removes the entry that rev wrote; -1 stands for any.
+	DeleteImage(ctx context.Context, os, version, arch string, rev int64, by string) error
+	Preview(template, taskID string) (string, error)
 	CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error)
 	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error)
 	Batch(ctx context.Context, id string) (lpmos.Batch, error)
@@ -62,10 +76,9 @@ type Actions interface {
 type Store interface {
 	Events(ctx context.Context, id string) ([]lpmos.Event, error)
 	Healthy(ctx context.Context) error
-	// PutImageIf and DeleteImageIf change an entry of the catalogue only if it
-	// is still the one that rev wrote (0: none, -1: whatever is there).
+	// PutImageIf changes an entry of the catalogue only if it is still the one
+	// that rev wrote (0: none, -1: whatever is there).
 	PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (int64, error)
-	DeleteImageIf(ctx context.Context, os, version, arch string, rev int64) error
 }
 
 // Blobs are files by content.
@@ -135,6 +148,16 @@ func (a *API) routes() []Route {
 		{"GET", v1 + "/regions", a.listRegions},
 		{"GET", v1 + "/regions/:id", a.getRegion},
 		{"GET", v1 + "/machines", a.listMachines},
+		{"GET", v1 + "/machines/:mac", a.getMachine},
+		{"GET", v1 + "/profiles", a.listProfiles},
+		{"GET", v1 + "/profiles/:name", a.getProfile},
+		{"PUT", v1 + "/profiles/:name", a.putProfile},
+		{"DELETE", v1 + "/profiles/:name", a.deleteProfile},
+		{"GET", v1 + "/templates", a.listTemplates},
+		{"GET", v1 + "/templates/:name", a.getTemplate},
+		{"PUT", v1 + "/templates/:name", a.putTemplate},
+		{"DELETE", v1 + "/templates/:name", a.deleteTemplate},
+		{"POST", v1 + "/templates/:name/preview", a.previewTemplate},
 		{"GET", v1 + "/images", a.listImages},
 		{"GET", v1 + "/images/:os/:version/:arch", a.getImage},
 		{"PUT", v1 + "/images/:os/:version/:arch", a.putImage},

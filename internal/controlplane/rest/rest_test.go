@@ -479,16 +479,16 @@ func TestResources(t *testing.T) {
 	if r := want[lpmos.Region](p, "GET", "/api/v1/regions/dc1", "", 200); r.ID != "dc1" || r.Capabilities == nil {
 		t.Errorf("region %+v", r)
 	}
-	if err := p.sess.PutDiscovered(t.Context(), lpmos.Discovered{MAC: lpmos.MustMAC(mac), Address: "10.77.0.9"}); err != nil {
-		t.Fatal(err)
-	}
-	p.eventually("machine found", func() bool { return len(p.state.Discovered()) == 1 })
-	if m := want[struct{ Machines []lpmos.Discovered }](p, "GET", "/api/v1/machines", "", 200).Machines; len(m) != 1 || m[0].MAC.String() != mac {
-		t.Errorf("machines %+v", m)
-	}
 	if i := want[struct{ Images []lpmos.Image }](p, "GET", "/api/v1/images", "", 200).Images; len(i) != 1 || i[0].Name() != "tiny/1/amd64" {
 		t.Errorf("images %+v", i)
 	}
+	id := p.create(mac)
+	p.is(id, lpmos.Pending)
+	if pr := p.problem("DELETE", "/api/v1/images/tiny/1/amd64", "", 409); !strings.Contains(pr.Detail, id) {
+		t.Errorf("deleting what a live task installs = %q; want to hear which", pr.Detail)
+	}
+	want[lpmos.Task](p, "POST", "/api/v1/tasks/"+id+"/cancel", "", 200)
+	p.is(id, lpmos.Canceled)
 	p.empty("DELETE", "/api/v1/images/tiny/1/amd64", 204)
 	p.problem("DELETE", "/api/v1/images/tiny/1/amd64", "", 404)
 	p.problem("DELETE", "/api/v1/images/..%2F..%2Fx/1/amd64", "", 400)

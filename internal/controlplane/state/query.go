@@ -48,11 +48,14 @@ func (s *State) Task(id string) (lpmos.Task, bool) {
 	s.mu.RUnlock()
 	if load {
 		if kept, ok := s.load(id); ok && kept.Status == v.Status && kept.Attempt == v.Attempt {
-			v.Hardware, v.Plan = kept.Hardware, kept.Plan
+			v.Hardware, v.Plan, v.Previous, v.TemplateText = kept.Hardware, kept.Plan, kept.Previous, kept.TemplateText
 			if len(v.LogTail) == 0 {
 				v.LogTail = tail(kept.LogTail, logTailLines)
 			}
 		}
+	}
+	if v.Previous != nil {
+		v.Differences = lpmos.DiffHardware(v.Previous.Hardware, v.Hardware)
 	}
 	return v, true
 }
@@ -147,13 +150,6 @@ func (s *State) Region(id string) (lpmos.Region, bool) {
 		return lpmos.Region{}, false
 	}
 	return r.Region, true
-}
-
-// Discovered are machines without a task that booted the agent.
-func (s *State) Discovered() []lpmos.Discovered {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return slices.SortedFunc(maps.Values(s.found), func(a, b lpmos.Discovered) int { return slices.Compare(a.MAC[:], b.MAC[:]) })
 }
 
 // Global is config/global.

@@ -29,6 +29,8 @@ type source interface {
 	ID() string
 	Changes(ctx context.Context, scope store.Scope) iter.Seq2[store.Batch, error]
 	Task(ctx context.Context, id string) (store.Record, error)
+	MachineInfo(ctx context.Context, mac lpmos.MAC) (lpmos.Machine, error)
+	Discovered(ctx context.Context, region string, mac lpmos.MAC) (lpmos.Discovered, error)
 }
 
 var _ source = (*store.Store)(nil)
@@ -59,8 +61,11 @@ type State struct {
 	images  map[string]lpmos.Image
 
 	imageRevs map[string]int64 // that wrote the entries of images
-	found     map[lpmos.MAC]lpmos.Discovered
 	global    store.Global
+	fleet     fleet
+
+	profiles  map[string]lpmos.Profile
+	templates map[string]lpmos.Template
 }
 
 type task struct {
@@ -97,8 +102,9 @@ func (s *State) clear() {
 	s.regionCounts, s.names, s.nameOf = map[uint16]map[lpmos.Status]int{}, nil, map[string]uint16{}
 	s.imageRevs = map[string]int64{}
 	s.runs = map[kind]*runs{}
-	s.regions, s.images, s.found = map[string]*region{}, map[string]lpmos.Image{}, map[lpmos.MAC]lpmos.Discovered{}
-	s.global = store.Global{}
+	s.regions, s.images = map[string]*region{}, map[string]lpmos.Image{}
+	s.profiles, s.templates = map[string]lpmos.Profile{}, map[string]lpmos.Template{}
+	s.global, s.fleet = store.Global{}, newFleet()
 }
 
 // Listen adds a listener. It must not be called once Run has begun.
@@ -133,11 +139,13 @@ func (s *State) apply(b store.Batch) api.Update {
 	}
 	s.rev = b.Rev
 	touched := map[string]bool{} // whether what words are looked for in changed
+	moved := map[string]bool{}   // tasks that say something new about machines
 	var statuses []string
 	for _, c := range b.Changes {
+		s.applyFleet(c, moved)
 		switch c.Key.Kind {
 		case store.KindMetadata, store.KindStatus, store.KindHardware, store.KindPlan, store.KindApproval,
-			store.KindProgress, store.KindLogs, store.KindError, store.KindReceipt:
+			store.KindProgress, store.KindLogs, store.KindError, store.KindReceipt, store.KindTaskTemplate, store.KindPrevious:
 			s.applyTask(c, touched)
 			if c.Value == nil || c.Left {
 				continue
@@ -168,19 +176,20 @@ func (s *State) apply(b store.Batch) api.Update {
 			} else {
 				s.images[name], s.imageRevs[name] = i, c.Rev
 			}
-		case store.KindDiscovered:
-			if d, err := store.Decode[lpmos.Discovered](c); c.Value == nil || err != nil {
-				delete(s.found, c.Key.MAC)
-				s.report(err, c)
-			} else {
-				s.found[c.Key.MAC] = d
-			}
+		case store.KindProfile:
+			applyNamed(s, s.profiles, c)
+		case store.KindTemplate:
+			applyNamed(s, s.templates, c)
 		case store.KindGlobal:
 			g, err := store.Decode[store.Global](c)
 			s.report(err, c)
 			s.global = g
 		}
 	}
+	for id := range moved {
+		s.fleet.setTask(id, s.tasks[id])
+	}
+	s.fleet.flush()
 	for id, words := range touched {
 		if t := s.tasks[id]; t != nil {
 			if words {
@@ -219,7 +228,7 @@ func (s *State) report(err error, c store.Change) {
 func (s *State) applyTask(c store.Change, touched map[string]bool) {
 	id := c.Key.TaskID
 	switch c.Key.Kind {
-	case store.KindProgress, store.KindLogs, store.KindReceipt, store.KindPlan, store.KindStatus:
+	case store.KindProgress, store.KindLogs, store.KindReceipt, store.KindPlan, store.KindStatus, store.KindPrevious, store.KindTaskTemplate:
 		touched[id] = touched[id]
 	default:
 		touched[id] = true
@@ -240,6 +249,8 @@ func (s *State) applyTask(c store.Change, touched map[string]bool) {
 	switch c.Key.Kind {
 	case store.KindHardware, store.KindPlan:
 		t.left = c.Left
+	case store.KindPrevious, store.KindTaskTemplate:
+		t.left = t.left || c.Left
 	case store.KindLogs:
 		t.leftLog = c.Left
 	}
@@ -251,6 +262,27 @@ func (s *State) applyTask(c store.Change, touched map[string]bool) {
 		return
 	}
 	t.Rev = max(t.Rev, c.Rev)
+	if c.Key.Kind == store.KindProgress {
+		t.recall()
+	}
+}
+
+// recall adds to a report when the stages before it began, which after a
+// restart only the folded progress knows; a listing brings it after the report.
+func (t *task) recall() {
+	f, r := t.Task.Progress, t.reports[t.Attempt]
+	if f == nil || r == nil || r.Progress == nil || f.Attempt != r.Progress.Attempt {
+		return
+	}
+	p := *r.Progress
+	known := p.Begun
+	p.Begun = f.Begun
+	for _, b := range known {
+		p = *p.Begin(b.Stage, b.At)
+	}
+	if len(p.Begun) > len(known) {
+		r.Progress = &p
+	}
 }
 
 func (s *State) applyReport(c store.Change) (api.Event, bool) {

@@ -27,6 +27,7 @@ type feed struct {
 	rev  int64
 	last api.Update
 	kept map[string]lpmos.Task // what the store answers about single tasks
+	put  map[string][]byte     // and about machines, by key
 }
 
 func (f *feed) Task(_ context.Context, id string) (store.Record, error) {
@@ -35,6 +36,16 @@ func (f *feed) Task(_ context.Context, id string) (store.Record, error) {
 		return store.Record{}, lpmos.ErrUnavailable
 	}
 	return store.Record{Task: t}, nil
+}
+
+func (f *feed) MachineInfo(_ context.Context, mac lpmos.MAC) (m lpmos.Machine, err error) {
+	err = json.Unmarshal(f.put[store.Key{Kind: store.KindAgentInfo, MAC: mac}.String()], &m)
+	return m, err
+}
+
+func (f *feed) Discovered(_ context.Context, region string, mac lpmos.MAC) (d lpmos.Discovered, err error) {
+	err = json.Unmarshal(f.put[store.Key{Kind: store.KindDiscovered, Region: region, MAC: mac}.String()], &d)
+	return d, err
 }
 
 func (f *feed) ID() string { return "store-1" }
@@ -56,7 +67,7 @@ func (f *feed) Changes(ctx context.Context, _ store.Scope) iter.Seq2[store.Batch
 
 func newFeed(t *testing.T, initial ...store.Change) *feed {
 	t.Helper()
-	f := &feed{t: t, ch: make(chan store.Batch), got: make(chan api.Update, 1), rev: 9}
+	f := &feed{t: t, ch: make(chan store.Batch), got: make(chan api.Update, 1), rev: 9, put: map[string][]byte{}}
 	f.s = New(f, slog.New(slog.DiscardHandler), func(u api.Update) { f.got <- u })
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -80,6 +91,9 @@ func (f *feed) send(reset bool, changes ...store.Change) api.Update {
 	f.rev++
 	for i := range changes {
 		changes[i].Rev = f.rev
+		if k := changes[i].Key; k.Kind == store.KindAgentInfo || k.Kind == store.KindDiscovered {
+			f.put[k.String()] = changes[i].Value
+		}
 	}
 	f.ch <- store.Batch{Rev: f.rev, Reset: reset, Changes: changes}
 	f.last = <-f.got

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -34,6 +35,9 @@ type fakeSite struct {
 	created int
 	byKey   map[string]string // idempotency key → task
 	now     time.Time
+
+	profiles  map[string]lpmos.Profile
+	templates map[string]lpmos.Template
 }
 
 var (
@@ -309,6 +313,7 @@ func centOS() lpmos.Content {
 func newSite(t testing.TB, now time.Time) *fakeSite {
 	t.Helper()
 	s := &fakeSite{rev: 1000, now: now, tasks: map[string]lpmos.Task{}, events: map[string][]lpmos.Event{}, logs: map[string][]string{}}
+	s.profiles, s.templates = exampleProfiles(now), exampleTemplates(now)
 	s.images = []lpmos.Image{
 		{OS: "debian", Version: "12", Arch: "amd64", Title: "Debian 12 (bookworm)", Digest: "sha256:4be1c8f2a6d3097754e80b9f61d2c3a84be1c8f2a6d3097754e80b9f61d2c3a8", SizeBytes: 3 * gb, UsedBytes: 1_400_000_000, BootModes: []string{"bios", "uefi"}},
 		{OS: "ubuntu", Version: "24.04", Arch: "amd64", Title: "Ubuntu 24.04", Digest: "sha256:52b0c9e7416fd830aa0152b0c9e7416fd830aa0152b0c9e7416fd830aa0177ad", SizeBytes: 6 * gb, UsedBytes: 2_400_000_000, BootModes: []string{"bios", "uefi"}},
@@ -446,6 +451,8 @@ func (s *fakeSite) addHostile() {
 	s.tasks[t.ID] = t
 	s.events[t.ID] = []lpmos.Event{{At: s.now, Cause: lpmos.Cause(hostile), To: lpmos.AwaitingApproval, By: hostile, Message: hostile}}
 	s.logs[t.ID] = []string{hostile}
+	s.profiles["evil"] = lpmos.Profile{Name: "evil", Version: 1, Description: hostile, Hostname: hostile, SSHKeys: []string{hostile}, Notes: hostile, Template: hostile, UpdatedBy: hostile, UpdatedAt: s.now}
+	s.templates["evil"] = lpmos.Template{Name: "evil", Version: 1, Kind: hostile, Description: hostile, Text: hostile, UpdatedBy: hostile, UpdatedAt: s.now}
 	s.images = append(s.images, lpmos.Image{OS: "debian", Version: "13", Arch: "amd64", Title: hostile, BootModes: []string{hostile}})
 	s.regions = append(s.regions, lpmos.Region{ID: "evil-1", Status: hostile, Capabilities: &lpmos.Capabilities{Version: hostile, Hostname: hostile, DHCP: hostile, BootURL: "javascript:alert(1)", AgentURL: hostile, Unknown: hostile}})
 }
@@ -457,4 +464,217 @@ func newTestWeb(t testing.TB, s *fakeSite) *Web {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// The fleet is what its tasks reported, one machine each, and one that was found.
+func (s *fakeSite) fleet() []lpmos.Machine {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	state := map[lpmos.Status]lpmos.MachineState{
+		lpmos.Pending: lpmos.MachineAllocated, lpmos.AwaitingApproval: lpmos.MachinePendingApproval, lpmos.Completed: lpmos.MachineDeployed, lpmos.Failed: lpmos.MachineFailed,
+		lpmos.Approved: lpmos.MachineDeploying, lpmos.Installing: lpmos.MachineDeploying, lpmos.Verifying: lpmos.MachineDeploying,
+		lpmos.Rejected: lpmos.MachineReady, lpmos.Canceled: lpmos.MachineReady,
+	}
+	var out []lpmos.Machine
+	add := func(m lpmos.Machine) {
+		if h := m.Hardware; h != nil {
+			m.UUID, m.Serial, m.Manufacturer, m.Model, m.MACs = h.System.UUID, h.System.Serial, h.System.Manufacturer, h.System.Product, h.MACs()
+			m.Cores, m.MemoryBytes, m.DiskCount, m.HardwareAt = h.CPU.Cores, h.Memory.TotalBytes, len(h.Disks), m.LastSeen
+			for _, d := range h.Disks {
+				m.DiskBytes += d.SizeBytes
+			}
+		}
+		out = append(out, m)
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.tasks)) {
+		t := s.tasks[id]
+		m := lpmos.Machine{
+			MAC: t.TargetMAC, MACs: []lpmos.MAC{t.TargetMAC}, RegionID: t.RegionID, TaskID: id, State: state[t.Status], Hostname: t.Hostname, OS: t.OSType + " " + t.OSVersion,
+			Verified: t.Receipt != nil, TaskCount: 1, Hardware: t.Hardware,
+			Tasks: []lpmos.MachineTask{{TaskID: id, Status: t.Status, Verified: t.Receipt != nil, Hostname: t.Hostname, OSType: t.OSType, OSVersion: t.OSVersion, Attempt: t.Attempt, CreatedAt: t.CreatedAt, CreatedBy: t.CreatedBy, UpdatedAt: t.UpdatedAt}},
+		}
+		if t.Hardware != nil {
+			m.LastSeen = t.UpdatedAt
+		}
+		if id == idData {
+			was := *t.Hardware
+			was.Disks, was.NICs = slices.Clone(was.Disks), slices.Clone(was.NICs)
+			was.Disks[1].Serial, was.BIOS.Version, was.Memory.TotalBytes = "2247E6A9C1D0", "1.4.2", was.Memory.TotalBytes/2
+			was.NICs[0].Link = !was.NICs[0].Link
+			m.Previous = &lpmos.Sighting{At: s.now.Add(-90 * 24 * time.Hour), RegionID: t.RegionID, Hardware: &was}
+			m.Differences = lpmos.DiffHardware(&was, t.Hardware)
+		}
+		add(m)
+	}
+	h := dellR760("CZ2D4107", "7c:c2:55:10:99:07")
+	h.System.Manufacturer, h.System.Product = "HPE", "DL380 Gen11"
+	add(lpmos.Machine{MAC: lpmos.MustMAC("7c:c2:55:10:99:07"), RegionID: "bj-1", State: lpmos.MachineDiscovered, Hardware: h, Address: "10.21.99.12", LastSeen: s.now.Add(-3 * time.Minute)})
+	return out
+}
+
+func (s *fakeSite) Machines(q api.MachineQuery) api.MachinePage {
+	p := api.MachinePage{Rev: s.rev, Counts: map[lpmos.MachineState]int{}}
+	for _, m := range s.fleet() {
+		if q.RegionID != "" && m.RegionID != q.RegionID || !strings.Contains(m.Hostname+" "+m.Serial+" "+m.MAC.String(), q.Text) {
+			continue
+		}
+		p.Counts[m.State]++
+		if q.State != "" && m.State != q.State {
+			continue
+		}
+		p.Total++
+		m.Hardware, m.Tasks, m.Previous, m.Differences = nil, nil, nil, nil
+		p.Machines = append(p.Machines, m)
+	}
+	return p
+}
+
+func (s *fakeSite) Machine(mac lpmos.MAC) (lpmos.Machine, bool) {
+	for _, m := range s.fleet() {
+		if slices.Contains(m.MACs, mac) {
+			return m, true
+		}
+	}
+	return lpmos.Machine{}, false
+}
+
+func (s *fakeSite) Profiles() []lpmos.Profile {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.SortedFunc(maps.Values(s.profiles), func(a, b lpmos.Profile) int { return strings.Compare(a.Name, b.Name) })
+}
+func (s *fakeSite) Profile(name string) (lpmos.Profile, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.profiles[name]
+	return p, ok
+}
+func (s *fakeSite) Templates() []lpmos.Template {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.SortedFunc(maps.Values(s.templates), func(a, b lpmos.Template) int { return strings.Compare(a.Name, b.Name) })
+}
+func (s *fakeSite) Template(name string) (lpmos.Template, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, ok := s.templates[name]
+	return t, ok
+}
+func (s *fakeSite) ProfileUse(name string) api.Use {
+	if name == "db" {
+		return api.Use{Tasks: 12, Live: []string{idBlank}}
+	}
+	return api.Use{Tasks: 3}
+}
+func (s *fakeSite) TemplateUse(name string) api.Use {
+	u := api.Use{}
+	for _, p := range s.Profiles() {
+		if p.Template == name {
+			u.Profiles = append(u.Profiles, p.Name)
+		}
+	}
+	return u
+}
+func (s *fakeSite) ImageUse(os, version, arch string) (u api.Use) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, t := range s.tasks {
+		if t.OSType == os && t.OSVersion == version {
+			u.Tasks++
+			if t.Status.Live() {
+				u.Live = append(u.Live, id)
+			}
+		}
+	}
+	return u
+}
+func (s *fakeSite) RegionLoad(id string) map[lpmos.Status]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[lpmos.Status]int{}
+	for _, t := range s.tasks {
+		if t.RegionID == id {
+			out[t.Status]++
+		}
+	}
+	return out
+}
+
+func (s *fakeSite) PutProfile(_ context.Context, p lpmos.Profile, based int, by string) (lpmos.Profile, error) {
+	p, err := p.Normalize()
+	if err != nil {
+		return p, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if was := s.profiles[p.Name].Version; was != based {
+		return p, &lpmos.ConflictError{Problem: fmt.Sprintf("profile %s is at version %d, and the change is based on %d: look at it again", p.Name, was, based)}
+	}
+	p.Version, p.UpdatedBy, p.UpdatedAt = based+1, by, s.now
+	s.profiles[p.Name] = p
+	return p, s.fail
+}
+func (s *fakeSite) DeleteProfile(_ context.Context, name string, _ int, _ string) error {
+	if u := s.ProfileUse(name); len(u.Live) > 0 {
+		return &lpmos.ConflictError{Problem: "the profile " + name + " is used by live task " + u.Live[0] + ": wait until it ends, or cancel it"}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.profiles, name)
+	return s.fail
+}
+func (s *fakeSite) PutTemplate(_ context.Context, t lpmos.Template, based int, by string) (lpmos.Template, error) {
+	t, err := t.Normalize()
+	if err != nil {
+		return t, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if was := s.templates[t.Name].Version; was != based {
+		return t, &lpmos.ConflictError{Problem: fmt.Sprintf("template %s is at version %d, and the change is based on %d: look at it again", t.Name, was, based)}
+	}
+	t.Version, t.UpdatedBy, t.UpdatedAt = based+1, by, s.now
+	s.templates[t.Name] = t
+	return t, s.fail
+}
+func (s *fakeSite) DeleteTemplate(_ context.Context, name string, _ int, _ string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.templates, name)
+	return s.fail
+}
+func (s *fakeSite) Preview(name, taskID string) (string, error) {
+	facts := lpmos.SampleFacts()
+	if taskID != "" {
+		t, ok := s.Task(taskID)
+		if !ok {
+			return "", &lpmos.InvalidError{Field: "task_id", Problem: "is not a task id", Value: taskID}
+		}
+		facts = lpmos.FactsOf(&t, t.Hardware)
+	}
+	t, _ := s.Template(name)
+	return t.Pinned().Render(facts)
+}
+func (s *fakeSite) DeleteImage(_ context.Context, os, version, arch string, _ int64, _ string) error {
+	if u := s.ImageUse(os, version, arch); len(u.Live) > 0 {
+		return &lpmos.ConflictError{Problem: "the image is used by live tasks"}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.images = slices.DeleteFunc(s.images, func(i lpmos.Image) bool { return i.OS == os && i.Version == version && i.Arch == arch })
+	return s.fail
+}
+
+const exampleTemplate = "#cloud-config\nfqdn: {{hostname}}.example.net\npackages: [chrony, smartmontools]\nssh_authorized_keys: {{json ssh_keys}}\nwrite_files:\n- path: /etc/motd\n  content: {{json serial}}\n"
+
+func exampleProfiles(now time.Time) map[string]lpmos.Profile {
+	return map[string]lpmos.Profile{
+		"db": {Name: "db", Version: 7, Description: "Database servers", OSType: "ubuntu", OSVersion: "24.04", Arch: "amd64", Hostname: "db-{serial}", Template: "base",
+			SSHKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGluZm8 li.wei@desk"}, Notes: "Ask the DBA team before erasing.", UpdatedAt: now.Add(-3 * time.Hour), UpdatedBy: "li.wei"},
+		"lab": {Name: "lab", Version: 1, Hostname: "lab-{mac6}", Verify: new(false), UpdatedAt: now.Add(-50 * time.Hour), UpdatedBy: "chen.yu"},
+	}
+}
+
+func exampleTemplates(now time.Time) map[string]lpmos.Template {
+	return map[string]lpmos.Template{"base": {Name: "base", Version: 4, Kind: "user-data", Description: "Time, monitoring and keys for every server", Text: exampleTemplate, UpdatedAt: now.Add(-3 * time.Hour), UpdatedBy: "li.wei"}}
 }

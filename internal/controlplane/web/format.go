@@ -15,12 +15,12 @@ import (
 
 // parse reads each page's template together with the layout and the parts.
 func (w *Web) parse() (map[string]*template.Template, error) {
-	base, err := template.New("").Funcs(w.funcs()).ParseFS(templateFiles, "templates/layout.html", "templates/parts.html")
+	base, err := template.New("").Funcs(w.funcs()).ParseFS(templateFiles, "templates/layout.html", "templates/parts.html", "templates/fields.html")
 	if err != nil {
 		return nil, err
 	}
 	pages := map[string]*template.Template{}
-	for _, name := range []string{"dashboard", "tasks", "bulk", "bulk-done", "create", "task", "approve", "stale", "regions", "problem"} {
+	for _, name := range []string{"dashboard", "tasks", "bulk", "bulk-done", "create", "task", "approve", "stale", "regions", "problem", "machines", "machine", "images", "profiles", "profile", "templates", "template"} {
 		t, err := base.Clone()
 		if err != nil {
 			return nil, err

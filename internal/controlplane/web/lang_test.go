@@ -6,6 +6,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"net/http/httptest"
 	"path"
 	"path/filepath"
@@ -22,7 +23,7 @@ import (
 )
 
 // untranslated are the files whose text is not in the catalogues yet.
-var untranslated = []string{"create.html", "task.html", "approve.html", "stale.html", "regions.html"}
+var untranslated = []string{"create.html", "task.html", "approve.html", "stale.html"}
 
 // asked collects the English texts that templates and Go ask a tongue for, each
 // with a place that asks.
@@ -134,7 +135,9 @@ func wordTables() [][]string {
 	for _, k := range query.Keys {
 		keys = append(keys, k.Help)
 	}
-	return [][]string{status, cause, signature, sorts, stages, bulk, keys}
+	states := slices.Collect(maps.Values(machineStateWords))
+	parts := slices.Concat(slices.Collect(maps.Values(componentWords)), slices.Collect(maps.Values(fieldWords)), slices.Collect(maps.Values(deltaWords)), []string{"server", "proxy"})
+	return [][]string{status, cause, signature, sorts, stages, bulk, keys, states, parts}
 }
 
 func walkTemplate(n parse.Node, see func(*parse.CommandNode)) {

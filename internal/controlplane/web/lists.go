@@ -1,9 +1,6 @@
 package web
 
 import (
-	"net/http"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/lpmos/lpmos"
@@ -205,55 +202,4 @@ func (s *tongue) rounded(sec int64) string {
 		return s.unit(count(int((sec+30)/60)), "min")
 	}
 	return s.unit(count(int((sec+1800)/3600)), "h")
-}
-
-type regionView struct {
-	lpmos.Region
-	Online  bool
-	Age     string
-	Running int
-	Word    string
-}
-
-func (w *Web) newRegion(r lpmos.Region) regionView {
-	v := regionView{Region: r, Online: r.Status == "online", Word: "Offline"}
-	if !r.Since.IsZero() {
-		v.Age = w.age(w.cfg.Now().Sub(r.Since))
-	}
-	if v.Online {
-		v.Word = "Online"
-	}
-	v.Running = w.reader.Tasks(api.Query{RegionID: r.ID, Statuses: []lpmos.Status{lpmos.Installing, lpmos.Verifying}, Limit: 1}).Total
-	return v
-}
-
-type regionsView struct {
-	Regions []regionView
-	Online  int
-	Offline []string
-	Command string
-}
-
-func (w *Web) regions(rw http.ResponseWriter, r *http.Request) {
-	rev := w.rev()
-	v := regionsView{Command: "lpmos region list"}
-	for _, reg := range w.reader.Regions() {
-		rv := w.newRegion(reg)
-		v.Regions = append(v.Regions, rv)
-		if rv.Online {
-			v.Online++
-		} else {
-			v.Offline = append(v.Offline, reg.ID)
-		}
-	}
-	slices.SortStableFunc(v.Regions, func(a, b regionView) int {
-		if a.Online != b.Online {
-			if b.Online {
-				return -1
-			}
-			return 1
-		}
-		return strings.Compare(a.ID, b.ID)
-	})
-	w.show(rw, r, http.StatusOK, "regions", page{Title: "Regions", Nav: "regions", Watch: "all", Rev: rev, Body: v})
 }

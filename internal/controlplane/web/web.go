@@ -35,6 +35,16 @@ type Reader interface {
 	RegionCounts(region string) map[lpmos.Status]int
 	Regions() []lpmos.Region // by id
 	Images() []lpmos.Image   // by name
+	Machines(api.MachineQuery) api.MachinePage
+	Machine(mac lpmos.MAC) (lpmos.Machine, bool) // by any of its addresses
+	Profiles() []lpmos.Profile                   // by name
+	Profile(name string) (lpmos.Profile, bool)
+	Templates() []lpmos.Template // by name
+	Template(name string) (lpmos.Template, bool)
+	ProfileUse(name string) api.Use
+	TemplateUse(name string) api.Use
+	ImageUse(os, version, arch string) api.Use
+	RegionLoad(id string) map[lpmos.Status]int
 }
 
 // History reads what is too long for memory, in order, oldest first.
@@ -52,6 +62,16 @@ type Actions interface {
 	Cancel(ctx context.Context, taskID, reason, by string) (lpmos.Task, error)
 	Retry(ctx context.Context, taskID, by string) (lpmos.Task, error)
 	Delete(ctx context.Context, taskID, by string) error
+
+	// Changes of profiles and templates are based on a version, 0 for none; an
+	// ErrConflict says that it is not the newest any more. What is in use is
+	// not deleted, which is an ErrConflict too.
+	PutProfile(ctx context.Context, p lpmos.Profile, based int, by string) (lpmos.Profile, error)
+	DeleteProfile(ctx context.Context, name string, based int, by string) error
+	PutTemplate(ctx context.Context, t lpmos.Template, based int, by string) (lpmos.Template, error)
+	DeleteTemplate(ctx context.Context, name string, based int, by string) error
+	Preview(template, taskID string) (string, error)                                       // "" for a sample machine
+	DeleteImage(ctx context.Context, os, version, arch string, rev int64, by string) error // rev -1 for any
 }
 
 // Config is all that differs between installations. Its zero value works.
@@ -149,6 +169,20 @@ var routes = func() []route {
 		{"POST /tasks/{id}/delete", (*Web).delete},
 		{"GET /tasks/{id}/log", (*Web).taskLog},
 		{"GET /regions", (*Web).regions},
+		{"GET /machines", (*Web).machineList},
+		{"GET /machines/{mac}", (*Web).machine},
+		{"GET /images", (*Web).images},
+		{"POST /images/{os}/{version}/{arch}/delete", (*Web).deleteImage},
+		{"GET /profiles", (*Web).profileList},
+		{"POST /profiles", (*Web).putProfile},
+		{"GET /profiles/{name}", (*Web).profile},
+		{"POST /profiles/{name}", (*Web).putProfile},
+		{"POST /profiles/{name}/delete", (*Web).deleteProfile},
+		{"GET /templates", (*Web).templateList},
+		{"POST /templates", (*Web).putTemplate},
+		{"GET /templates/{name}", (*Web).templatePage},
+		{"POST /templates/{name}", (*Web).putTemplate},
+		{"POST /templates/{name}/delete", (*Web).deleteTemplate},
 		{"POST /preferences", (*Web).preferences},
 		{"GET /static/{hash}/{path...}", asset},
 		{"GET /sw.js", func(w *Web, rw http.ResponseWriter, r *http.Request) { w.static.serveWorker(rw, r) }},
@@ -215,7 +249,7 @@ func (h *headOnly) Write(b []byte) (int, error) { h.WriteHeader(http.StatusOK); 
 // page is what the layout needs; Body is the page's own.
 type page struct {
 	Title    string
-	Nav      string // the rail link that is this page: dashboard, approvals, tasks, regions
+	Nav      string // the rail link that is this page: dashboard, approvals, tasks, machines, regions, images, profiles, templates
 	Watch    string // what live.js subscribes to: "all", a task id, or "" for nothing
 	Site     string
 	Version  string

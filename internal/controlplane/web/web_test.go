@@ -48,10 +48,14 @@ func everyPage(s *fakeSite) map[string]int {
 	pages := map[string]int{
 		"/dashboard": 200, "/tasks": 200, "/tasks?status=failed&q=web&region_id=bj-1": 200, "/tasks?q=" + url.QueryEscape(hostile): 400, "/tasks?q=" + url.QueryEscape("<script>alert(1)</script>"): 200, "/tasks?sort=-host": 200,
 		"/tasks/create": 200, "/tasks/create?hostname=" + url.QueryEscape(hostile): 200, "/regions": 200,
+		"/machines": 200, "/machines?state=failed&region_id=bj-1&q=" + url.QueryEscape(hostile): 200, "/machines/7c:c2:55:10:99:07": 200, "/machines/" + url.PathEscape(hostile): 404,
+		"/images": 200, "/profiles": 200, "/profiles/db": 200, "/profiles/" + url.PathEscape(hostile): 404,
+		"/templates": 200, "/templates/base": 200, "/templates/base?task=" + url.QueryEscape(hostile): 200, "/templates/base?task=" + idBlank: 200, "/templates/none": 404,
 		"/nothing/" + url.PathEscape(hostile): 404, "/tasks/" + taskID(15): 404, "/tasks/x": 404,
 	}
 	for id, t := range s.tasks {
 		pages["/tasks/"+id] = 200
+		pages["/machines/"+t.TargetMAC.String()] = 200
 		pages["/tasks/"+id+"/approve"] = 303
 		if t.Status == lpmos.AwaitingApproval {
 			pages["/tasks/"+id+"/approve"] = 200

@@ -233,6 +233,7 @@ var causeWords = map[lpmos.Cause]string{
 	lpmos.CausePermitGranted:    "The permit to erase was granted",
 	lpmos.CauseNextAttempt:      "The machine began another attempt",
 	lpmos.CauseResultReported:   "The installation is on the disk; the machine restarts from it",
+	lpmos.CauseNotVerified:      "Everything is written; nobody waits for the installed system",
 	lpmos.CauseCalledHome:       "The installed system called home",
 	lpmos.CauseFailed:           "The task failed",
 	lpmos.CauseDeadline:         "Nothing was heard for too long",

@@ -35,6 +35,8 @@ type machine struct {
 	tokenNonce string // the permit the token came with
 	booted     int    // the attempt whose call home is stored
 	macs       []lpmos.MAC
+	found      string // digest of what was stored of a machine without a task
+	foundAt    time.Time
 	spokeAt    time.Time
 	goneAt     time.Time // when the order was first missed
 }

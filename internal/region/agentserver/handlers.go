@@ -89,10 +89,7 @@ func (s *Server) report(r *http.Request) (any, error) {
 	defer cancel()
 	if c.m.taskID == "" {
 		d := lpmos.Discovered{MAC: c.m.mac, Hardware: body.Hardware, Address: c.addr.String(), SeenAt: time.Now().UTC()}
-		if err := s.reports.PutDiscovered(ctx, d); err != nil {
-			return nil, s.stored("", err)
-		}
-		return agentapi.ReportAnswer{}, nil
+		return agentapi.ReportAnswer{}, s.discovered(ctx, c.m, d)
 	}
 	if c.order == nil {
 		return agentapi.ReportAnswer{}, nil
@@ -106,6 +103,27 @@ func (s *Server) report(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return agentapi.ReportAnswer{TaskID: c.m.taskID, Status: c.order.Status, Attempt: c.order.Attempt}, nil
+}
+
+// discovered hands up a machine without a task. It reports once a minute for as
+// long as nobody wants it, which is stored when it says something new, and else
+// seldom.
+func (s *Server) discovered(ctx context.Context, m *machine, d lpmos.Discovered) error {
+	digest := lpmos.DigestOf([]any{d.Hardware, d.Address})
+	m.mu.Lock()
+	same := m.found == digest && d.SeenAt.Sub(m.foundAt) < discoveredEvery
+	m.mu.Unlock()
+	if same {
+		return nil
+	}
+	if err := s.reports.PutDiscovered(ctx, d); err != nil {
+		return s.stored("", err)
+	}
+	m.mu.Lock()
+	m.found, m.foundAt = digest, d.SeenAt
+	m.mu.Unlock()
+	s.log.Info("machine without a task reported", "mac", d.MAC, "addr", d.Address)
+	return nil
 }
 
 func (s *Server) hardwareKnown(ctx context.Context, c *caller) error {

@@ -505,6 +505,30 @@ func TestMachineWithoutTask(t *testing.T) {
 	})
 }
 
+// A thousand idle machines report once a minute; the store hears of what is new.
+func TestIdleMachinesAreQuiet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCenter()
+		r := newRegion(t, c)
+		a := r.boot(macX, addr1)
+		for range 11 {
+			want(t, "report", a.report(), 200)
+			time.Sleep(time.Minute)
+		}
+		if len(c.found) != 3 {
+			t.Errorf("stored %d times in 11 min; want once, and every 5 min", len(c.found))
+		}
+		c.break_(fmt.Errorf("%w", lpmos.ErrUnavailable))
+		time.Sleep(5 * time.Minute)
+		want(t, "report while the store is away", a.report(), 503)
+		c.break_(nil)
+		want(t, "report", a.report(), 200)
+		if len(c.found) != 4 {
+			t.Errorf("stored %d times; want what failed to be stored by the next report", len(c.found))
+		}
+	})
+}
+
 func TestStrangersAreBounded(t *testing.T) {
 	r := newRegion(t, newCenter())
 	for i := range 3 * maxStrangers {

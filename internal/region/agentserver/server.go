@@ -85,6 +85,7 @@ type Leases interface {
 const (
 	storeTimeout    = 10 * time.Second // for one write
 	progressEvery   = 2 * time.Second  // region to store, for one machine
+	discoveredEvery = 5 * time.Minute  // of a machine without a task that says nothing new
 	pruneEvery      = time.Minute
 	keepAfterOrder  = 10 * time.Minute // an agent of an ended task still gets a civil answer
 	keepStranger    = time.Hour        // since a machine without a task last spoke

@@ -3,11 +3,11 @@ import { t } from './words.js'
 
 const THANKS = 1_500
 
-/** Text with a button that copies it, where the browser allows copying. */
+/** Text with a button that copies it, or its value where it is cut short, where the browser allows copying. */
 class CopyText extends HTMLElement {
   connectedCallback() {
     if (!navigator.clipboard || this.querySelector('button')) return
-    const text = (this.querySelector('code') ?? this).textContent.trim()
+    const text = this.getAttribute('value') ?? (this.querySelector('code') ?? this).textContent.trim()
     const button = document.createElement('button')
     const label = document.createElement('span')
     button.type = 'button'

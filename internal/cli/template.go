@@ -1,0 +1,149 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/apiclient"
+)
+
+func (a *app) templateCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "template", Short: "Text that is written into installed systems"}
+	list := &cobra.Command{Use: "list", Short: "List templates", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
+		all, err := c.Templates(ctx)
+		if err != nil {
+			return err
+		}
+		return a.print(all, func(w *tabwriter.Writer, _ bool) {
+			if len(all) == 0 {
+				fmt.Fprintln(w, "None. Make one:  lpmos template put NAME --file user-data.yaml")
+				return
+			}
+			fmt.Fprintln(w, "TEMPLATE\tVERSION\tKIND\tSIZE\tPROFILES\tTASKS\tCHANGED\tDESCRIPTION")
+			for _, t := range all {
+				profiles := ""
+				if t.UsedBy != nil {
+					profiles = strings.Join(t.UsedBy.Profiles, ", ")
+				}
+				fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", t.Name, t.Version, t.Kind, lpmos.FormatBytes(int64(len(t.Text))), dash(profiles), uses(t.UsedBy), age(t.UpdatedAt), dash(t.Description))
+			}
+		})
+	})}
+	show := &cobra.Command{Use: "show NAME", Short: "Print the text of a template", Args: exactly(1), RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+		t, err := c.Template(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		return a.print(t, func(*tabwriter.Writer, bool) { a.writeText(t.Text) })
+	})}
+	cmd.AddCommand(list, show, a.templatePut(), a.templatePreview(), a.deleteNamed("template", (*apiclient.Client).DeleteTemplate))
+	return cmd
+}
+
+// writeText prints text line by line, harmless to a terminal.
+func (a *app) writeText(text string) {
+	for line := range strings.Lines(text) {
+		// A tab is text here, and plain would show it.
+		parts := strings.Split(strings.TrimRight(line, "\r\n"), "\t")
+		for i := range parts {
+			parts[i] = plain(parts[i])
+		}
+		fmt.Fprintln(a.out, strings.Join(parts, "\t"))
+	}
+}
+
+func (a *app) templatePut() *cobra.Command {
+	var file, kind, description string
+	var version int
+	cmd := &cobra.Command{
+		Use: "put NAME --file FILE", Short: "Make a template, or the next version of one",
+		Long: `Put stores the text of a file ("-" for standard input). {{name}} in it stands for a
+fact of the machine, {{json name}} for one in quotes. There is
+` + folded(lpmos.TemplateFacts()) + `.
+Nothing else can be reached from a template. It is rendered when a task's plan is
+made, stands in the plan for the person who approves, and is no place for secrets.
+Tasks that exist keep the template they were created with.`,
+		Example: `  lpmos template put base --file user-data.yaml
+  lpmos template preview base`,
+		Args: exactly(1),
+	}
+	f := cmd.Flags()
+	f.StringVarP(&file, "file", "f", "", "the text (required)")
+	f.StringVar(&kind, "kind", lpmos.TemplateUserData, "what it is: "+strings.Join(lpmos.TemplateKinds, ", "))
+	f.StringVar(&description, "description", "", "what it is for")
+	f.IntVar(&version, "version", 0, "the version the change is based on (default: the newest)")
+	cmd.RunE = a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+		if file == "" {
+			return usageError{errors.New("--file is missing")}
+		}
+		b, err := readInput(file)
+		if err != nil {
+			return err
+		}
+		was, err := c.Template(ctx, args[0])
+		if err != nil && !errors.Is(err, lpmos.ErrNotFound) {
+			return err
+		}
+		next := was.Template
+		next.Name, next.Kind, next.Text = args[0], kind, string(b)
+		if f.Changed("description") {
+			next.Description = description
+		}
+		if f.Changed("version") {
+			next.Version = version
+		}
+		out, err := c.PutTemplate(ctx, next, next.Version)
+		if err != nil {
+			return err
+		}
+		return a.print(out, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "template %s: stored\n", out.Ref()) })
+	})
+	return cmd
+}
+
+// folded is names in lines of at most 80 columns.
+func folded(names []string) string {
+	var b strings.Builder
+	column := 0
+	for i, name := range names {
+		if i > 0 {
+			b.WriteByte(',')
+			if column++; column+len(name)+2 > 78 {
+				b.WriteByte('\n')
+				column = 0
+			} else {
+				b.WriteByte(' ')
+				column++
+			}
+		}
+		b.WriteString(name)
+		column += len(name)
+	}
+	return b.String()
+}
+
+func (a *app) templatePreview() *cobra.Command {
+	var task string
+	cmd := &cobra.Command{Use: "preview NAME", Short: "Print what a machine would get", Args: exactly(1), RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+		id := task
+		if id != "" {
+			var err error
+			if id, err = find(ctx, c, task); err != nil {
+				return err
+			}
+		}
+		text, err := c.Preview(ctx, args[0], id)
+		if err != nil {
+			return err
+		}
+		return a.print(map[string]string{"text": text}, func(*tabwriter.Writer, bool) { a.writeText(text) })
+	})}
+	cmd.Flags().StringVar(&task, "task", "", "the task whose machine it is for (default: a sample)")
+	return cmd
+}
