@@ -96,7 +96,7 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 	c.state.Listen(c.orch.Notice)
 	c.state.Listen(c.hub.Publish)
 
-	pages, err := web.New(c.state, history{st, c.state}, c.orch, web.Config{Version: version.String(), SiteName: cfg.SiteName, Estimate: estimate(c.state)}, log)
+	pages, err := web.New(c.state, history{st, c.state}, c.orch, web.Config{Version: version.String(), SiteName: cfg.SiteName, Batches: c.orch, Estimate: estimate(c.state)}, log)
 	if err != nil {
 		return nil, err
 	}
