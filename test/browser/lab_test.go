@@ -79,7 +79,8 @@ func TestLabScreenshots(t *testing.T) {
 	// The site ends with its lab, so the page is left before.
 	terminalPicture(t, b, dir, "lab-terminal", middle)
 	term.until(t, 15*time.Minute, `(Done\. 1 machine)`)
-	terminalPicture(t, b, dir, "lab-terminal-done", term.screen())
+	// A tab lives for five minutes.
+	terminalPicture(t, tab.New(t, ""), dir, "lab-terminal-done", term.screen())
 }
 
 const terminalColumns = 120
