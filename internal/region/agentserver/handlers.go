@@ -320,6 +320,9 @@ func (s *Server) result(r *http.Request) (any, error) {
 		return nil, &lpmos.ConflictError{Problem: "the task is at attempt " + strconv.Itoa(o.Attempt), Status: o.Status}
 	}
 	if !over(o) {
+		if body.OK {
+			s.complete(c.m, body.TaskID, body.Attempt)
+		}
 		s.flushProgress(c.m)
 		ctx, cancel := context.WithTimeout(r.Context(), storeTimeout)
 		defer cancel()

@@ -78,7 +78,9 @@ func TestInstall(t *testing.T) {
 
 				c.mu.Lock()
 				defer c.mu.Unlock()
-				if len(c.progress) != 4 || len(c.receipts) == 0 || len(c.results) == 0 || c.hardware[o.TaskID] == nil {
+				// The last is of the result: what the agent itself said of it went to
+				// a server that was killed.
+				if len(c.progress) != 5 || c.progress[4].Percentage != 100 || len(c.receipts) == 0 || len(c.results) == 0 || c.hardware[o.TaskID] == nil {
 					t.Errorf("stored: %d progress, %d receipts, %d results, hardware %v", len(c.progress), len(c.receipts), len(c.results), c.hardware[o.TaskID])
 				}
 				for i, st := range []string{"partitioning", "downloading", "installing", "configuring"} {

@@ -92,6 +92,20 @@ func (s *Server) accept(m *machine, p *lpmos.Progress) {
 	s.schedule(m, wait)
 }
 
+// complete makes the newest progress of an attempt that succeeded the whole
+// bar. The agent has said so before its result, but perhaps to an earlier
+// process of this region, which was killed before the store had it.
+func (s *Server) complete(m *machine, taskID string, attempt int) {
+	st := &m.reported
+	st.mu.Lock()
+	known := st.newest != nil && st.newest.Attempt == attempt && st.newest.Percentage == 100
+	st.mu.Unlock()
+	if !known {
+		s.accept(m, &lpmos.Progress{TaskID: taskID, Attempt: attempt, Stage: lpmos.Configuring, Percentage: 100,
+			Message: "Installed; the machine reboots", UpdatedAt: time.Now().UTC()})
+	}
+}
+
 // schedule sets the timer of a machine, or brings it forward. The caller holds
 // reported.mu.
 func (s *Server) schedule(m *machine, wait time.Duration) {
