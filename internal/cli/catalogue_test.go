@@ -127,10 +127,10 @@ func TestProfileCommands(t *testing.T) {
 	if got := asked(); !strings.Contains(got, `"version":0`) || !strings.Contains(got, `"name":"new"`) {
 		t.Errorf("asked %s", got)
 	}
-	if err := os.WriteFile(file, []byte("nmae: x\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("nam: x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code, _, errs := run("profile", "put", "web", "--file", file); code != ExitUsage || !strings.Contains(errs, "nmae") {
+	if code, _, errs := run("profile", "put", "web", "--file", file); code != ExitUsage || !strings.Contains(errs, "nam") {
 		t.Errorf("a field that is none = %d %s", code, errs)
 	}
 	if code, _, errs := run("profile", "delete", "web", "--version", "2"); code != ExitConflict || !strings.Contains(errs, "at version 3") {

@@ -169,7 +169,7 @@ func (r *race) round(n int, delay time.Duration) (canceled bool, err error) {
 	if canceled {
 		want, causes = lpmos.Canceled, []lpmos.Cause{lpmos.CauseCreated, lpmos.CauseHardwareReported, lpmos.CauseApproved, lpmos.CauseCanceled}
 	}
-	if task, err = r.reach(ctx, id, want); err != nil {
+	if _, err = r.reach(ctx, id, want); err != nil {
 		return false, err
 	}
 	events, err := r.api.Events(ctx, id)

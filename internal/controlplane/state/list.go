@@ -261,7 +261,7 @@ func (o *order) arrange(s *State, found []candidate, begin, end int) {
 		}
 	}
 	for i := range found {
-		k := uint64(0)
+		var k uint64
 		if o.number != nil {
 			k = uint64(o.number(found[i].r)) ^ 1<<63 // negative numbers first
 		} else {
@@ -297,7 +297,7 @@ const (
 )
 
 func (o *order) cursor(s *State, r *row) string {
-	key := ""
+	var key string
 	if o.number != nil {
 		key = strconv.FormatInt(o.number(r), 10)
 	} else {

@@ -163,7 +163,7 @@ func (s *State) apply(b store.Batch) api.Update {
 			if e, ok := s.applyReport(c); ok {
 				u.Events = append(u.Events, e)
 			}
-			touched[c.Key.TaskID] = touched[c.Key.TaskID]
+			touch(touched, c.Key.TaskID, false)
 		case store.KindHeartbeat, store.KindCapabilities:
 			if e, ok := s.applyRegion(c); ok {
 				u.Events = append(u.Events, e)
@@ -225,13 +225,18 @@ func (s *State) report(err error, c store.Change) {
 	}
 }
 
+// touch notes that a task changed, and whether the words it is found by did.
+func touch(touched map[string]bool, id string, words bool) {
+	touched[id] = touched[id] || words
+}
+
 func (s *State) applyTask(c store.Change, touched map[string]bool) {
 	id := c.Key.TaskID
 	switch c.Key.Kind {
 	case store.KindProgress, store.KindLogs, store.KindReceipt, store.KindPlan, store.KindStatus, store.KindPrevious, store.KindTaskTemplate:
-		touched[id] = touched[id]
+		touch(touched, id, false)
 	default:
-		touched[id] = true
+		touch(touched, id, true)
 	}
 	t := s.tasks[id]
 	if c.Value == nil && !c.Left && (c.Key.Kind == store.KindStatus || t == nil) {

@@ -3,7 +3,6 @@ package web
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
@@ -273,9 +272,7 @@ func (w *Web) bulkCounts(rw http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	rw.Header().Set("Content-Type", "application/json")
-	rw.Header().Set("Cache-Control", "no-store")
-	json.NewEncoder(rw).Encode(map[string]any{"counts": counts, "selected": len(tasks), "regions": len(regions)})
+	w.sendJSON(rw, map[string]any{"counts": counts, "selected": len(tasks), "regions": len(regions)})
 }
 
 // result is how one task of several came out.

@@ -210,12 +210,13 @@ func (w *Web) newKnown(m lpmos.Machine) knownMachine {
 func (w *Web) discoveredCSV(region string) string {
 	found := w.reader.Machines(api.MachineQuery{State: lpmos.MachineDiscovered, RegionID: region, Limit: 500})
 	var b strings.Builder
-	c := csv.NewWriter(&b)
-	c.Write([]string{"mac", "hostname", "region", "notes"})
+	lines := [][]string{{"mac", "hostname", "region", "notes"}}
 	for _, m := range found.Machines {
-		c.Write([]string{m.MAC.String(), "", m.RegionID, strings.TrimSpace(m.Manufacturer + " " + m.Model + " " + m.Serial)})
+		lines = append(lines, []string{m.MAC.String(), "", m.RegionID, strings.TrimSpace(m.Manufacturer + " " + m.Model + " " + m.Serial)})
 	}
-	c.Flush()
+	if err := csv.NewWriter(&b).WriteAll(lines); err != nil {
+		panic("web: write CSV to memory: " + err.Error())
+	}
 	return b.String()
 }
 
@@ -229,7 +230,7 @@ func (w *Web) readUpload(rw http.ResponseWriter, r *http.Request) bool {
 	err := r.ParseMultipartForm(MaxFormBytes)
 	var file []byte
 	if err == nil {
-		defer r.MultipartForm.RemoveAll()
+		// All of a form that is read stays in memory: there is no file to remove.
 		f, _, ferr := r.FormFile("csv_file")
 		switch {
 		case ferr == nil:

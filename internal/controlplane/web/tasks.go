@@ -2,7 +2,6 @@ package web
 
 import (
 	"encoding/hex"
-	"encoding/json"
 	"net/http"
 	"net/url"
 	"slices"
@@ -301,9 +300,7 @@ func (w *Web) taskRows(rw http.ResponseWriter, r *http.Request) {
 	for _, x := range rows {
 		out = append(out, w.rowJSON(x))
 	}
-	rw.Header().Set("Content-Type", "application/json")
-	rw.Header().Set("Cache-Control", "no-store")
-	json.NewEncoder(rw).Encode(map[string]any{"rev": w.rev(), "rows": out})
+	w.sendJSON(rw, map[string]any{"rev": w.rev(), "rows": out})
 }
 
 func (w *Web) rowJSON(x row) rowJSON {

@@ -11,6 +11,7 @@ package web
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"html/template"
@@ -300,6 +301,19 @@ func (w *Web) show(rw http.ResponseWriter, r *http.Request, status int, name str
 	h.Set("Cache-Control", "no-store")
 	rw.WriteHeader(status)
 	rw.Write(b.Bytes())
+}
+
+// sendJSON answers a script of the pages.
+func (w *Web) sendJSON(rw http.ResponseWriter, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		w.log.Error("answer not encoded", "err", err)
+		http.Error(rw, "", http.StatusInternalServerError)
+		return
+	}
+	rw.Header().Set("Content-Type", "application/json")
+	rw.Header().Set("Cache-Control", "no-store")
+	rw.Write(b)
 }
 
 // rev is taken before a page reads anything: live.js asks for what came after

@@ -262,12 +262,6 @@ func commandApprove(id string, p *lpmos.Plan) string {
 	}
 	return s
 }
-func commandList(q string) string {
-	if q == "" {
-		return "lpmos task list"
-	}
-	return "lpmos task list " + q
-}
 func commandCreate(region, mac, os, version string) string {
 	return "lpmos task create --region " + region + " --mac " + mac + " --os " + os + " --os-version " + version
 }
