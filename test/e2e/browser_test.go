@@ -86,7 +86,7 @@ func TestFoundingFlowInBrowser(t *testing.T) {
 	// 10: completed.
 	b.Until("completed", 30*time.Second, `document.querySelector('.page-head .status')?.dataset.status === 'completed'`)
 	dashboard.Until("dashboard shows the end", 20*time.Second, `document.querySelector('.events li[data-status=completed]') !== null`)
-	if text := b.Text("main"); !strings.Contains(text, "Called home") {
+	if text := b.Text("main"); !strings.Contains(text, "What the installed system said") {
 		t.Errorf("the completed task's page has no receipt:\n%s", text)
 	}
 	if code := agent.wait(10 * time.Second); code != 0 {

@@ -101,7 +101,13 @@ func (b *Tab) Do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
 	defer cancel()
-	if err := chromedp.Do(ctx, steps...); err != nil {
+	err := chromedp.Do(ctx, steps...)
+	for err != nil && ctx.Err() == nil && strings.Contains(err.Error(), "Could not find node with given id") {
+		// The browser announced a new document between finding an element and
+		// using it; nothing was done with the old one's.
+		err = chromedp.Do(ctx, steps...)
+	}
+	if err != nil {
 		at, _ := chromedp.Run(b.ctx, chromedp.Location())
 		b.t.Fatalf("%s (at %s): %v; the page says:\n%s", what, at, err, b.text())
 	}
