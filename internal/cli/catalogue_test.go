@@ -36,6 +36,8 @@ func catalogue(t *testing.T) (run func(args ...string) (int, string, string), as
 			v = map[string]any{"machines": []lpmos.Machine{m}, "total": 7, "counts": map[string]int{}}
 		case "GET /api/v1/machines/52:54:00:00:00:01":
 			v = m
+		case "POST /api/v1/tasks":
+			v = map[string]any{"task_id": id1, "status": "pending"}
 		case "GET /api/v1/profiles":
 			v = map[string]any{"profiles": []any{profile}}
 		case "GET /api/v1/profiles/web", "PUT /api/v1/profiles/web", "PUT /api/v1/profiles/new":
@@ -90,6 +92,26 @@ func TestMachineCommands(t *testing.T) {
 	}
 	if code, _, _ := run("machine", "show", "52:54:00:00:00:77"); code != ExitNotFound {
 		t.Errorf("an unknown address = %d", code)
+	}
+}
+
+func TestCreateFromProfile(t *testing.T) {
+	run, asked := catalogue(t)
+	create := []string{"task", "create", "--region", "dc1", "--mac", "52:54:00:00:00:09"}
+	if code, _, errs := run(create...); code != ExitUsage || !strings.Contains(errs, "--os is missing") {
+		t.Errorf("without system and profile = %d %s", code, errs)
+	}
+	if code, _, errs := run(append(create, "--profile", "web@3", "--template", "base", "--hostname-pattern", "db-{mac6}", "--no-verify")...); code != 0 {
+		t.Fatalf("create = %d %s", code, errs)
+	}
+	// What was not said is the profile's to say: no system, no architecture.
+	want := `{"region_id":"dc1","target_mac":"52:54:00:00:00:09","os_type":"","os_version":"","profile":"web@3","hostname_pattern":"db-{mac6}","verify":false,"template":"base"}`
+	if got := asked(); !strings.Contains(got, want) {
+		t.Errorf("asked %s; want %s", got, want)
+	}
+	code, out, _ := run("__complete", "task", "create", "--profile", "w")
+	if code != 0 || !strings.HasPrefix(out, "web") {
+		t.Errorf("completion of --profile = %d %q", code, out)
 	}
 }
 

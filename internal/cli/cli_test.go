@@ -396,7 +396,7 @@ func TestCreateSends(t *testing.T) {
 	}
 	f := &fake{}
 	code, _, errs := f.run(t, "task", "create", "--region", "dc1", "--mac", "52-54-00-00-00-01", "--os", "debian", "--os-version", "12", "--hostname", "web-01", "--ssh-key-file", keys)
-	want := []string{`POST /api/v1/tasks {"region_id":"dc1","target_mac":"52:54:00:00:00:01","os_type":"debian","os_version":"12","arch":"amd64","hostname":"web-01","ssh_keys":["ssh-ed25519 AAAA me"]}`}
+	want := []string{`POST /api/v1/tasks {"region_id":"dc1","target_mac":"52:54:00:00:00:01","os_type":"debian","os_version":"12","hostname":"web-01","ssh_keys":["ssh-ed25519 AAAA me"]}`}
 	if diff := cmp.Diff(want, f.asked); code != 0 || diff != "" {
 		t.Errorf("exit %d %s, asked (- want, + got):\n%s", code, errs, diff)
 	}

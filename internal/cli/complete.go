@@ -160,6 +160,33 @@ func (a *app) completeImageField(field func(lpmos.Image) string) completer {
 	})
 }
 
+// completeProfiles and completeTemplates complete the names of these.
+func (a *app) completeProfiles(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	return a.live(func(ctx context.Context, c *apiclient.Client, _ []string, typed string) ([]string, error) {
+		profiles, err := c.Profiles(ctx)
+		var out []string
+		for _, p := range profiles {
+			if strings.HasPrefix(p.Name, typed) {
+				out = append(out, offer(p.Name, p.Description))
+			}
+		}
+		return out, err
+	})(cmd, args, typed)
+}
+
+func (a *app) completeTemplates(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	return a.live(func(ctx context.Context, c *apiclient.Client, _ []string, typed string) ([]string, error) {
+		templates, err := c.Templates(ctx)
+		var out []string
+		for _, t := range templates {
+			if strings.HasPrefix(t.Name, typed) {
+				out = append(out, offer(t.Name, t.Description))
+			}
+		}
+		return out, err
+	})(cmd, args, typed)
+}
+
 // oneOf completes a value out of a fixed list.
 func oneOf(values ...string) completer {
 	return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
@@ -192,12 +219,13 @@ func (a *app) completeFlags(root *cobra.Command) {
 		"output": oneOf(formats...), "status": someOf(statusNames()...), "until": someOf(statusNames()...), "sort": oneOf(signed...),
 		"region": a.completeRegions, "arch": oneOf("amd64", "arm64"), "dhcp": oneOf("off", "proxy", "server"),
 		"unknown-machines": oneOf("ignore", "discover"), "log-level": oneOf("debug", "info", "warn", "error"), "log-format": oneOf("text", "json"),
+		"profile": a.completeProfiles, "template": a.completeTemplates,
 		"flavour": oneOf("generic", "cloud"), "interface": completeInterfaces,
 		"os-version": a.completeImageField(func(i lpmos.Image) string { return i.Version }),
 	}
 	create := a.completeImageField(func(i lpmos.Image) string { return i.OS })
 	nothing := cobra.NoFileCompletions
-	free := []string{"mac", "hostname", "notes", "reason", "query", "limit", "timeout", "count", "plan", "serial-end", "idempotency-key", "server", "listen-addr"}
+	free := []string{"mac", "hostname", "hostname-pattern", "notes", "reason", "query", "limit", "timeout", "count", "plan", "serial-end", "idempotency-key", "server", "listen-addr"}
 	var walk func(cmd *cobra.Command)
 	walk = func(cmd *cobra.Command) {
 		each := func(f *pflag.Flag) {

@@ -35,14 +35,14 @@ func (a *app) profileCommand() *cobra.Command {
 			}
 		})
 	})}
-	show := &cobra.Command{Use: "show NAME", Short: "Show one profile", Args: exactly(1), RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+	show := &cobra.Command{Use: "show NAME", Short: "Show one profile", Args: exactly(1), ValidArgsFunction: a.completeProfiles, RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
 		p, err := c.Profile(ctx, args[0])
 		if err != nil {
 			return err
 		}
 		return a.print(p, func(w *tabwriter.Writer, _ bool) { writeProfile(w, p) })
 	})}
-	cmd.AddCommand(list, show, a.profilePut(), a.deleteNamed("profile", (*apiclient.Client).DeleteProfile))
+	cmd.AddCommand(list, show, a.profilePut(), a.deleteNamed("profile", a.completeProfiles, (*apiclient.Client).DeleteProfile))
 	return cmd
 }
 
@@ -71,7 +71,7 @@ func (a *app) profilePut() *cobra.Command {
 	var noVerify bool
 	var version int
 	cmd := &cobra.Command{
-		Use: "put NAME", Short: "Make a profile, or change one",
+		Use: "put NAME", Short: "Make a profile, or change one", ValidArgsFunction: a.completeProfiles,
 		Long: `Put makes a profile, or the next version of one. With --file (JSON or YAML, "-" for
 standard input, as "lpmos profile show -o yaml" prints it) the whole profile is
 what the file says; without it, an existing profile is changed in what the flags
@@ -189,9 +189,9 @@ func readDocument(file string, v any) error {
 }
 
 // deleteNamed is the delete command of what has a name and versions.
-func (a *app) deleteNamed(what string, remove func(c *apiclient.Client, ctx context.Context, name string, version int) error) *cobra.Command {
+func (a *app) deleteNamed(what string, names completer, remove func(c *apiclient.Client, ctx context.Context, name string, version int) error) *cobra.Command {
 	var version int
-	cmd := &cobra.Command{Use: "delete NAME", Short: "Remove a " + what + " that no live task uses", Args: exactly(1), RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+	cmd := &cobra.Command{Use: "delete NAME", Short: "Remove a " + what + " that no live task uses", Args: exactly(1), ValidArgsFunction: names, RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
 		if err := remove(c, ctx, args[0], version); err != nil {
 			return err
 		}

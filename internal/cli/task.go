@@ -141,11 +141,15 @@ func (o *waiting) bound(ctx context.Context) (context.Context, context.CancelFun
 func (a *app) taskCreate() *cobra.Command {
 	var spec lpmos.Spec
 	var mac, keyFile, key, csvFile string
+	var noVerify bool
 	var wait waiting
 	cmd := &cobra.Command{
 		Use: "create", Short: "Ask for machines to be installed",
 		Long: `Create stores a task. Nothing is erased: the machine reports its hardware when it
 boots from the network, and waits until a person approves what would be erased.
+
+A --profile says what many machines have in common (lpmos profile list); other flags
+win over it.
 
 With --from-csv, many tasks are created at once. The first line names the columns:
 mac and hostname, and any of region, os, version, arch, ssh_key, notes; the flags
@@ -154,6 +158,7 @@ named; nothing is created unless all are good. Repeated with the same
 --idempotency-key, it goes on where it was cut off.`,
 		Example: `  lpmos task create --region dc1 --mac 52:54:00:12:34:56 --os debian --os-version 12 \
         --hostname web-01 --ssh-key-file ~/.ssh/id_ed25519.pub
+  lpmos task create --region dc1 --mac 52:54:00:12:34:56 --profile web
   lpmos task create --region dc1 --os debian --os-version 12 --from-csv rack7.csv
   lpmos task create --region dc1 --mac 52-54-00-12-34-56 --os debian --os-version 12 --wait --timeout 1h`,
 		Args: exactly(0),
@@ -162,10 +167,14 @@ named; nothing is created unless all are good. Repeated with the same
 	f.StringVar(&spec.RegionID, "region", "", "data centre the machine is in (required)")
 	f.StringVar(&mac, "mac", "", "address of any of its NICs (required)")
 	f.StringVar(&spec.OSType, "os", "", "operating system, as `lpmos image list` has it (required)")
-	f.Lookup("os").Usage = "operating system, as lpmos image list has it (required)"
-	f.StringVar(&spec.OSVersion, "os-version", "", "its version (required)")
-	f.StringVar(&spec.Arch, "arch", "amd64", "amd64 or arm64")
+	f.Lookup("os").Usage = "operating system, as lpmos image list has it (required without --profile)"
+	f.StringVar(&spec.OSVersion, "os-version", "", "its version (required without --profile)")
+	f.StringVar(&spec.Arch, "arch", "", "amd64 or arm64 (default: the profile's, or amd64)")
+	f.StringVar(&spec.Profile, "profile", "", "profile that says the rest: a name, or name@version")
+	f.StringVar(&spec.Template, "template", "", "template of the cloud-init user data, likewise")
 	f.StringVar(&spec.Hostname, "hostname", "", "host name (default: machine- and the end of the MAC)")
+	f.StringVar(&spec.HostnamePattern, "hostname-pattern", "", "host name made of what the machine reports, such as web-{serial}")
+	f.BoolVar(&noVerify, "no-verify", false, "complete when everything is written, without waiting for the system's call home")
 	f.StringVar(&keyFile, "ssh-key-file", "", "file of public keys that may log in")
 	f.StringVar(&spec.Notes, "notes", "", "anything to remember")
 	f.StringVar(&csvFile, "from-csv", "", "file with a line for each machine; - is standard input")
@@ -183,14 +192,17 @@ named; nothing is created unless all are good. Repeated with the same
 				}
 			}
 		}
+		if noVerify {
+			spec.Verify = new(bool)
+		}
 		if csvFile != "" {
 			if mac != "" || spec.Hostname != "" {
 				return usageError{errors.New("--mac and --hostname are columns of --from-csv, not flags beside it")}
 			}
 			return a.createMany(ctx, c, spec, csvFile, key, wait)
 		}
-		for _, need := range [][2]string{{spec.RegionID, "region"}, {mac, "mac"}, {spec.OSType, "os"}, {spec.OSVersion, "os-version"}} {
-			if need[0] == "" {
+		for i, need := range [][2]string{{spec.RegionID, "region"}, {mac, "mac"}, {spec.OSType, "os"}, {spec.OSVersion, "os-version"}} {
+			if need[0] == "" && (i < 2 || spec.Profile == "") {
 				return usageError{fmt.Errorf("--%s is missing (see lpmos task create --help)", need[1])}
 			}
 		}

@@ -35,14 +35,14 @@ func (a *app) templateCommand() *cobra.Command {
 			}
 		})
 	})}
-	show := &cobra.Command{Use: "show NAME", Short: "Print the text of a template", Args: exactly(1), RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+	show := &cobra.Command{Use: "show NAME", Short: "Print the text of a template", Args: exactly(1), ValidArgsFunction: a.completeTemplates, RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
 		t, err := c.Template(ctx, args[0])
 		if err != nil {
 			return err
 		}
 		return a.print(t, func(*tabwriter.Writer, bool) { a.writeText(t.Text) })
 	})}
-	cmd.AddCommand(list, show, a.templatePut(), a.templatePreview(), a.deleteNamed("template", (*apiclient.Client).DeleteTemplate))
+	cmd.AddCommand(list, show, a.templatePut(), a.templatePreview(), a.deleteNamed("template", a.completeTemplates, (*apiclient.Client).DeleteTemplate))
 	return cmd
 }
 
@@ -62,7 +62,7 @@ func (a *app) templatePut() *cobra.Command {
 	var file, kind, description string
 	var version int
 	cmd := &cobra.Command{
-		Use: "put NAME --file FILE", Short: "Make a template, or the next version of one",
+		Use: "put NAME --file FILE", Short: "Make a template, or the next version of one", ValidArgsFunction: a.completeTemplates,
 		Long: `Put stores the text of a file ("-" for standard input). {{name}} in it stands for a
 fact of the machine, {{json name}} for one in quotes. There is
 ` + folded(lpmos.TemplateFacts()) + `.
@@ -130,7 +130,7 @@ func folded(names []string) string {
 
 func (a *app) templatePreview() *cobra.Command {
 	var task string
-	cmd := &cobra.Command{Use: "preview NAME", Short: "Print what a machine would get", Args: exactly(1), RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+	cmd := &cobra.Command{Use: "preview NAME", Short: "Print what a machine would get", Args: exactly(1), ValidArgsFunction: a.completeTemplates, RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
 		id := task
 		if id != "" {
 			var err error
