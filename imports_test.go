@@ -65,9 +65,9 @@ var importRules = []importRule{
 		refuse: func(p string) bool { return p == "net" || p == "net/http" || p == "os" || p == "time" },
 		reason: "boot decisions are pure functions: no network, no files, no clock",
 	}, {
-		in: []string{"internal/…", "cmd/…", "."}, except: []string{"internal/store/storetest", "internal/lab/labtest", "internal/contract"},
+		in: []string{"internal/…", "cmd/…", "."}, except: []string{"internal/store/storetest", "internal/lab/labtest", "internal/contract", "internal/tier"},
 		refuse: func(p string) bool {
-			return p == "testing" || strings.HasPrefix(p, "test/") || p == "internal/contract" || p == "internal/store/storetest" || p == "internal/lab/labtest"
+			return p == "testing" || strings.HasPrefix(p, "test/") || p == "internal/contract" || p == "internal/store/storetest" || p == "internal/lab/labtest" || p == "internal/tier"
 		},
 		reason: "what ships does not carry tests",
 	},

@@ -21,6 +21,7 @@ import (
 	"github.com/lpmos/lpmos/internal/contract"
 	"github.com/lpmos/lpmos/internal/region"
 	"github.com/lpmos/lpmos/internal/site"
+	"github.com/lpmos/lpmos/internal/tier"
 	"github.com/lpmos/lpmos/test/fixture"
 )
 
@@ -35,7 +36,7 @@ type plane struct {
 func newPlane(t *testing.T) *plane {
 	t.Helper()
 	if _, err := os.Stat("/usr/sbin/mke2fs"); err != nil {
-		t.Skip("no mke2fs, with which images are made")
+		tier.Missing(t, "mkfs", "no mke2fs, with which images are made")
 	}
 	dir, err := os.MkdirTemp("", "lpmos-cli-") // t.TempDir may be too deep for a socket
 	if err != nil {

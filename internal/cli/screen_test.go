@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // vt is a terminal that draws what is written to it: enough of one for what we
@@ -96,7 +97,7 @@ func newPTY(t *testing.T, width, height int) *pty {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
-		t.Skipf("no pseudo-terminals: %v", err)
+		tier.Missing(t, "shells", "no pseudo-terminals: "+err.Error())
 	}
 	fd := int(master.Fd())
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {

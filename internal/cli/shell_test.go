@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // shell runs a script in a real shell, in which lpmos is this program.
@@ -23,7 +24,7 @@ func shell(t *testing.T, server, name string, args ...string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Skipf("no %s", name)
+		tier.Missing(t, "shells", "no "+name)
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -80,7 +81,7 @@ var completions = []struct {
 func TestBashCompletion(t *testing.T) {
 	const package_ = "/usr/share/bash-completion/bash_completion"
 	if _, err := os.Stat(package_); err != nil {
-		t.Skip("no package bash-completion")
+		tier.Missing(t, "shells", "no package bash-completion")
 	}
 	// compopt works only while Tab is pressed.
 	script := `source ` + package_ + `

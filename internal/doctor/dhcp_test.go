@@ -16,6 +16,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"golang.org/x/sys/unix"
+
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // inNamespace runs f in a network namespace of its own, in which client and
@@ -23,7 +25,7 @@ import (
 func inNamespace(t *testing.T, f func()) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("not root, which network namespaces need")
+		tier.Missing(t, "root", "not root, which network namespaces need")
 	}
 	done := make(chan struct{})
 	var refused error
@@ -47,7 +49,7 @@ func inNamespace(t *testing.T, f func()) {
 	}()
 	<-done
 	if refused != nil {
-		t.Skipf("no network namespace: %v", refused)
+		tier.Missing(t, "root", "no network namespace: "+refused.Error())
 	}
 }
 

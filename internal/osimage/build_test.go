@@ -22,6 +22,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/imagepack"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -437,7 +438,7 @@ func TestRun(t *testing.T) {
 	})
 	t.Run("leaves neither mounts nor processes behind when it is stopped", func(t *testing.T) {
 		if os.Geteuid() != 0 {
-			t.Skip("namespaces need root")
+			tier.Missing(t, "root", "namespaces need root")
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()

@@ -18,9 +18,9 @@ import (
 	"github.com/lpmos/lpmos/internal/imagepack"
 )
 
-// tier skips a test that needs more than a compiler, unless LPMOS_REQUIRE names
+// needs skips a test that needs more than a compiler, unless LPMOS_REQUIRE names
 // the tier: then the test runs, and what is missing fails it.
-func tier(t *testing.T, name string, tools ...string) {
+func needs(t *testing.T, name string, tools ...string) {
 	t.Helper()
 	for n := range strings.SplitSeq(os.Getenv("LPMOS_REQUIRE"), ",") {
 		if strings.TrimSpace(n) != name {
@@ -288,7 +288,7 @@ func (v *machine) await(t *testing.T, want string, within time.Duration) string 
 const fstab = "UUID=" + landedUUID + " / ext4 defaults,errors=remount-ro 0 1\n"
 
 func TestTinyBoots(t *testing.T) {
-	tier(t, "vm", "mmdebstrap", "qemu-system-x86_64")
+	needs(t, "vm", "mmdebstrap", "qemu-system-x86_64")
 	virtioNet := []string{"-device", "virtio-net-pci,netdev=n"}
 	for _, c := range []struct {
 		image, name string
@@ -352,7 +352,7 @@ cat /run/probe >/dev/ttyS0
 }
 
 func TestDebianBoots(t *testing.T) {
-	tier(t, "vm", "mmdebstrap", "qemu-system-x86_64")
+	needs(t, "vm", "mmdebstrap", "qemu-system-x86_64")
 	m, pack := image(t, "debian-12")
 	disk := land(t, m, pack, 20<<30)
 	for _, c := range []struct {

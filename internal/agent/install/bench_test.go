@@ -10,6 +10,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/agentapi"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // BenchmarkCopy compares the agent's way with "curl | zstd -d | dd": the same
@@ -18,7 +19,7 @@ import (
 func BenchmarkCopy(b *testing.B) {
 	for _, tool := range []string{"zstd", "curl", "dd"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			missingTier(b, "root", "no "+tool)
+			tier.Missing(b, "root", "no "+tool)
 		}
 	}
 	s := newBlobServer(b)

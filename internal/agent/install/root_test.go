@@ -17,17 +17,18 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/agentapi"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // loopDevice attaches a sparse file of the given size and returns its node.
 func loopDevice(t *testing.T, size int64, sector int) string {
 	t.Helper()
 	if os.Getuid() != 0 {
-		missingTier(t, "root", "not root")
+		tier.Missing(t, "root", "not root")
 	}
 	for _, tool := range []string{"losetup", "sfdisk", "mkfs.vfat", "e2fsck", "tune2fs", "resize2fs", "mke2fs", "zstd", "fsck.vfat"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			missingTier(t, "root", "no "+tool)
+			tier.Missing(t, "root", "no "+tool)
 		}
 	}
 	file := filepath.Join(t.TempDir(), "disk")
@@ -39,7 +40,7 @@ func loopDevice(t *testing.T, size int64, sector int) string {
 	}
 	out, err := exec.Command("losetup", "--show", "-f", "-P", "-b", itoa(sector), file).CombinedOutput()
 	if err != nil {
-		missingTier(t, "root", "losetup: "+string(out))
+		tier.Missing(t, "root", "losetup: "+string(out))
 	}
 	dev := strings.TrimSpace(string(out))
 	t.Cleanup(func() {
@@ -203,7 +204,7 @@ func installOnLoop(t *testing.T, sector int, bootMode string) {
 	t.Run("makes an EFI system partition that firmware and tools read", func(t *testing.T) {
 		command(t, "fsck.vfat", "-n", partitionPath(dev, 2))
 		if _, err := exec.LookPath("mcopy"); err != nil {
-			missingTier(t, "root", "no mcopy")
+			tier.Missing(t, "root", "no mcopy")
 		}
 		got := command(t, "mtype", "-i", partitionPath(dev, 2), "::/EFI/BOOT/grub.cfg")
 		if !strings.Contains(got, root.UUID) {

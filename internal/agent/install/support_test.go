@@ -21,6 +21,7 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/agent/run"
 	"github.com/lpmos/lpmos/internal/agentapi"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // programs is a Runner with the real programs.
@@ -97,7 +98,7 @@ func (s *blobServer) client(t testing.TB, idle time.Duration) *agentapi.Blobs {
 func zstd(t testing.TB, b []byte) []byte {
 	t.Helper()
 	if _, err := exec.LookPath("zstd"); err != nil {
-		missingTier(t, "root", "no zstd program")
+		tier.Missing(t, "root", "no zstd program")
 	}
 	cmd := exec.Command("zstd", "-q", "-c", "-1", "--stream-size="+itoa(len(b)))
 	cmd.Stdin = bytes.NewReader(b)
@@ -133,18 +134,6 @@ func (s *blobServer) pack(t testing.TB, fs []byte, chunkBytes int, edit func(*lp
 		t.Fatal(err)
 	}
 	return m, "sha256:" + s.put(text)
-}
-
-// missingTier skips a test whose tools are missing, unless the environment says
-// that the tier must run.
-func missingTier(t testing.TB, tier, why string) {
-	t.Helper()
-	for _, name := range strings.Split(os.Getenv("LPMOS_REQUIRE"), ",") {
-		if name == tier {
-			t.Fatalf("tier %s is required and cannot run: %s", tier, why)
-		}
-	}
-	t.Skipf("tier %s: %s", tier, why)
 }
 
 // fakeGrub is a set of parts with what the patches look for.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // loopDevice attaches a file to a free loop device, or ends the test where
@@ -23,7 +24,7 @@ import (
 func loopDevice(t testing.TB, img string) string {
 	t.Helper()
 	if os.Getuid() != 0 {
-		without(t, "root", "not root")
+		tier.Missing(t, "root", "not root")
 	}
 	const (
 		loopCtlGetFree = 0x4C82
@@ -32,7 +33,7 @@ func loopDevice(t testing.TB, img string) string {
 	)
 	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
-		without(t, "root", err.Error())
+		tier.Missing(t, "root", err.Error())
 	}
 	defer ctl.Close()
 	backing, err := os.OpenFile(img, os.O_RDWR, 0)
@@ -43,12 +44,12 @@ func loopDevice(t testing.TB, img string) string {
 	for range 20 {
 		n, _, errno := syscall.Syscall(syscall.SYS_IOCTL, ctl.Fd(), loopCtlGetFree, 0)
 		if errno != 0 {
-			without(t, "root", errno.Error())
+			tier.Missing(t, "root", errno.Error())
 		}
 		name := fmt.Sprintf("/dev/loop%d", n)
 		dev, err := os.OpenFile(name, os.O_RDWR, 0)
 		if err != nil {
-			without(t, "root", err.Error())
+			tier.Missing(t, "root", err.Error())
 		}
 		_, _, errno = syscall.Syscall(syscall.SYS_IOCTL, dev.Fd(), loopSetFD, backing.Fd())
 		if errno == syscall.EBUSY { // another test was faster
@@ -56,7 +57,7 @@ func loopDevice(t testing.TB, img string) string {
 			continue
 		}
 		if errno != 0 {
-			without(t, "root", "attach "+name+": "+errno.Error())
+			tier.Missing(t, "root", "attach "+name+": "+errno.Error())
 		}
 		// The flag outlives what is attached.
 		var off int32

@@ -3,20 +3,11 @@ package inventory
 import (
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"testing"
-)
 
-// without ends a test that needs what this machine does not have: it fails if
-// LPMOS_REQUIRE names the tier, and is skipped otherwise.
-func without(t testing.TB, tier, why string) {
-	t.Helper()
-	if slices.Contains(strings.Split(os.Getenv("LPMOS_REQUIRE"), ","), tier) {
-		t.Fatalf("tier %s: %s", tier, why)
-	}
-	t.Skipf("tier %s: %s", tier, why)
-}
+	"github.com/lpmos/lpmos/internal/tier"
+)
 
 // command runs a tool of the tier mkfs and returns its output.
 func command(t testing.TB, stdin string, name string, args ...string) string {
@@ -30,7 +21,7 @@ func command(t testing.TB, stdin string, name string, args ...string) string {
 		}
 	}
 	if err != nil {
-		without(t, "mkfs", name+" is not here")
+		tier.Missing(t, "mkfs", name+" is not here")
 	}
 	cmd := exec.Command(p, args...)
 	cmd.Stdin = strings.NewReader(stdin)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // TestDHCPAgainstDnsmasq runs client and server in two network namespaces with
@@ -20,11 +21,11 @@ import (
 // on the configured interface.
 func TestDHCPAgainstDnsmasq(t *testing.T) {
 	if os.Getuid() != 0 {
-		without(t, "root", "not root")
+		tier.Missing(t, "root", "not root")
 	}
 	for _, tool := range []string{"/usr/sbin/ip", "/usr/sbin/dnsmasq"} {
 		if _, err := os.Stat(tool); err != nil {
-			without(t, "root", err.Error())
+			tier.Missing(t, "root", err.Error())
 		}
 	}
 	ip := func(args ...string) string {
@@ -38,7 +39,7 @@ func TestDHCPAgainstDnsmasq(t *testing.T) {
 	cns, sns := fmt.Sprintf("lpmos-pid1-c%d", os.Getpid()), fmt.Sprintf("lpmos-pid1-s%d", os.Getpid())
 	for _, ns := range []string{cns, sns} {
 		if out, err := exec.Command("/usr/sbin/ip", "netns", "add", ns).CombinedOutput(); err != nil {
-			without(t, "root", "make a network namespace: "+string(out))
+			tier.Missing(t, "root", "make a network namespace: "+string(out))
 		}
 		t.Cleanup(func() { exec.Command("/usr/sbin/ip", "netns", "del", ns).Run() })
 	}

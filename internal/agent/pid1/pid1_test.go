@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -207,7 +208,7 @@ func TestReadModulesWithoutLists(t *testing.T) {
 func TestRealModules(t *testing.T) {
 	dir := os.Getenv("LPMOS_MODULES_DIR")
 	if dir == "" {
-		without(t, "modules", "LPMOS_MODULES_DIR is not set")
+		tier.Missing(t, "modules", "LPMOS_MODULES_DIR is not set")
 	}
 	start := time.Now()
 	m, err := ReadModules(os.DirFS(dir))
@@ -339,12 +340,4 @@ func TestLogIsOneShortLine(t *testing.T) {
 	if got, want := b.String(), "lpmos: msg=address nic=eth0 err=\"two\\nlines\"\n"; got != want {
 		t.Errorf("log = %q; want %q", got, want)
 	}
-}
-
-func without(t testing.TB, tier, why string) {
-	t.Helper()
-	if slices.Contains(strings.Split(os.Getenv("LPMOS_REQUIRE"), ","), tier) {
-		t.Fatalf("tier %s: %s", tier, why)
-	}
-	t.Skipf("tier %s: %s", tier, why)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // chromium finds the browser, or says that the tier is missing: a failure
@@ -31,10 +32,7 @@ func chromium(t testing.TB) string {
 			return path
 		}
 	}
-	if slices.Contains(strings.Split(os.Getenv("LPMOS_REQUIRE"), ","), "browser") {
-		t.Fatal("tier browser is required and there is no chromium")
-	}
-	t.Skip("tier browser: no chromium")
+	tier.Missing(t, "browser", "no chromium")
 	return ""
 }
 

@@ -13,6 +13,8 @@ import (
 
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
+
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // Tab is one page. URL may be set to another name of the same server.
@@ -38,10 +40,7 @@ func Chromium(t testing.TB) string {
 			return path
 		}
 	}
-	if slices.Contains(strings.Split(os.Getenv("LPMOS_REQUIRE"), ","), "browser") {
-		t.Fatal("tier browser is required and there is no chromium")
-	}
-	t.Skip("tier browser: no chromium")
+	tier.Missing(t, "browser", "no chromium")
 	return ""
 }
 
