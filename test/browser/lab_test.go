@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -122,13 +123,13 @@ func terminalPicture(t *testing.T, b *tab.Tab, dir, name string, lines []string)
 }
 
 // terminal is a pseudo-terminal, and what a person would see on it: as much of
-// a terminal as lpmos uses, which is lines, the return to a line's beginning
-// and its erasure.
+// a terminal as lpmos uses, which is lines, the way back up and erasure.
 type terminal struct {
 	master, slave *os.File
 
 	mu    sync.Mutex // guards what follows
 	lines []string
+	row   int    // of the cursor
 	rest  []byte // of a sequence that is not there in full
 }
 
@@ -153,7 +154,7 @@ func openTerminal(t *testing.T, columns, rows uint16) *terminal {
 	if err := unix.IoctlSetWinsize(int(slave.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: columns, Row: rows}); err != nil {
 		t.Fatal(err)
 	}
-	return &terminal{master: master, slave: slave, lines: []string{"$ make lab", ""}}
+	return &terminal{master: master, slave: slave, lines: []string{"$ make lab", ""}, row: 1}
 }
 
 // start runs cmd on the terminal, in a session of its own.
@@ -177,7 +178,8 @@ func (p *terminal) start(cmd *exec.Cmd) error {
 	return nil
 }
 
-const eraseLine = "\x1b[K"
+// control is a control sequence (ECMA-48, CSI): parameters and what they are for.
+var control = regexp.MustCompile(`^\x1b\[([0-9;?]*)([A-Za-z])`)
 
 func (p *terminal) show(b []byte) {
 	p.mu.Lock()
@@ -185,23 +187,37 @@ func (p *terminal) show(b []byte) {
 	b = append(p.rest, b...)
 	p.rest = nil
 	for len(b) > 0 {
-		last := &p.lines[len(p.lines)-1]
-		switch {
-		case bytes.HasPrefix(b, []byte("\r\n")):
-			p.lines = append(p.lines, "")
-			b = b[2:]
-		case bytes.HasPrefix(b, []byte("\r"+eraseLine)):
-			*last = ""
-			b = b[len(eraseLine)+1:]
-		case (b[0] == '\r' || b[0] == '\x1b') && len(b) <= len(eraseLine):
-			p.rest = bytes.Clone(b)
+		switch m := control.FindSubmatch(b); {
+		case m != nil:
+			n, err := strconv.Atoi(string(m[1]))
+			if err != nil {
+				n = 1
+			}
+			switch m[2][0] {
+			case 'A': // cursor up
+				p.row = max(p.row-n, 0)
+			case 'J': // erase below; lpmos asks for it at the beginning of a line
+				p.lines = append(p.lines[:p.row], "")
+			case 'K': // erase the line, likewise
+				p.lines[p.row] = ""
+			}
+			b = b[len(m[0]):] // colours do not go into the picture
+		case b[0] == '\x1b':
+			p.rest = bytes.Clone(b) // the end of the sequence is still to come
 			return
+		case b[0] == '\r':
+			b = b[1:]
+		case b[0] == '\n':
+			if p.row++; p.row == len(p.lines) {
+				p.lines = append(p.lines, "")
+			}
+			b = b[1:]
 		default:
-			n := bytes.IndexByte(b[1:], '\r') + 1
-			if n == 0 {
+			n := bytes.IndexAny(b, "\r\n\x1b")
+			if n < 0 {
 				n = len(b)
 			}
-			*last += string(b[:n])
+			p.lines[p.row] += string(b[:n])
 			b = b[n:]
 		}
 	}
