@@ -1,0 +1,27 @@
+package lpmos
+
+import "context"
+
+// Actor is who changes something, and from where. It travels with the request,
+// so that what is written down about a change names a person, whatever lies
+// between the edge and the store.
+type Actor struct {
+	Name string // "anna", "token:ci", "agent", "orchestrator"
+	From string // the peer's address as the listener saw it, "" when there is none
+}
+
+type actorKey struct{}
+
+// WithActor gives a context in which a acts. Edges (REST, pages, agent API) set
+// it once, from what they verified.
+func WithActor(ctx context.Context, a Actor) context.Context {
+	return context.WithValue(ctx, actorKey{}, a)
+}
+
+// ActorOf is who acts in ctx; LPMOS itself where no edge said so.
+func ActorOf(ctx context.Context) Actor {
+	if a, ok := ctx.Value(actorKey{}).(Actor); ok {
+		return a
+	}
+	return Actor{Name: "orchestrator"}
+}
