@@ -24,7 +24,12 @@ type Client struct {
 	base *url.URL
 	http *http.Client
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	token string
 }
+
+// UseToken shows a token with every request. It must be called before any.
+func (c *Client) UseToken(token string) { c.token = token }
 
 // New makes a client of the control plane at server, such as
 // http://localhost:8080. dial may be nil; the lab passes one that reaches into
@@ -56,6 +61,10 @@ type Problem struct {
 	Plan       *lpmos.Plan  `json:"plan"`
 	// Lines are all lines of a batch that cannot be accepted.
 	Lines []lpmos.BatchLine `json:"lines"`
+	// NeedRole is the role that may do what was refused, TriesLeft how many more
+	// passwords will be looked at.
+	NeedRole  lpmos.Role `json:"need_role"`
+	TriesLeft *int       `json:"tries_left"`
 }
 
 func (p *Problem) Error() string {
@@ -76,6 +85,10 @@ func (p *Problem) Is(target error) bool {
 		return p.Status == http.StatusServiceUnavailable
 	case lpmos.ErrChanged:
 		return p.Status == http.StatusPreconditionFailed
+	case lpmos.ErrSignedOut:
+		return p.Status == http.StatusUnauthorized
+	case lpmos.ErrForbidden:
+		return p.Status == http.StatusForbidden
 	}
 	return false
 }
@@ -91,6 +104,7 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 	for k, v := range header {
 		req.Header[k] = v
 	}
+	c.authorize(req.Header)
 	if n, ok := body.(interface{ contentLength() int64 }); ok {
 		req.ContentLength = n.contentLength()
 	}
@@ -123,6 +137,12 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 		return fmt.Errorf("read answer of %s: %w", c.base, err)
 	}
 	return nil
+}
+
+func (c *Client) authorize(h http.Header) {
+	if c.token != "" {
+		h.Set("Authorization", "Bearer "+c.token)
+	}
 }
 
 func (c *Client) get(ctx context.Context, path string, out any) error {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -39,6 +40,39 @@ func (m *model) Counts() map[lpmos.Status]int {
 	return m.counts
 }
 
+func (m *model) RegionCounts(string) map[lpmos.Status]int {
+	return map[lpmos.Status]int{lpmos.Pending: 1}
+}
+
+// Tasks 1 and 3 are in dc1, 2 is in dc2, as status and progress below have it.
+func (m *model) TaskRegion(id string) (string, bool) {
+	region, ok := map[string]string{task1: "dc1", task2: "dc2"}[id]
+	return region, ok
+}
+
+// doorkeeper lets everybody stay as they are, unless told otherwise.
+type doorkeeper struct {
+	mu      sync.Mutex
+	changed int64
+	now     func(auth.Principal) (auth.Principal, bool)
+}
+
+func (d *doorkeeper) Still(p auth.Principal) (auth.Principal, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.now == nil {
+		return p, true
+	}
+	return d.now(p)
+}
+
+func (d *doorkeeper) Changed() int64 { d.mu.Lock(); defer d.mu.Unlock(); return d.changed }
+
+func (d *doorkeeper) Origin(r *http.Request) string { return "http://" + r.Host }
+
+// program is who connects in most tests: with a token, an admin of everything.
+var program = auth.Principal{Kind: auth.Token, Name: "tester", Role: lpmos.Admin}
+
 // server is a hub behind a real listener that stands at revision 10.
 type server struct {
 	*Hub
@@ -49,9 +83,9 @@ type server struct {
 
 func serve(t *testing.T) *server {
 	t.Helper()
-	h := New(&model{counts: map[lpmos.Status]int{lpmos.Pending: 2}}, slog.New(slog.DiscardHandler))
+	h := New(&model{counts: map[lpmos.Status]int{lpmos.Pending: 2}}, &doorkeeper{}, slog.New(slog.DiscardHandler))
 	h.Publish(api.Update{Rev: 10, Reset: true})
-	srv := httptest.NewServer(h)
+	srv := httptest.NewServer(auth.As(program, h))
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
