@@ -25,11 +25,24 @@ type Client struct {
 	http *http.Client
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	token string
+	token func() string
 }
 
 // UseToken shows a token with every request. It must be called before any.
-func (c *Client) UseToken(token string) { c.token = token }
+func (c *Client) UseToken(token string) { c.token = func() string { return token } }
+
+// UseTokenFile shows what a file holds, which is read anew for each request: a
+// control plane writes another local-token at each start. While there is no
+// such file, nothing is shown.
+func (c *Client) UseTokenFile(path string) {
+	c.token = func() string {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return "" // the server says that nobody is signed in
+		}
+		return strings.TrimSpace(string(b))
+	}
+}
 
 // New makes a client of the control plane at server, such as
 // http://localhost:8080. dial may be nil; the lab passes one that reaches into
@@ -140,8 +153,11 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 }
 
 func (c *Client) authorize(h http.Header) {
-	if c.token != "" {
-		h.Set("Authorization", "Bearer "+c.token)
+	if c.token == nil {
+		return
+	}
+	if token := c.token(); token != "" {
+		h.Set("Authorization", "Bearer "+token)
 	}
 }
 

@@ -374,12 +374,7 @@ func (a *app) client() (*apiclient.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	token, err := a.tokenFor(c.Server())
-	if err != nil {
-		return nil, err
-	}
-	c.UseToken(token)
-	return c, nil
+	return c, a.credit(c)
 }
 
 // stranger is a client that shows no token.

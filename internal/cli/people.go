@@ -82,25 +82,30 @@ func writeCredentials(all map[string]credential) error {
 	return nil
 }
 
-// tokenFor is what to show to a server: --token, --token-file, or what login
-// kept; "" for nothing.
-func (a *app) tokenFor(server string) (string, error) {
+// credit gives a client what to show: --token, --token-file, or what login
+// kept, if anything.
+func (a *app) credit(c *apiclient.Client) error {
 	if a.token != "" {
-		return a.token, nil
+		c.UseToken(a.token)
+		return nil
 	}
 	if a.tokenIn != "" {
 		b, err := os.ReadFile(a.tokenIn)
 		if err != nil {
-			return "", fmt.Errorf("read --token-file: %w", err)
+			return fmt.Errorf("read --token-file: %w", err)
 		}
 		token := strings.TrimSpace(string(b))
 		if token == "" || strings.ContainsAny(token, " \r\n\t") {
-			return "", usageError{fmt.Errorf("--token-file %s holds no token", a.tokenIn)}
+			return usageError{fmt.Errorf("--token-file %s holds no token", a.tokenIn)}
 		}
-		return token, nil
+		c.UseTokenFile(a.tokenIn)
+		return nil
 	}
 	all, err := readCredentials()
-	return all[server].Token, err
+	if kept, ok := all[c.Server()]; ok {
+		c.UseToken(kept.Token)
+	}
+	return err
 }
 
 // prompt puts a question and reads one line; what is secret is not shown on a

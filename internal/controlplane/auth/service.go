@@ -135,7 +135,7 @@ func (a *Auth) LocalToken(name string) string {
 // NewLink makes a code that signs a user in, once, within LinkLimit, at this
 // replica. Who has it needs no password and is not asked for a new one.
 func (a *Auth) NewLink(user string) string {
-	code := NewSecret("")
+	code := NewSecret("")[:22] // 132 bits, and short enough for a terminal's line
 	now := a.cfg.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
