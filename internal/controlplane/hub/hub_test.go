@@ -79,13 +79,23 @@ type server struct {
 	t    *testing.T
 	url  string
 	stop func()
+	door *doorkeeper
+	as   func(auth.Principal) // who connects from now on
 }
 
 func serve(t *testing.T) *server {
 	t.Helper()
-	h := New(&model{counts: map[lpmos.Status]int{lpmos.Pending: 2}}, &doorkeeper{}, slog.New(slog.DiscardHandler))
+	door := &doorkeeper{}
+	h := New(&model{counts: map[lpmos.Status]int{lpmos.Pending: 2}}, door, slog.New(slog.DiscardHandler))
 	h.Publish(api.Update{Rev: 10, Reset: true})
-	srv := httptest.NewServer(auth.As(program, h))
+	who := &program
+	var mu sync.Mutex
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		now := *who
+		mu.Unlock()
+		auth.As(now, h).ServeHTTP(w, r)
+	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -93,7 +103,7 @@ func serve(t *testing.T) *server {
 			t.Error(err)
 		}
 	})
-	s := &server{Hub: h, t: t, url: "ws" + strings.TrimPrefix(srv.URL, "http"), stop: func() { cancel(); wg.Wait() }}
+	s := &server{Hub: h, t: t, door: door, as: func(p auth.Principal) { mu.Lock(); defer mu.Unlock(); who = &p }, url: "ws" + strings.TrimPrefix(srv.URL, "http"), stop: func() { cancel(); wg.Wait() }}
 	t.Cleanup(func() { s.stop(); srv.Close() })
 	return s
 }
@@ -427,11 +437,13 @@ func TestStatusIsNeverLost(t *testing.T) {
 	}
 }
 
+// W03: what a browser sends by itself counts only from a page of this origin.
 func TestOrigin(t *testing.T) {
 	s := serve(t)
+	s.as(auth.Principal{Kind: auth.Session, Name: "anna", Role: lpmos.Viewer})
 	host := strings.TrimPrefix(s.url, "ws://")
 	for origin, want := range map[string]int{
-		"": 101, "http://" + host: 101, "https://evil.example": 403, "http://" + host + ".evil.example": 403, "null": 403, "http://localhost": 403, "file://": 403,
+		"": 403, "http://" + host: 101, "https://" + host: 403, "https://evil.example": 403, "http://" + host + ".evil.example": 403, "null": 403, "http://localhost": 403, "file://": 403,
 	} {
 		h := http.Header{}
 		if origin != "" {
