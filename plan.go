@@ -130,6 +130,9 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 	if problem == "" && !slices.Contains(img.BootModes, h.BootMode) {
 		problem = "The image " + img.Name() + " cannot boot a " + h.BootMode + " machine."
 	}
+	if problem == "" && len(img.Preflight.Problems()) > 0 {
+		problem = "The image " + img.Name() + " cannot be installed: " + img.Preflight.Problems()[0]
+	}
 	if !t.WantsVerification() {
 		p.Effect.Unverified = true
 		p.Effect.Files = plannedFiles[:len(plannedFiles)-callhomeFiles]
@@ -221,7 +224,7 @@ func (e *Effect) Partition(role string) (PlannedPartition, bool) {
 }
 
 func chooseDisk(t *Task, h *Hardware, img Image) (Disk, string) {
-	need := img.SizeBytes + biosBootBytes + espBytes + 2*GPTReserveBytes
+	need := img.DiskBytes()
 	if t.TargetDisk != nil {
 		d, err := h.Disk(*t.TargetDisk)
 		switch {
