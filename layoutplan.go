@@ -8,13 +8,6 @@ import (
 	"strings"
 )
 
-// How an image gets onto the disks.
-const (
-	MethodFilesystem = ""     // a filesystem image, onto the root partition
-	MethodDisk       = "disk" // a whole disk image
-	MethodTar        = "tar"  // a tree of files, onto filesystems that are made
-)
-
 // PlannedDisk is a disk beyond the first that an effect writes to.
 type PlannedDisk struct {
 	Disk       DiskRef            `json:"disk"`
@@ -143,7 +136,7 @@ func (l laid) apply(p *Plan) {
 // files is what is written after the image, for people to see: a disk image
 // keeps its own fstab and boot loader, a declared layout needs more than fstab.
 func (l laid) files(all []PlannedFile) []PlannedFile {
-	if l.effect.Method == MethodDisk {
+	if l.effect.Method == FormatDisk {
 		return slices.DeleteFunc(slices.Clone(all), func(f PlannedFile) bool {
 			return f.Path == "/etc/fstab" || strings.HasPrefix(f.Path, "/boot/")
 		})
@@ -160,17 +153,17 @@ func (l laid) files(all []PlannedFile) []PlannedFile {
 // layOut decides which disks are written and how they are divided. problem says
 // why it cannot be.
 func layOut(t *Task, h *Hardware, img Image) (l laid, problem string) {
-	switch img.Format {
-	case MethodDisk, MethodTar:
+	switch img.Kind() {
+	case FormatDisk, FormatTar:
 		l.effect.Method = img.Format
-	case "", "ext4":
+	case FormatExt4:
 	default:
 		return l, "The image " + img.Name() + " has a format that this version cannot install: " + img.Format + "."
 	}
 	if !t.Layout.Plain() {
-		if l.effect.Method != MethodTar {
+		if l.effect.Method != FormatTar {
 			what := "a filesystem, which fits one partition"
-			if l.effect.Method == MethodDisk {
+			if l.effect.Method == FormatDisk {
 				what = "a whole disk with partitions of its own"
 			}
 			return l, "The image " + img.Name() + " is " + what + ": it cannot be laid out as " + t.Layout.Name() + ". Use an image that is a tree of files, or no layout."
@@ -183,7 +176,7 @@ func layOut(t *Task, h *Hardware, img Image) (l laid, problem string) {
 	}
 	l.disks = []Disk{disk}
 	l.effect.Target, l.effect.Partitions = disk.Ref(), []PlannedPartition{}
-	if l.effect.Method != MethodDisk {
+	if l.effect.Method != FormatDisk {
 		l.effect.Partitions = layout(t.ID, disk)
 	} else if disk.SectorBytes != 512 {
 		return laid{}, "The image " + img.Name() + " is of a disk with sectors of 512 bytes, and the disk has " + strconv.Itoa(disk.SectorBytes) + ": its partition table would mean other places. Use an image that is a tree of files."
@@ -269,8 +262,8 @@ func (l laid) declared(t *Task, h *Hardware, img Image) (laid, string) {
 		}
 		l.effect.Groups = append(l.effect.Groups, p)
 	}
-	if root, _ := l.effect.Root(); root.SizeBytes < filesNeed(img) {
-		return l, "The filesystem at / is too small: " + FormatBytes(root.SizeBytes) + ", and the image needs " + FormatBytes(filesNeed(img)) + "."
+	if root, _ := l.effect.Root(); root.SizeBytes < img.SizeBytes {
+		return l, "The filesystem at / is too small: " + FormatBytes(root.SizeBytes) + ", and the image needs " + FormatBytes(img.SizeBytes) + "."
 	}
 	return l, ""
 }
@@ -281,10 +274,6 @@ const extentBytes = 4 * mib
 // arrayOverhead is what mdadm keeps of a member for itself, at most: the space
 // before the data that lets an array be reshaped, and the bitmap.
 func arrayOverhead(member int64) int64 { return min(member/16, 132*mib) }
-
-// filesNeed is the least a filesystem must have for a tree of files: what
-// filesystems keep for themselves, and room for the first boot to write.
-func filesNeed(img Image) int64 { return max(img.UsedBytes, img.SizeBytes)*5/4 + minFilesystemBytes/3 }
 
 // bootParts are the partitions, "a/boot", that carry what the boot loader reads.
 func (l Layout) bootParts() []string {

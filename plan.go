@@ -42,7 +42,7 @@ type Effect struct {
 	// Layout is the name of the declared layout, "" for the plain one. Then
 	// there may be more disks than the target, and more than partitions on them.
 	Layout string         `json:"layout,omitempty"`
-	Method string         `json:"method,omitempty"` // MethodDisk, MethodTar; "" is a filesystem image
+	Method string         `json:"method,omitempty"` // FormatDisk, FormatTar; "" is a filesystem image
 	Also   []PlannedDisk  `json:"also,omitempty"`
 	Arrays []PlannedArray `json:"arrays,omitempty"`
 	Groups []PlannedGroup `json:"volume_groups,omitempty"`
@@ -137,6 +137,9 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 	}
 	if problem == "" && !slices.Contains(img.BootModes, h.BootMode) {
 		problem = "The image " + img.Name() + " cannot boot a " + h.BootMode + " machine."
+	}
+	if problem == "" && len(img.Preflight.Problems()) > 0 {
+		problem = "The image " + img.Name() + " cannot be installed: " + img.Preflight.Problems()[0]
 	}
 	if !t.WantsVerification() {
 		p.Effect.Unverified = true
@@ -238,7 +241,7 @@ func (e *Effect) Partition(role string) (PlannedPartition, bool) {
 }
 
 func chooseDisk(t *Task, h *Hardware, img Image) (Disk, string) {
-	need := diskNeed(img)
+	need := img.DiskBytes()
 	if t.TargetDisk != nil {
 		d, err := h.Disk(*t.TargetDisk)
 		switch {
@@ -277,17 +280,6 @@ func chooseDisk(t *Task, h *Hardware, img Image) (Disk, string) {
 	}
 	slices.SortStableFunc(fit, leastDestructive)
 	return fit[0], ""
-}
-
-// diskNeed is the least a disk must have for an image.
-func diskNeed(img Image) int64 {
-	switch img.Format {
-	case MethodDisk:
-		return img.SizeBytes // its own tables are inside
-	case MethodTar:
-		return filesNeed(img) + biosBootBytes + espBytes + 2*GPTReserveBytes
-	}
-	return img.SizeBytes + biosBootBytes + espBytes + 2*GPTReserveBytes
 }
 
 // leastDestructive orders blank disks first, then the smallest, then by a name
