@@ -112,6 +112,17 @@ func (e *Effect) mountedAt(mount string) (PlannedFS, bool) {
 	return PlannedFS{}, false
 }
 
+// BootDisk is how the region's boot helper finds the disk: by what the boot
+// loader reads, which a GRUB can read too, or by the name of a whole-disk image.
+func (e *Effect) BootDisk() *BootDisk {
+	if e.BootID != "" {
+		return &BootDisk{RootUUID: e.BootID, ESPUUID: e.BootID, BootMode: e.BootMode}
+	}
+	fs, _ := e.Boot()
+	esp, _ := e.Partition("esp")
+	return &BootDisk{RootUUID: fs.UUID, ESPUUID: esp.UUID, BootMode: e.BootMode}
+}
+
 // laid is the part of an effect that is about disks, with what it costs.
 type laid struct {
 	disks   []Disk
@@ -123,6 +134,7 @@ func (l laid) apply(p *Plan) {
 	e := l.effect
 	p.Effect.Target, p.Effect.Partitions, p.Effect.Also = e.Target, e.Partitions, e.Also
 	p.Effect.Arrays, p.Effect.Groups, p.Effect.Layout, p.Effect.Method = e.Arrays, e.Groups, e.Layout, e.Method
+	p.Effect.BootID = e.BootID
 	for _, d := range l.disks {
 		for _, h := range hazards(d) {
 			if len(l.disks) > 1 {
@@ -178,10 +190,15 @@ func layOut(t *Task, h *Hardware, img Image) (l laid, problem string) {
 	l.effect.Target, l.effect.Partitions = disk.Ref(), []PlannedPartition{}
 	if l.effect.Method != FormatDisk {
 		l.effect.Partitions = layout(t.ID, disk)
-	} else if disk.SectorBytes != 512 {
+	} else if l.effect.BootID = bootID(t.ID, disk); disk.SectorBytes != 512 {
 		return laid{}, "The image " + img.Name() + " is of a disk with sectors of 512 bytes, and the disk has " + strconv.Itoa(disk.SectorBytes) + ": its partition table would mean other places. Use an image that is a tree of files."
 	}
 	return l, ""
+}
+
+func bootID(taskID string, d Disk) string {
+	sum := sha256.Sum256([]byte("lpmos boot id\x00" + taskID + "\x00" + d.Ref().String()))
+	return formatUUID([16]byte(sum[:16]), 8)
 }
 
 // declared lays out a layout that is not plain.

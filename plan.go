@@ -46,6 +46,9 @@ type Effect struct {
 	Also   []PlannedDisk  `json:"also,omitempty"`
 	Arrays []PlannedArray `json:"arrays,omitempty"`
 	Groups []PlannedGroup `json:"volume_groups,omitempty"`
+	// BootID names the disk of a whole-disk image to the region's boot helper:
+	// the image's own identifiers are those of all its copies.
+	BootID string `json:"boot_id,omitempty"`
 }
 
 // PlannedPartition is one partition of the new table, in order.
