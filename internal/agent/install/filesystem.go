@@ -153,7 +153,7 @@ func (in *Installer) mount(dir string, fs mountable) error {
 			}
 		}
 	}
-	if err := syscall.Mount(fs.dev, filepath.Join(dir, fs.Mount), fs.FS, mountOptions, ""); err != nil {
+	if err := in.mountFS(fs.dev, filepath.Join(dir, fs.Mount), fs.FS, mountOptions); err != nil {
 		return &Failure{Code: "image_corrupt", Cause: "The " + fs.FS + " filesystem for " + fs.Mount + " that was written cannot be mounted.", NextStep: nextImage, Err: fmt.Errorf("mount %s: %w", fs.dev, err)}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/lpmos/lpmos"
@@ -88,8 +89,10 @@ type Installer struct {
 	decode Decoder
 	log    *slog.Logger
 
-	// open is replaced by tests that work on regular files.
-	open func(path string) (*device, error)
+	// open is replaced by tests that work on regular files, mountFS by those on a
+	// kernel that lacks FAT.
+	open    func(path string) (*device, error)
+	mountFS func(source, target, fstype string, flags uintptr) error
 }
 
 // New makes an installer. A nil decode is the zstd program of cfg.Tools.
@@ -117,7 +120,7 @@ func New(cfg Config, run Runner, blobs Blobs, decode Decoder, log *slog.Logger) 
 	if decode == nil {
 		decode = Zstd{Path: cfg.Tools.Zstd}
 	}
-	return &Installer{cfg: cfg, run: run, blobs: blobs, decode: decode, log: log, open: openBlock}
+	return &Installer{cfg: cfg, run: run, blobs: blobs, decode: decode, log: log, open: openBlock, mountFS: mountFS}
 }
 
 // Finished reads the marker of a disk of this machine. ok is false when there
@@ -297,6 +300,10 @@ func (in *Installer) identify(ctx context.Context, ref lpmos.DiskRef) (string, e
 			NextStep: "Check that the disk is present and healthy, then retry the task.", Err: err}
 	}
 	return d.Device, nil
+}
+
+func mountFS(source, target, fstype string, flags uintptr) error {
+	return syscall.Mount(source, target, fstype, flags, "")
 }
 
 // mountPoint makes the directory on which the root filesystem is mounted.

@@ -89,7 +89,7 @@ type unpacker struct {
 	limit int64 // of bytes in files
 
 	files, bytes int64
-	dirs         []dirTime // times of directories, set when nothing is put into them any more
+	dirs         []dirTime          // times of directories, set when nothing is put into them any more
 	samples      map[string]fileSum // by name
 	every        int64
 	names        map[string]map[string]int // "user", "group": ids by name, for ACLs
@@ -416,7 +416,9 @@ func (u *unpacker) xattrs(h *tar.Header) ([]xattr, error) {
 // ACL in acl(5)'s short or long text form.
 func (u *unpacker) acl(text string) ([]byte, error) {
 	const undefined = 0xffffffff
-	bad := func(entry string) error { return fmt.Errorf("its ACL has an entry %s that means nothing", quoted(entry)) }
+	bad := func(entry string) error {
+		return fmt.Errorf("its ACL has an entry %s that means nothing", quoted(entry))
+	}
 	type entry struct {
 		tag, perm uint16
 		id        uint32
