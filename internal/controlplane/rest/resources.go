@@ -99,7 +99,7 @@ func (a *API) putImage(c *gin.Context) {
 		a.fail(c, &lpmos.InvalidError{Field: "digest", Problem: "names a manifest whose pack was not uploaded", Value: m.Pack.SHA256})
 		return
 	}
-	i.SizeBytes, i.UsedBytes, i.StoredBytes, i.CloudInit = m.SizeBytes, m.UsedBytes, m.Pack.Bytes, m.CloudInit
+	i.Format, i.SizeBytes, i.UsedBytes, i.StoredBytes, i.CloudInit = m.Format, m.RootBytes(), m.UsedBytes, m.Pack.Bytes, m.CloudInit
 	if len(i.BootModes) == 0 {
 		i.BootModes = []string{"bios", "uefi"}
 	}
