@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -622,3 +623,4 @@ func TestRequestValidate(t *testing.T) {
 	}
 }
 
+var quiet = slog.New(slog.DiscardHandler)
