@@ -22,6 +22,7 @@ type Orchestrator interface {
 	PutTemplate(ctx context.Context, t lpmos.Template, based int, by string) (lpmos.Template, error)
 	DeleteTemplate(ctx context.Context, name string, based int, by string) error
 	DeleteImage(ctx context.Context, os, version, arch string, rev int64, by string) error
+	SignImage(i *lpmos.Image)
 	Preview(template, taskID string) (string, error)
 	CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error)
 	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error)
@@ -153,6 +154,13 @@ func (a *Actions) DeleteImage(ctx context.Context, os, version, arch string, rev
 		return err
 	}
 	return a.o.DeleteImage(ctx, os, version, arch, rev, a.by())
+}
+
+// SignImage signs an entry of the catalogue, for an admin.
+func (a *Actions) SignImage(i *lpmos.Image) {
+	if a.r.p.May(auth.Administer) == nil {
+		a.o.SignImage(i)
+	}
 }
 
 // Preview renders a template for a task, or for a sample machine.
