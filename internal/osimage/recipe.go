@@ -104,7 +104,7 @@ func debian12Storage() recipe {
 var recipes = map[string]recipe{
 	"debian-12":         debian12,
 	"debian-12-storage": debian12Storage(),
-	"tiny-storage": tinyStorage(),
+	"tiny-storage":      tinyStorage(),
 	"tiny": tiny("1", "LPMOS tiny (test system)", "linux-image-cloud-amd64",
 		[]string{"virtio_pci", "virtio_blk", "virtio_scsi", "nvme", "ata_piix", "sd_mod", "ext4", "crc32c_generic", "crc32c_intel"},
 		[]string{"virtio_net", "virtio_rng", "vmxnet3", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs"}),
