@@ -121,6 +121,9 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 	t, unnamed := named(t, h)
 	want := lpmos.NewPlan(&t, h, image)
 	want.Problem = cmp.Or(want.Problem, unnamed)
+	if err := o.trust(&image); err != nil {
+		want.Problem = "The entry of the image " + image.Name() + " in the catalogue is not signed by this control plane. Build or import it again."
+	}
 	if t.Plan != nil && t.Plan.Digest == want.Digest && t.Plan.HardwareDigest == want.HardwareDigest && t.Plan.Problem == want.Problem {
 		return errNothing
 	}

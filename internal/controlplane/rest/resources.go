@@ -106,6 +106,7 @@ func (a *API) putImage(c *gin.Context) {
 	if i.CreatedAt.IsZero() {
 		i.CreatedAt = time.Now().UTC()
 	}
+	a.act.SignImage(&i)
 	if rev, err = a.store.PutImageIf(c.Request.Context(), i, rev); err != nil {
 		a.fail(c, err)
 		return
