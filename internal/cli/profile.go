@@ -58,8 +58,8 @@ func writeProfile(w *tabwriter.Writer, p apiclient.Profile) {
 	if p.Verify != nil && !*p.Verify {
 		verify = "not waited for"
 	}
-	fmt.Fprintf(w, "profile\t%s\ndescription\t%s\nsystem\t%s\nhost names\t%s\nverification\t%s\ntemplate\t%s\nnotes\t%s\nchanged\t%s ago, by %s\nused by\t%s tasks\n",
-		p.Ref(), dash(p.Description), dash(strings.TrimSpace(p.OSType+" "+p.OSVersion+" "+p.Arch)), dash(p.Hostname), verify, dash(p.Template), dash(p.Notes), age(p.UpdatedAt), dash(p.UpdatedBy), uses(p.UsedBy))
+	fmt.Fprintf(w, "profile\t%s\ndescription\t%s\nsystem\t%s\nhost names\t%s\nverification\t%s\ntemplate\t%s\nlayout\t%s\nnotes\t%s\nchanged\t%s ago, by %s\nused by\t%s tasks\n",
+		p.Ref(), dash(p.Description), dash(strings.TrimSpace(p.OSType+" "+p.OSVersion+" "+p.Arch)), dash(p.Hostname), verify, dash(p.Template), p.Layout.Name(), dash(p.Notes), age(p.UpdatedAt), dash(p.UpdatedBy), uses(p.UsedBy))
 	for _, k := range p.SSHKeys {
 		fmt.Fprintf(w, "SSH key\t%s\n", plain(k))
 	}
@@ -89,6 +89,7 @@ ends with exit code 4. Tasks that exist are never changed.`,
 	f.StringVar(&p.Hostname, "hostname-pattern", "", "host name with {"+strings.Join(lpmos.HostnameFacts(), "}, {")+"}")
 	f.StringVar(&keyFile, "ssh-key-file", "", "file of public keys that may log in")
 	f.StringVar(&p.Template, "template", "", "user-data template")
+	layoutFlag(f, &p.Layout)
 	f.StringVar(&p.Notes, "notes", "", "notes of each task")
 	f.BoolVar(&noVerify, "no-verify", false, "tasks complete without waiting for the installed system")
 	f.IntVar(&version, "version", 0, "the version the change is based on (default: that of the file, or the newest)")
@@ -108,7 +109,7 @@ ends with exit code 4. Tasks that exist are never changed.`,
 		for name, to := range map[string]func(){
 			"description": func() { next.Description = p.Description }, "os": func() { next.OSType = p.OSType }, "os-version": func() { next.OSVersion = p.OSVersion },
 			"arch": func() { next.Arch = p.Arch }, "hostname-pattern": func() { next.Hostname = p.Hostname }, "template": func() { next.Template = p.Template },
-			"notes": func() { next.Notes = p.Notes }, "no-verify": func() { verify := !noVerify; next.Verify = &verify }, "version": func() { next.Version = version },
+			"notes": func() { next.Notes = p.Notes }, "layout": func() { next.Layout = p.Layout }, "no-verify": func() { verify := !noVerify; next.Verify = &verify }, "version": func() { next.Version = version },
 		} {
 			if f.Changed(name) {
 				to()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
@@ -139,6 +140,16 @@ func (o *waiting) bound(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeoutCause(ctx, o.timeout, errTimeout)
 }
 
+// layoutFlag takes the name of a preset; a layout that is spelled out comes with a
+// profile.
+func layoutFlag(f *pflag.FlagSet, to **lpmos.Layout) {
+	f.Func("layout", "how disks are divided, for images that are trees of files: "+strings.Join(lpmos.LayoutPresets(), ", "), func(name string) error {
+		l := &lpmos.Layout{Preset: name}
+		*to = l
+		return l.Validate()
+	})
+}
+
 func (a *app) taskCreate() *cobra.Command {
 	var spec lpmos.Spec
 	var mac, keyFile, key, csvFile string
@@ -173,6 +184,7 @@ named; nothing is created unless all are good. Repeated with the same
 	f.StringVar(&spec.Arch, "arch", "", "amd64 or arm64 (default: the profile's, or amd64)")
 	f.StringVar(&spec.Profile, "profile", "", "profile that says the rest: a name, or name@version")
 	f.StringVar(&spec.Template, "template", "", "template of the cloud-init user data, likewise")
+	layoutFlag(f, &spec.Layout)
 	f.StringVar(&spec.Hostname, "hostname", "", "host name (default: machine- and the end of the MAC)")
 	f.StringVar(&spec.HostnamePattern, "hostname-pattern", "", "host name made of what the machine reports, such as web-{serial}")
 	f.BoolVar(&noVerify, "no-verify", false, "complete when everything is written, without waiting for the system's call home")
