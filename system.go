@@ -136,6 +136,14 @@ var reservedUsers = []string{
 	"shutdown", "halt", "operator", "ftp", "sshd", "messagebus", "polkitd", "dbus", "chrony", "tss",
 }
 
+// Static are the addresses that are not asked of a server; s may be nil.
+func (s *Setup) Static() []string {
+	if s == nil {
+		return nil
+	}
+	return s.Network.Static()
+}
+
 // Empty reports whether there is nothing to configure.
 func (s *Setup) Empty() bool {
 	return s == nil || len(s.Users) == 0 && s.Timezone == "" && s.Locale == "" && s.Keyboard == "" && s.Network == nil &&

@@ -364,7 +364,7 @@ func taskHead(wide bool) []string {
 
 func taskRow(t lpmos.Task, wide bool) []cell {
 	row := []cell{
-		txt(t.ID[:min(8, len(t.ID))]), {plain(string(t.Status)), statusTone(t.Status)}, txt(percent(t)), txt(t.Hostname), txt(t.TargetMAC.String()),
+		txt(t.ID[:min(8, len(t.ID))]), statusCell(t), txt(percent(t)), txt(t.Hostname), txt(t.TargetMAC.String()),
 		txt(t.OSType + " " + t.OSVersion), txt(t.RegionID), {age(t.CreatedAt), dim},
 	}
 	if wide {
@@ -561,6 +561,14 @@ func diskContent(d lpmos.Disk) (found []string) {
 		found = append(found, "could not be read: "+plain(d.ContentUnknownBecause))
 	}
 	return found
+}
+
+// statusCell is a status, and what of a completed task is not as planned.
+func statusCell(t lpmos.Task) cell {
+	if len(t.Drift) == 0 {
+		return cell{plain(string(t.Status)), statusTone(t.Status)}
+	}
+	return cell{plain(string(t.Status) + " (drift: " + lpmos.DriftNames(t.Drift) + ")"), attention}
 }
 
 func (a *app) taskPlan() *cobra.Command {

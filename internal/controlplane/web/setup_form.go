@@ -235,7 +235,7 @@ func (w *Web) setupGroups(f setupForm, problems []fieldProblem, more int) []form
 		}
 		network.Rows = append(network.Rows, formRow{Title: title, Open: r.Kind != "nic" || r.Routes != "" || r.MTU != "", Fields: []formField{
 			optional(at("name"), w.T("Name"), w.T("Of a port: only how bonds and VLANs here refer to it"), r.Name, "lan0"),
-			{Name: at("kind"), Label: w.T("What it is"), Kind: "choice", Value: r.Kind, Choices: []choice{{Value: "nic", Label: w.T("a network port")}, {Value: "bond", Label: w.T("a bond of ports")}, {Value: "vlan", Label: w.T("a VLAN")}}},
+			{Name: at("kind"), Label: w.T("Kind"), Kind: "choice", Value: r.Kind, Choices: []choice{{Value: "nic", Label: w.T("a network port")}, {Value: "bond", Label: w.T("a bond of ports")}, {Value: "vlan", Label: w.T("a VLAN")}}},
 			optional(at("nic"), w.T("Port"), w.T("boot: that the machine booted from; nic1: the first by its slot; or a MAC"), r.NIC, "boot"),
 			{Name: at("dhcp4"), Label: w.T("IPv4 by DHCP"), Kind: "check", Checked: r.DHCP4}, {Name: at("dhcp6"), Label: w.T("IPv6 by DHCP"), Kind: "check", Checked: r.DHCP6},
 			{Name: at("per_machine"), Label: w.T("Each task gives it its address"), Kind: "check", Checked: r.PerMachine},
