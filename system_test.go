@@ -258,15 +258,6 @@ func TestDirectFiles(t *testing.T) {
 	}
 }
 
-// yamlReader is the YAML 1.1 reader that cloud-init has; "" where there is none.
-func yamlReader(t *testing.T) string {
-	p, err := exec.LookPath("python3")
-	if err != nil || exec.Command(p, "-c", "import yaml").Run() != nil {
-		t.Skip("there is no PyYAML here")
-	}
-	return p
-}
-
 var awkward = []string{
 	"on", "0755", "11:22:33:44:55:59", "12e03", "1_000", "<<", "=", "~", "null", "yes", "- a", "# b", "a: b", "a #b", "&x *x", "!!python/object", "%x", "`x", "@x", "{x", "[x",
 	"'", `"`, `\`, "\"\\n- runcmd: [x]", " x ", "é", "\u0085", "\u00a0", "\u2028", "\u2029", "\ufeff", "\ufffd", "😀", "\u007f", "\u009f",
@@ -274,7 +265,10 @@ var awkward = []string{
 
 // TestSeedIsYAML gives awkward texts to the reader that cloud-init uses.
 func TestSeedIsYAML(t *testing.T) {
-	python := yamlReader(t)
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("there is no Python here")
+	}
 	// One process reads them all: it takes longer to start than to read.
 	var all []string
 	for _, s := range awkward {
@@ -288,6 +282,9 @@ func TestSeedIsYAML(t *testing.T) {
 	cmd.Stdin = bytes.NewReader(in)
 	out, err := cmd.Output()
 	var got []string
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && strings.Contains(string(exit.Stderr), "No module named") {
+		t.Skip("there is no PyYAML here")
+	}
 	if err != nil || json.Unmarshal(out, &got) != nil {
 		t.Fatalf("PyYAML: %v, %q", err, out)
 	}
