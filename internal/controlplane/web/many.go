@@ -78,6 +78,12 @@ func commandOf(s lpmos.Spec) string {
 	if s.Hostname != "" {
 		c += " --hostname " + s.Hostname
 	}
+	if len(s.Addresses) > 0 {
+		c += " --address " + strings.Join(s.Addresses, ",")
+	}
+	if len(s.Gateways) > 0 {
+		c += " --gateway " + strings.Join(s.Gateways, ",")
+	}
 	return c
 }
 
