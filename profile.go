@@ -27,6 +27,7 @@ type Profile struct {
 	Template string `json:"template,omitempty"` // name of a template
 	// System is how the installed system is configured.
 	System    *Setup    `json:"system,omitempty"`
+	Layout    *Layout   `json:"layout,omitempty"` // nil is the plain one
 	CreatedAt time.Time `json:"created_at,omitzero"`
 	UpdatedAt time.Time `json:"updated_at,omitzero"`
 	UpdatedBy string    `json:"updated_by,omitempty"`
@@ -79,7 +80,7 @@ func (p Profile) Normalize() (Profile, error) {
 			p.System = nil
 		}
 	}
-	return p, nil
+	return p, p.Layout.Validate()
 }
 
 // Apply fills what s does not say from the profile and notes which version did.
@@ -97,6 +98,7 @@ func (p Profile) Apply(s Spec) Spec {
 	if s.Verify == nil {
 		s.Verify = p.Verify
 	}
+	s.Layout = cmp.Or(s.Layout, p.Layout)
 	s.Notes, s.Template = cmp.Or(s.Notes, p.Notes), cmp.Or(s.Template, p.Template)
 	return s
 }

@@ -181,16 +181,20 @@ func (p *Plan) Compare(r *Receipt, h *Hardware) []Drift {
 		}
 	}
 	differ("host name", e.Hostname, r.Hostname)
-	if r.RootDisk != (DiskRef{}) && r.RootDisk != e.Target && !(r.RootDisk.SizeBytes == e.Target.SizeBytes && e.Target.Path != "" && e.Target.Serial == "" && e.Target.WWN == "") {
+	if r.RootDisk != (DiskRef{}) && !e.Writes(r.RootDisk) && !(r.RootDisk.SizeBytes == e.Target.SizeBytes && e.Target.Path != "" && e.Target.Serial == "" && e.Target.WWN == "") {
 		differ("disk", e.Target.String(), r.RootDisk.String())
 	}
 	mounts := map[string]string{}
 	for _, m := range r.Mounts {
 		mounts[m.Path] = m.FS
 	}
-	for _, q := range e.Partitions {
-		if q.Mount != "" && strings.HasPrefix(q.Mount, "/") && len(r.Mounts) > 0 {
-			differ("mount "+q.Mount, q.FS, mounts[q.Mount])
+	planned := e.Filesystems()
+	if esp, ok := e.Partition("esp"); ok {
+		planned = append(planned, PlannedFS{FS: esp.FS, Mount: esp.Mount})
+	}
+	for _, fs := range planned {
+		if strings.HasPrefix(fs.Mount, "/") && len(r.Mounts) > 0 {
+			differ("mount "+fs.Mount, fs.FS, mounts[fs.Mount])
 		}
 	}
 	s := e.System

@@ -146,6 +146,8 @@ type Spec struct {
 	// profile leaves to tasks, or else for its first one.
 	Addresses []string `json:"addresses,omitempty"` // with their prefix length: "192.0.2.10/24"
 	Gateways  []string `json:"gateways,omitempty"`
+	// Layout divides the disks; nil is the plain one, or the profile's.
+	Layout *Layout `json:"layout,omitempty"`
 }
 
 // Limits on what a Spec may hold.
@@ -281,6 +283,9 @@ func (s Spec) Normalize() (Spec, error) {
 	}
 	if len(s.Notes) > MaxNotesBytes {
 		return s, &InvalidError{Field: "notes", Problem: "is longer than 2 KiB"}
+	}
+	if err := s.Layout.Validate(); err != nil {
+		return s, err
 	}
 	var err error
 	if s.Addresses, s.Gateways, err = checkAddresses(s.Addresses, s.Gateways); err != nil {
