@@ -60,7 +60,7 @@ var debian12 = recipe{
 		"usr-is-merged",
 		"linux-image-amd64", "initramfs-tools", "zstd", "kmod", "udev",
 		"systemd-sysv", "systemd-resolved", "systemd-timesyncd", "libpam-systemd", "libnss-systemd", "dbus",
-		"openssh-server", "cloud-init", "sudo", "ca-certificates",
+		"openssh-server", "cloud-init", "sudo", "ca-certificates", "tzdata",
 		"iproute2", "iputils-ping", "netbase", "procps", "less", "vim-tiny",
 		"e2fsprogs", "dosfstools", "efibootmgr",
 	},

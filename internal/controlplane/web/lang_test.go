@@ -125,6 +125,9 @@ func wordTables() [][]string {
 	for _, w := range factWords {
 		field = append(field, w)
 	}
+	for _, w := range driftWords {
+		field = append(field, w)
+	}
 	for _, w := range csvColumns {
 		field = append(field, w.Says)
 	}
