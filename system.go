@@ -20,19 +20,19 @@ import (
 // made of it (YAML, unit files, passwd lines) needs no quoting but for text
 // that may hold anything: comments of users and scripts.
 type Setup struct {
-	Users    []User   `json:"users,omitempty"`
-	Timezone string   `json:"timezone,omitempty"` // "Europe/Berlin", "UTC"
-	Locale   string   `json:"locale,omitempty"`   // "de_DE.UTF-8", "C.UTF-8"
-	Keyboard string   `json:"keyboard,omitempty"` // XKB layout, "us", "de"
-	Network  *Network `json:"network,omitempty"`  // nil: every port asks DHCP
-	NTP      []string `json:"ntp,omitempty"`      // servers, host names or addresses
-	Packages []string `json:"packages,omitempty"` // installed by cloud-init at the first boot, which needs a network
-	Kernel   []string `json:"kernel_args,omitempty"`
-	Scripts  []Script `json:"scripts,omitempty"` // run once, as root, in this order
+	Users    []Account `json:"users,omitempty"`
+	Timezone string    `json:"timezone,omitempty"` // "Europe/Berlin", "UTC"
+	Locale   string    `json:"locale,omitempty"`   // "de_DE.UTF-8", "C.UTF-8"
+	Keyboard string    `json:"keyboard,omitempty"` // XKB layout, "us", "de"
+	Network  *Network  `json:"network,omitempty"`  // nil: every port asks DHCP
+	NTP      []string  `json:"ntp,omitempty"`      // servers, host names or addresses
+	Packages []string  `json:"packages,omitempty"` // installed by cloud-init at the first boot, which needs a network
+	Kernel   []string  `json:"kernel_args,omitempty"`
+	Scripts  []Script  `json:"scripts,omitempty"` // run once, as root, in this order
 }
 
-// User is an account of the installed system beside root. It has no password.
-type User struct {
+// Account is one of the installed system beside root. It has no password.
+type Account struct {
 	Name    string   `json:"name"`            // [a-z_][a-z0-9_-]{0,31}
 	Gecos   string   `json:"gecos,omitempty"` // a person's name
 	Groups  []string `json:"groups,omitempty"`

@@ -18,7 +18,7 @@ import (
 // setup uses everything there is.
 func setup() lpmos.Setup {
 	return lpmos.Setup{
-		Users: []lpmos.User{
+		Users: []lpmos.Account{
 			{Name: "ops", Gecos: "Operations", Groups: []string{"adm"}, Shell: "/bin/sh", Sudo: true, SSHKeys: []string{edKey}},
 			{Name: "app"},
 		},
@@ -274,7 +274,7 @@ func TestSeedIsYAML(t *testing.T) {
 	for _, s := range awkward {
 		tk, img := task(), image()
 		img.CloudInit = true
-		tk.Setup = &lpmos.Setup{Users: []lpmos.User{{Name: "ops", Gecos: s}}} // as if nothing had refused it
+		tk.Setup = &lpmos.Setup{Users: []lpmos.Account{{Name: "ops", Gecos: s}}} // as if nothing had refused it
 		all = append(all, planned(t, lpmos.NewPlan(tk, server(), img), "/var/lib/cloud/seed/nocloud/user-data").Text)
 	}
 	in, _ := json.Marshal(all)
@@ -308,7 +308,7 @@ func FuzzProfile(f *testing.F) {
 	whole, _ := json.Marshal(lpmos.Profile{Name: "web", System: new(setup())})
 	f.Add(whole)
 	for _, s := range awkward {
-		b, _ := json.Marshal(lpmos.Profile{Name: "web", System: &lpmos.Setup{Users: []lpmos.User{{Name: "ops", Gecos: s}}, Timezone: s, Kernel: []string{s}, Scripts: []lpmos.Script{{Name: "a", Text: "#!/bin/sh\n" + s}}}})
+		b, _ := json.Marshal(lpmos.Profile{Name: "web", System: &lpmos.Setup{Users: []lpmos.Account{{Name: "ops", Gecos: s}}, Timezone: s, Kernel: []string{s}, Scripts: []lpmos.Script{{Name: "a", Text: "#!/bin/sh\n" + s}}}})
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {

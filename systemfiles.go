@@ -150,7 +150,7 @@ func (e *Effect) cloudFiles(s *Setup, taskID, template string) []PlannedFile {
 
 const sudoRule = "ALL=(ALL) NOPASSWD:ALL"
 
-func (u User) shell() string {
+func (u Account) shell() string {
 	if u.Shell == "" {
 		return "/bin/bash"
 	}

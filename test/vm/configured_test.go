@@ -29,7 +29,7 @@ func TestConfiguredDebian(t *testing.T) {
 	rest(t)
 	w := onSite(t, "debian-12", nil)
 	profile := w.put(lpmos.Setup{
-		Users:    []lpmos.User{{Name: "ops", Gecos: "Operations & Co", Groups: []string{"adm"}, Sudo: true}},
+		Users:    []lpmos.Account{{Name: "ops", Gecos: "Operations & Co", Groups: []string{"adm"}, Sudo: true}},
 		Timezone: "Asia/Shanghai", Kernel: []string{"mitigations=off"},
 		Network: &lpmos.Network{Interfaces: []lpmos.Interface{{Name: "lan0", NIC: "boot", PerMachine: true}}, DNS: []string{"10.77.0.1"}, Search: []string{"lab.example"}},
 		Scripts: []lpmos.Script{{Name: "mark", Text: "#!/bin/sh\nset -eu\nid ops\nuseradd --no-create-home first-boot-ran\n"}},
@@ -74,7 +74,7 @@ func TestDrift(t *testing.T) {
 	rest(t)
 	w := onSite(t, "tiny", nil)
 	profile := w.put(lpmos.Setup{
-		Timezone: "Europe/Berlin", Users: []lpmos.User{{Name: "ops"}}, Kernel: []string{"lpmos.test=1"},
+		Timezone: "Europe/Berlin", Users: []lpmos.Account{{Name: "ops"}}, Kernel: []string{"lpmos.test=1"},
 		Network: &lpmos.Network{Interfaces: []lpmos.Interface{{Name: "lan0", NIC: "nic1", Addresses: []string{"10.77.0.60/24"}}}},
 	})
 	m := w.newMachine(lab.MachineConfig{Name: "drifts", Firmware: lab.BIOS, Disks: []lab.Disk{{SizeBytes: 4 * gb}}})

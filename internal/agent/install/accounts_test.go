@@ -38,7 +38,7 @@ func accountTree(t *testing.T) (tree, string) {
 
 func TestAddUsers(t *testing.T) {
 	tr, dir := accountTree(t)
-	s := &lpmos.Setup{Users: []lpmos.User{
+	s := &lpmos.Setup{Users: []lpmos.Account{
 		{Name: "ops", Gecos: "Operations", Groups: []string{"adm", "docker"}, Shell: "/bin/sh"},
 		{Name: "app", Shell: "/bin/zsh"},
 	}}
@@ -80,10 +80,10 @@ func TestAddUsers(t *testing.T) {
 	if st, err := os.Stat(filepath.Join(dir, "home/ops/.ssh")); err != nil || st.Mode().Perm() != 0o700 {
 		t.Errorf(".ssh: %v, %v", st, err)
 	}
-	if _, err := tr.addUsers(&lpmos.Setup{Users: []lpmos.User{{Name: "debian"}}}, false); failureCode(err) != "user_exists" {
+	if _, err := tr.addUsers(&lpmos.Setup{Users: []lpmos.Account{{Name: "debian"}}}, false); failureCode(err) != "user_exists" {
 		t.Errorf("an account that is there: %v; want user_exists", err)
 	}
-	if users, err := tr.addUsers(&lpmos.Setup{Users: []lpmos.User{{Name: "other"}}}, true); err != nil || len(users) != 0 || strings.Contains(text("etc/passwd"), "other") {
+	if users, err := tr.addUsers(&lpmos.Setup{Users: []lpmos.Account{{Name: "other"}}}, true); err != nil || len(users) != 0 || strings.Contains(text("etc/passwd"), "other") {
 		t.Errorf("cloud-init's accounts were added, too: %v, %v", users, err)
 	}
 }
@@ -96,7 +96,7 @@ func TestAddUsersFollowsNoLink(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(dir, "etc/passwd")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tr.addUsers(&lpmos.Setup{Users: []lpmos.User{{Name: "ops"}}}, false); err == nil {
+	if _, err := tr.addUsers(&lpmos.Setup{Users: []lpmos.Account{{Name: "ops"}}}, false); err == nil {
 		t.Error("a link out of the image was followed")
 	}
 	if b, _ := os.ReadFile(outside); strings.Contains(string(b), "ops") {
@@ -109,7 +109,7 @@ func TestAddUsersFollowsNoLink(t *testing.T) {
 	if err := os.Symlink(filepath.Dir(outside), home); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tr.addUsers(&lpmos.Setup{Users: []lpmos.User{{Name: "ops"}}}, false); err == nil {
+	if _, err := tr.addUsers(&lpmos.Setup{Users: []lpmos.Account{{Name: "ops"}}}, false); err == nil {
 		t.Error("a home was made outside of the image")
 	}
 }

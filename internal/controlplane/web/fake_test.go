@@ -455,7 +455,7 @@ func (s *fakeSite) addHostile() {
 	s.tasks[t.ID] = t
 	s.events[t.ID] = []lpmos.Event{{At: s.now, Cause: lpmos.Cause(hostile), To: lpmos.AwaitingApproval, By: hostile, Message: hostile}}
 	s.logs[t.ID] = []string{hostile}
-	s.profiles["evil"] = lpmos.Profile{Name: "evil", Version: 1, Description: hostile, Hostname: hostile, SSHKeys: []string{hostile}, Notes: hostile, Template: hostile, System: &lpmos.Setup{Timezone: hostile, Users: []lpmos.User{{Name: hostile, Gecos: hostile}}, Scripts: []lpmos.Script{{Name: hostile, Text: hostile}}}, UpdatedBy: hostile, UpdatedAt: s.now}
+	s.profiles["evil"] = lpmos.Profile{Name: "evil", Version: 1, Description: hostile, Hostname: hostile, SSHKeys: []string{hostile}, Notes: hostile, Template: hostile, System: &lpmos.Setup{Timezone: hostile, Users: []lpmos.Account{{Name: hostile, Gecos: hostile}}, Scripts: []lpmos.Script{{Name: hostile, Text: hostile}}}, UpdatedBy: hostile, UpdatedAt: s.now}
 	s.templates["evil"] = lpmos.Template{Name: "evil", Version: 1, Kind: hostile, Description: hostile, Text: hostile, UpdatedBy: hostile, UpdatedAt: s.now}
 	s.images = append(s.images, lpmos.Image{OS: "debian", Version: "13", Arch: "amd64", Title: hostile, BootModes: []string{hostile}})
 	s.regions = append(s.regions, lpmos.Region{ID: "evil-1", Status: hostile, Capabilities: &lpmos.Capabilities{Version: hostile, Hostname: hostile, DHCP: hostile, BootURL: "javascript:alert(1)", AgentURL: hostile, Unknown: hostile}})

@@ -17,12 +17,12 @@ import (
 type setupForm struct {
 	Timezone, Locale, Keyboard, NTP, Packages, Kernel, DNS, Search string
 
-	Users      []userRow
+	Users      []accountRow
 	Interfaces []interfaceRow
 	Scripts    []scriptRow
 }
 
-type userRow struct {
+type accountRow struct {
 	Name, Gecos, Groups, Shell, Keys string
 	Sudo                             bool
 }
@@ -34,7 +34,7 @@ type interfaceRow struct {
 
 type scriptRow struct{ Name, Text string }
 
-func (r userRow) blank() bool { return r == userRow{} }
+func (r accountRow) blank() bool { return r == accountRow{} }
 func (r interfaceRow) blank() bool {
 	r.Kind, r.Mode = "", "" // choices always have a value
 	return r == interfaceRow{}
@@ -59,10 +59,10 @@ func readSetup(p url.Values) (setupForm, *lpmos.Setup) {
 	for i := range maxRows {
 		at := func(kind, name string) string { return text(fmt.Sprintf("%s-%d-%s", kind, i, name)) }
 		on := func(kind, name string) bool { return at(kind, name) != "" }
-		u := userRow{Name: at("users", "name"), Gecos: at("users", "gecos"), Groups: at("users", "groups"), Shell: at("users", "shell"), Keys: at("users", "ssh_keys"), Sudo: on("users", "sudo")}
+		u := accountRow{Name: at("users", "name"), Gecos: at("users", "gecos"), Groups: at("users", "groups"), Shell: at("users", "shell"), Keys: at("users", "ssh_keys"), Sudo: on("users", "sudo")}
 		if !u.blank() {
 			f.Users = append(f.Users, u)
-			user := lpmos.User{Name: u.Name, Gecos: u.Gecos, Groups: splitList(u.Groups), Shell: u.Shell, Sudo: u.Sudo}
+			user := lpmos.Account{Name: u.Name, Gecos: u.Gecos, Groups: splitList(u.Groups), Shell: u.Shell, Sudo: u.Sudo}
 			for line := range strings.Lines(u.Keys) {
 				if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
 					user.SSHKeys = append(user.SSHKeys, line)
@@ -143,7 +143,7 @@ func setupFormOf(s *lpmos.Setup) setupForm {
 	words := func(list []string) string { return strings.Join(list, " ") }
 	f := setupForm{Timezone: s.Timezone, Locale: s.Locale, Keyboard: s.Keyboard, NTP: words(s.NTP), Packages: words(s.Packages), Kernel: words(s.Kernel)}
 	for _, u := range s.Users {
-		f.Users = append(f.Users, userRow{u.Name, u.Gecos, words(u.Groups), u.Shell, lines(u.SSHKeys), u.Sudo})
+		f.Users = append(f.Users, accountRow{u.Name, u.Gecos, words(u.Groups), u.Shell, lines(u.SSHKeys), u.Sudo})
 	}
 	for _, c := range s.Scripts {
 		f.Scripts = append(f.Scripts, scriptRow(c))
@@ -252,7 +252,7 @@ func (w *Web) setupGroups(f setupForm, problems []fieldProblem, more int) []form
 	network.Fields = []formField{optional("dns", w.T("DNS servers"), w.T("Addresses, parted by spaces"), f.DNS, "192.0.2.53"), optional("search", w.T("Search domains"), w.T("Parted by spaces"), f.Search, "example.net")}
 	users := formGroup{ID: "users", Title: w.T("Users"), Hint: w.T("Beside root. They log in with their keys; nobody has a password."), More: w.T("One more user"), Count: len(f.Users)}
 	for i := range len(f.Users) + more {
-		var r userRow
+		var r accountRow
 		title := w.T("Another user")
 		if i < len(f.Users) {
 			r = f.Users[i]

@@ -14,7 +14,7 @@ import (
 func wholeSetup() *lpmos.Setup {
 	const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGluZm8 ada@desk"
 	return &lpmos.Setup{
-		Users:    []lpmos.User{{Name: "ops", Gecos: "Operations", Groups: []string{"adm", "docker"}, Shell: "/bin/sh", Sudo: true, SSHKeys: []string{key}}, {Name: "app"}},
+		Users:    []lpmos.Account{{Name: "ops", Gecos: "Operations", Groups: []string{"adm", "docker"}, Shell: "/bin/sh", Sudo: true, SSHKeys: []string{key}}, {Name: "app"}},
 		Timezone: "Europe/Berlin", Locale: "de_DE.UTF-8", Keyboard: "de", NTP: []string{"ntp.example.net"}, Packages: []string{"nginx"}, Kernel: []string{"a=1", "b"},
 		Network: &lpmos.Network{DNS: []string{"192.0.2.53"}, Search: []string{"example.net"}, Interfaces: []lpmos.Interface{
 			{Name: "lan0", NIC: "boot"}, {Name: "lan1", NIC: "52:54:00:00:00:02"},
