@@ -156,7 +156,8 @@ func (a *Actions) DeleteImage(ctx context.Context, os, version, arch string, rev
 	return a.o.DeleteImage(ctx, os, version, arch, rev, a.by())
 }
 
-// SignImage signs an entry of the catalogue, for an admin.
+// SignImage signs an entry of the catalogue that is about to be stored; of who
+// may not store one it stays unsigned, which nothing installs.
 func (a *Actions) SignImage(i *lpmos.Image) {
 	if a.r.p.May(auth.Administer) == nil {
 		a.o.SignImage(i)
