@@ -240,7 +240,7 @@ type plannedView struct {
 	Role, Size, FS, Mount string
 }
 
-var roleWords = map[string]string{"bios-boot": "BIOS boot", "esp": "EFI", "root": "root", "boot": "boot", "data": "data", "swap": "swap", "raid": "RAID member", "lvm": "LVM member"}
+var roleWords = map[string]string{"bios-boot": "BIOS boot", "esp": "EFI", "root": "root", "boot": "boot files", "data": "data", "swap": "swap", "raid": "RAID member", "lvm": "LVM member"}
 
 func (s *tongue) roleWord(role string) string {
 	if w, ok := roleWords[role]; ok {
