@@ -52,9 +52,9 @@ func (c cell) name() string {
 // over it. A disk image has the sectors of the disk it was made of.
 var matrix = []cell{
 	{lab.BIOS, "tiny-storage", "tar", "raid1-lvm", lab.Virtio, 512, 2, true},
-	{lab.UEFI, "tiny-storage", "tar", "xfs", lab.Virtio, 4096, 1, true},
+	{lab.UEFI, "tiny-storage", "tar", "xfs", lab.Virtio, 4096, 1, false},
 	{lab.BIOS, "tiny-storage", "disk", "plain", lab.NVMe, 512, 1, false},
-	{lab.UEFI, "tiny-storage", "disk", "plain", lab.AHCI, 512, 2, true},
+	{lab.UEFI, "tiny-storage", "disk", "plain", lab.AHCI, 512, 2, false},
 	{lab.UEFI, "tiny-storage", "tar", "raid1-lvm", lab.NVMe, 512, 1, false},
 	{lab.BIOS, "tiny-storage", "tar", "plain", lab.SCSI, 512, 1, false},
 	{lab.UEFI, "tiny-storage", "tar", "plain", lab.NVMe, 4096, 1, false},
