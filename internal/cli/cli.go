@@ -158,6 +158,7 @@ type app struct {
 	asks     bool // in is a terminal: questions can be put
 	out, err io.Writer
 	server   string
+	cacert   string
 	format   string
 
 	// transport, if not nil, is put around the client's; the tests hold every
@@ -211,6 +212,7 @@ Every flag is also taken from the environment: --server from LPMOS_SERVER.`,
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.server, "server", "http://localhost:8080", "control plane")
+	f.StringVar(&a.cacert, "cacert", "", "PEM file of the authority of the control plane's certificate (its data directory's site-ca.crt), if this host does not know it")
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json or yaml")
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.profileCommand(), a.templateCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(),
@@ -359,6 +361,15 @@ The same search works in the web interface, where its address can be shared.
 
 func (a *app) client() (*apiclient.Client, error) {
 	c, err := apiclient.New(a.server, nil)
+	if err == nil && a.cacert != "" {
+		var b []byte
+		if b, err = os.ReadFile(a.cacert); err == nil {
+			err = c.Trust(b)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read --cacert %s: %w", a.cacert, err)
+		}
+	}
 	if err == nil && a.transport != nil {
 		c.Wrap(a.transport)
 	}

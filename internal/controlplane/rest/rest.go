@@ -99,6 +99,7 @@ type API struct {
 	docs  docs
 	log   *slog.Logger
 
+	enroll  Enroller
 	metrics http.Handler
 	observe func(method, route string, status int, took time.Duration)
 }
@@ -147,6 +148,10 @@ func (a *API) routes() []Route {
 		{"GET", v1 + "/tasks/:id/plan", a.taskPlan},
 		{"GET", v1 + "/regions", a.listRegions},
 		{"GET", v1 + "/regions/:id", a.getRegion},
+		{"POST", v1 + "/regions/:id/enroll", a.enrollRegion},
+		{"POST", v1 + "/regions/:id/certificate", a.regionCertificate},
+		{"POST", v1 + "/regions/:id/rotate", a.rotateRegion},
+		{"POST", v1 + "/regions/:id/revoke", a.revokeRegion},
 		{"GET", v1 + "/machines", a.listMachines},
 		{"GET", v1 + "/machines/:mac", a.getMachine},
 		{"GET", v1 + "/profiles", a.listProfiles},
@@ -282,6 +287,10 @@ func (a *API) fail(c *gin.Context, err error) {
 		p.Title, p.Status, p.TaskStatus = "Conflict", http.StatusConflict, conflict.Status
 	case errors.Is(err, lpmos.ErrConflict):
 		p.Title, p.Status = "Conflict", http.StatusConflict
+	case errors.Is(err, api.ErrForbidden):
+		p.Title, p.Status = "Not allowed", http.StatusForbidden
+	case errors.Is(err, api.ErrGone):
+		p.Title, p.Status = "Gone", http.StatusGone
 	case errors.Is(err, lpmos.ErrNotFound):
 		p.Title, p.Status = "Not found", http.StatusNotFound
 	case errors.Is(err, lpmos.ErrUnavailable):

@@ -82,6 +82,9 @@ type Config struct {
 	Person   func(*http.Request) string // who is asking; nil means "operator"
 	Now      func() time.Time           // nil means time.Now
 
+	// Insecure says on every page that whoever is on the path can read along.
+	Insecure bool
+
 	Batches Batches // nil: one task at a time
 	// Estimate is what earlier runs say of a task; ok is false where nothing is
 	// known. nil: nothing ever is.
@@ -263,6 +266,7 @@ type page struct {
 	Site     string
 	Version  string
 	Person   string
+	Insecure bool // anyone on the path can read along
 	Theme    string
 	Lang     string
 	Return   string // this page again, after a preference was stored
@@ -278,6 +282,7 @@ type page struct {
 // is a 500 and not half a page.
 func (w *Web) show(rw http.ResponseWriter, r *http.Request, status int, name string, p page) {
 	p.Site, p.Version, p.Person = w.cfg.SiteName, w.cfg.Version, w.cfg.Person(r)
+	p.Insecure = w.cfg.Insecure
 	p.Theme, p.Lang, p.Return, p.Now = theme(r), w.tag, "/dashboard", w.cfg.Now()
 	if r.Method == http.MethodGet {
 		p.Return = r.URL.RequestURI()
