@@ -46,7 +46,9 @@ standby; revoke it first if a host was lost or stolen.`,
 	return cmd
 }
 
-func loopbackName(h string) bool { return h == "localhost" || h == "::1" || len(h) > 4 && h[:4] == "127." }
+func loopbackName(h string) bool {
+	return h == "localhost" || h == "::1" || len(h) > 4 && h[:4] == "127."
+}
 
 func (a *app) regionRotate() *cobra.Command {
 	return &cobra.Command{
