@@ -45,7 +45,7 @@ func (a *API) enrollRegion(c *gin.Context) {
 // certificate of the connection, is the credential.
 func (a *API) regionCertificate(c *gin.Context) {
 	var in api.CertificateRequest
-	if !a.decodeUpTo(c, 16<<10, &in) {
+	if !a.decode(c, &in) {
 		return
 	}
 	var peer *x509.Certificate

@@ -185,7 +185,8 @@ func TestEnrollRegion(t *testing.T) {
 		o.problem("POST", "/api/v1/regions/DC1/enroll", "", 400)
 		o.problem("POST", "/api/v1/regions/dc1/enroll", `{"ttl_seconds":604801}`, 400)
 		o.problem("POST", "/api/v1/regions/dc1/enroll", `{"ttl_seconds":-1}`, 400)
-		o.problem("POST", certificate, `{"csr":"`+strings.Repeat("x", 17<<10)+`"}`, 413)
+		o.problem("POST", certificate, `{"csr":"`+strings.Repeat("x", 300<<10)+`"}`, 413)
+		o.problem("POST", "/api/v1/regions/dc1/enroll", `{}`, 415, "Content-Type", "text/plain")
 		o.problem("POST", certificate, `{}`, 415, "Content-Type", "text/plain")
 	})
 }
