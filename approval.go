@@ -136,8 +136,10 @@ func (v Verifier) Check(plan *Plan, a *Approval, permit *Permit, attempt int, no
 	case v.Hardware.Digest() != a.HardwareDigest:
 		return refuse("the hardware is not what was approved")
 	}
-	if _, err := v.Hardware.Disk(plan.Effect.Target); err != nil {
-		return refuse("the approved disk (%s) is not in this machine as it was", plan.Effect.Target)
+	for _, d := range plan.Effect.Disks() {
+		if _, err := v.Hardware.Disk(d.Disk); err != nil {
+			return refuse("the approved disk (%s) is not in this machine as it was", d.Disk)
+		}
 	}
 	now := Observe(v.Hardware)
 	if attempt == a.FirstAttempt && DigestOf(now) != DigestOf(plan.Observed) {
