@@ -56,6 +56,9 @@ func NewSecured(t testing.TB) *Secured {
 	return s
 }
 
+// CAFile is where the authority stands.
+func (s *Secured) CAFile() string { return filepath.Join(s.dir, ownstore.CAFile) }
+
 // TLS is a client's configuration with a certificate of the site's authority
 // for any name.
 func (s *Secured) TLS(user string) *tls.Config {
