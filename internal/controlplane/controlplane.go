@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -165,10 +166,15 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 		return nil, err
 	}
 	c.srv = service.HTTPServer(h, log)
-	c.url = "http://" + c.l.Addr().String()
+	at := c.l.Addr().(*net.TCPAddr)
+	host := at.IP.String()
+	if at.IP.IsUnspecified() {
+		host = "localhost"
+	}
+	c.url = "http://" + net.JoinHostPort(host, strconv.Itoa(at.Port))
 	if secure {
 		c.srv.TLSConfig = c.certs.config()
-		c.url = "https://" + c.l.Addr().String()
+		c.url = "https" + strings.TrimPrefix(c.url, "http")
 	}
 	return c, nil
 }

@@ -223,7 +223,11 @@ func (s *Store) DeleteRegionUsers(ctx context.Context, region string) (gone []st
 		}
 		gone = append(gone, u)
 	}
-	if keepRole {
+	roles, err := s.c.RoleList(ctx)
+	if err != nil {
+		return gone, s.wrap("list etcd's roles", err)
+	}
+	if keepRole || !slices.Contains(roles.Roles, RegionRole(region)) {
 		return gone, nil
 	}
 	if _, err := s.c.RoleDelete(ctx, RegionRole(region)); err != nil && !errors.Is(err, rpctypes.ErrRoleNotFound) {
@@ -254,9 +258,13 @@ func (s *Store) RefreshRegionRoles(ctx context.Context) error {
 func (s *Store) addRole(ctx context.Context, role string) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	_, err := s.c.RoleAdd(ctx, role)
+	// Asked first: etcd's log complains of one that is there.
+	all, err := s.c.RoleList(ctx)
+	if err == nil && !slices.Contains(all.Roles, role) {
+		_, err = s.c.RoleAdd(ctx, role)
+	}
 	if errors.Is(err, rpctypes.ErrRoleAlreadyExist) {
-		return nil
+		return nil // another replica was first
 	}
 	return s.wrap("make etcd role "+role, err)
 }
@@ -310,7 +318,10 @@ func (s *Store) putRole(ctx context.Context, role string, rights []Right) error 
 func (s *Store) putUser(ctx context.Context, user, role string) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	_, err := s.c.UserAddWithOptions(ctx, user, "", &clientv3.UserAddOptions{NoPassword: true})
+	all, err := s.c.UserList(ctx)
+	if err == nil && !slices.Contains(all.Users, user) {
+		_, err = s.c.UserAddWithOptions(ctx, user, "", &clientv3.UserAddOptions{NoPassword: true})
+	}
 	if err != nil && !errors.Is(err, rpctypes.ErrUserAlreadyExist) {
 		return s.wrap("make etcd user "+user, err)
 	}
