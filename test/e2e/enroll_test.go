@@ -58,6 +58,13 @@ func (s *site) enrolled(id, dir string) *region {
 	own := []string{"--boot-addr=" + ports[0], "--agent-addr=" + ports[1], "--tftp-addr=off", "--data-dir=" + dir}
 	r := &region{boot: "http://" + ports[0]}
 	r.process = start(s.t, "regional-client", nil, append([]string{"--enroll-token=" + token.Token, "--control-plane-url=" + s.url}, own...)...)
+	// A heartbeat from before may still count.
+	waitFor(s.t, "session of region "+id, 60*time.Second, func() error {
+		if !strings.Contains(r.out.String(), "session opened") {
+			return fmt.Errorf("it said %s", r.out.String())
+		}
+		return nil
+	})
 	s.online(id)
 	r.kill()
 	r.args = own
