@@ -59,6 +59,7 @@ Every flag can be given in the environment: LPMOS_LISTEN_ADDR and so on.`,
 			} else if cfg.Etcd.Endpoints, cfg.Etcd.CA, err = etcd.Dialed(); err != nil {
 				return err
 			}
+			cfg.FirstUser = controlplane.TellFirstUser(os.Stderr)
 			c, err := controlplane.New(cfg, st.Store, log)
 			if err != nil {
 				return err
@@ -72,5 +73,6 @@ Every flag can be given in the environment: LPMOS_LISTEN_ADDR and so on.`,
 	cfg.Flags(f)
 	f.StringVar(&cfg.DataDir, "data-dir", "lpmos-data", "signing key, images, and the embedded store")
 	f.StringVar(&cfg.SigningKey, "signing-key", "", "PEM file of the key that signs approvals, shared by replicas (default: made in --data-dir)")
+	cfg.AccessFlags(f)
 	return cmd
 }

@@ -83,7 +83,9 @@ REGION_ID works too.`,
 				return err
 			}
 			defer st.Close()
-			source := images.HTTPSource{URL: control, Client: &http.Client{Transport: &http.Transport{
+			var secret string
+			secret, cfg.Fetcher = region.NewFetchSecret()
+			source := images.HTTPSource{URL: control, Token: func() string { return secret }, Client: &http.Client{Transport: &http.Transport{
 				ResponseHeaderTimeout: time.Minute, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: time.Minute,
 			}}}
 			parts := []func(context.Context) error{}

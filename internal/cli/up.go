@@ -13,6 +13,8 @@ import (
 
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/conf"
+	"github.com/lpmos/lpmos/internal/controlplane"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/pki"
 	"github.com/lpmos/lpmos/internal/service"
 	"github.com/lpmos/lpmos/internal/site"
@@ -50,6 +52,7 @@ Regions on other machines need --etcd-listen, and lpmos region enroll. To serve 
 				cfg.Region.AgentAddr = ":8444" // machines are told; people expect theirs where they put it
 			}
 			cfg.EtcdListen, cfg.RegionEtcdEndpoints = etcd.Listen, etcd.Regions
+			cfg.ControlPlane.FirstUser = controlplane.TellFirstUser(a.err)
 			s, err := site.New(ctx, cfg, log)
 			if err != nil {
 				return err
@@ -62,6 +65,10 @@ Regions on other machines need --etcd-listen, and lpmos region enroll. To serve 
 				if ca := s.ControlPlane.Authority(); ca != nil {
 					fmt.Fprintf(a.out, "Its certificate is by this site's own authority, SHA-256\n  %s\nTrust it once: %s (--cacert of lpmos, or the browser's list of authorities)\n",
 						pki.FormatFingerprint(pki.Fingerprint(ca)), s.ControlPlane.AuthorityFile())
+				}
+				if !cfg.ControlPlane.NoLogin {
+					fmt.Fprintf(a.out, "This link signs you in as admin, once, within %d min:\n  %s\nOn this host, lpmos works with --token-file %s\n",
+						int(auth.LinkLimit/time.Minute), s.ControlPlane.SignInLink(), filepath.Join(cfg.DataDir, controlplane.LocalTokenFile))
 				}
 				<-ctx.Done()
 				return nil
@@ -76,6 +83,7 @@ Regions on other machines need --etcd-listen, and lpmos region enroll. To serve 
 	f.StringVar(&cfg.DataDir, "data-dir", "lpmos-data", "store, keys, images, leases")
 	cfg.ControlPlane.Flags(f)
 	etcd.RegionFlags(f)
+	cfg.ControlPlane.AccessFlags(f)
 	f.StringVar(&bootDir, "bootimage-dir", filepath.Join(cacheDir(), "bootimage"), "boot image that is published at start, if it was built")
 	return cmd
 }

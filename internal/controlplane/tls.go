@@ -165,7 +165,7 @@ func (c *ControlPlane) peers(next http.Handler) http.Handler {
 
 func refusePeer(w http.ResponseWriter, err error) {
 	status, title, detail := http.StatusServiceUnavailable, "Unavailable", "whether this region's certificate is good cannot be looked up now: try again"
-	if errors.Is(err, api.ErrForbidden) {
+	if errors.Is(err, lpmos.ErrForbidden) {
 		status, title, detail = http.StatusForbidden, "Not allowed", err.Error()
 	} else {
 		w.Header().Set("Retry-After", "2")

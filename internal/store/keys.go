@@ -62,6 +62,10 @@ const (
 
 	KindBatchOutcome Kind = "batches/{id}/outcome"
 	KindBatchRequest Kind = "batches/{id}/request"
+
+	KindUser   Kind = "users/{name}"
+	KindSignIn Kind = "sessions/{key}"
+	KindToken  Kind = "tokens/{key}"
 )
 
 // Kinds are all patterns, in the order of docs/keyspace.md.
@@ -72,6 +76,7 @@ var Kinds = []Kind{
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,
 	KindGlobal, KindStoreID, KindImage, KindProfile, KindTemplate, KindIdempotency, KindEnrollment,
 	KindBatchOutcome, KindBatchRequest,
+	KindUser, KindSignIn, KindToken,
 }
 
 // Key is a key taken apart. Only the fields its pattern names are set.
@@ -87,7 +92,7 @@ type Key struct {
 	OS      string
 	Version string
 	Arch    string
-	Name    string // idempotency key, profile, template
+	Name    string // idempotency key, profile, template, user; hash of a session or token
 }
 
 // String builds the key. It panics on a part that is not valid, because parts

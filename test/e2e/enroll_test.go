@@ -12,6 +12,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
+	"github.com/lpmos/lpmos/internal/controlplane"
 	"github.com/lpmos/lpmos/internal/pki"
 	"github.com/lpmos/lpmos/test/fixture"
 )
@@ -28,6 +29,7 @@ func newSecureSite(t testing.TB) *site {
 	if s.api, err = apiclient.New(s.url, nil); err != nil {
 		t.Fatal(err)
 	}
+	s.api.UseTokenFile(filepath.Join(dir, controlplane.LocalTokenFile))
 	var ca []byte
 	waitFor(t, "the site's authority", 60*time.Second, func() (err error) {
 		ca, err = os.ReadFile(filepath.Join(dir, "site-ca.crt"))

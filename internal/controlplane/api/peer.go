@@ -6,9 +6,6 @@ import (
 	"time"
 )
 
-// ErrForbidden is wrapped by errors about what this caller may not do.
-var ErrForbidden = errors.New("not allowed")
-
 // ErrGone is wrapped by errors about what was there and is no more.
 var ErrGone = errors.New("gone")
 

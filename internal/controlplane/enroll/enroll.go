@@ -168,7 +168,7 @@ func (s *Service) Certificate(ctx context.Context, region string, req api.Certif
 
 // redeem uses a token for a key and gives the number of the region's user.
 func (s *Service) redeem(ctx context.Context, region, token, keyHash string) (int, error) {
-	unknown := fmt.Errorf("%w: this enrollment token is not known here: make another (lpmos region enroll %s)", api.ErrForbidden, region)
+	unknown := fmt.Errorf("%w: this enrollment token is not known here: make another (lpmos region enroll %s)", lpmos.ErrForbidden, region)
 	t, err := pki.ParseToken(token)
 	if err != nil {
 		return 0, unknown
@@ -177,7 +177,7 @@ func (s *Service) redeem(ctx context.Context, region, token, keyHash string) (in
 	e, err := s.store.Redeem(ctx, t.Hash(), keyHash, now.UTC(), func(e store.Enrollment) error {
 		switch {
 		case e.Region != region || t.Region != region:
-			return fmt.Errorf("%w: this enrollment token is for another region", api.ErrForbidden)
+			return fmt.Errorf("%w: this enrollment token is for another region", lpmos.ErrForbidden)
 		case now.After(e.ExpiresAt):
 			return fmt.Errorf("%w: this enrollment token expired: make another (lpmos region enroll %s)", api.ErrGone, region)
 		case !e.UsedAt.IsZero() && subtle.ConstantTimeCompare([]byte(e.PublicKey), []byte(keyHash)) != 1:
@@ -194,14 +194,14 @@ func (s *Service) redeem(ctx context.Context, region, token, keyHash string) (in
 
 func (s *Service) again(ctx context.Context, region string, peer *x509.Certificate) (int, error) {
 	if peer == nil {
-		return 0, fmt.Errorf("%w: a token, or a connection with the certificate before, is needed", api.ErrForbidden)
+		return 0, fmt.Errorf("%w: a token, or a connection with the certificate before, is needed", lpmos.ErrForbidden)
 	}
 	of, err := s.Peer(ctx, peer)
 	if err != nil {
 		return 0, err
 	}
 	if of != region {
-		return 0, fmt.Errorf("%w: this is region %s's certificate", api.ErrForbidden, of)
+		return 0, fmt.Errorf("%w: this is region %s's certificate", lpmos.ErrForbidden, of)
 	}
 	_, number, _ := store.ParseRegionUser(peer.Subject.CommonName)
 	return number, nil
@@ -213,10 +213,10 @@ func (s *Service) again(ctx context.Context, region string, peer *x509.Certifica
 func (s *Service) Peer(ctx context.Context, cert *x509.Certificate) (string, error) {
 	region, _, ok := store.ParseRegionUser(cert.Subject.CommonName)
 	if !ok {
-		return "", fmt.Errorf("%w: this certificate is not a region's", api.ErrForbidden)
+		return "", fmt.Errorf("%w: this certificate is not a region's", lpmos.ErrForbidden)
 	}
 	if s.cfg.Now().After(cert.NotAfter) {
-		return "", fmt.Errorf("%w: the certificate of region %s expired", api.ErrForbidden, region)
+		return "", fmt.Errorf("%w: the certificate of region %s expired", lpmos.ErrForbidden, region)
 	}
 	id, err := s.store.Identity(ctx, region)
 	if err != nil {
@@ -230,7 +230,7 @@ func (s *Service) Peer(ctx context.Context, cert *x509.Certificate) (string, err
 }
 
 func revoked(region string) error {
-	return fmt.Errorf("%w: the certificate of region %s was revoked: enroll it again (lpmos region enroll %s)", api.ErrForbidden, region, region)
+	return fmt.Errorf("%w: the certificate of region %s was revoked: enroll it again (lpmos region enroll %s)", lpmos.ErrForbidden, region, region)
 }
 
 // Rotate asks a region to renew its certificates now.

@@ -14,6 +14,7 @@ import (
 	"github.com/lpmos/lpmos/api"
 	"github.com/lpmos/lpmos/internal/contract"
 	capi "github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/controlplane/enroll"
 	"github.com/lpmos/lpmos/internal/controlplane/rest"
 	"github.com/lpmos/lpmos/internal/pki"
@@ -42,7 +43,7 @@ func newOffice(t *testing.T) *office {
 	}, o.secured.Control, discard)
 	a := rest.New(nil, nil, nil, nil, nil, nil, discard)
 	a.Enroll(svc)
-	srv := httptest.NewUnstartedServer(a.Handler(http.NotFoundHandler()))
+	srv := httptest.NewUnstartedServer(auth.As(tester, a.Handler(http.NotFoundHandler())))
 	srv.TLS = &tls.Config{ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: o.secured.CA.Pool(), MinVersion: tls.VersionTLS13}
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
@@ -203,7 +204,7 @@ func TestEnrollNeedsAuthentication(t *testing.T) {
 	st := storetest.New(t)
 	a := rest.New(nil, nil, nil, nil, nil, nil, discard)
 	a.Enroll(enroll.New(enroll.Config{CA: o.secured.CA, Endpoints: func(string) []string { return []string{"https://x"} }}, st, discard))
-	srv := httptest.NewServer(a.Handler(http.NotFoundHandler()))
+	srv := httptest.NewServer(auth.As(tester, a.Handler(http.NotFoundHandler())))
 	t.Cleanup(srv.Close)
 	o.url = srv.URL
 	if p := o.problem("POST", "/api/v1/regions/dc1/enroll", "", 409); !strings.Contains(p.Detail, "--etcd-listen") {
