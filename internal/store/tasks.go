@@ -31,6 +31,8 @@ type metadata struct {
 	EventSeq   int64        `json:"event_seq"`
 	EventHash  string       `json:"event_hash"`
 	HardwareAt time.Time    `json:"hardware_at,omitzero"`
+
+	Drift []lpmos.Drift `json:"drift,omitempty"`
 }
 
 // Record is a task as the store has it, taken apart the way it is kept.
@@ -85,6 +87,12 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, message, idempoten
 			return lpmos.Task{}, err
 		}
 	}
+	if spec.Profile != "" {
+		var err error
+		if fresh.Setup, err = s.pinSetup(ctx, spec.Profile); err != nil {
+			return lpmos.Task{}, err
+		}
+	}
 	rec := Record{Task: fresh}
 	var idem string
 	request = cmp.Or(request, lpmos.DigestOf(spec))
@@ -104,6 +112,9 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, message, idempoten
 		ops, err := next.apply(Move{Cause: lpmos.CauseCreated, By: by, Message: message}, now, nil)
 		if t.TemplateText != nil {
 			ops = append(ops, clientv3.OpPut(Key{Kind: KindTaskTemplate, TaskID: t.ID}.String(), string(encode(t.TemplateText))))
+		}
+		if t.Setup != nil {
+			ops = append(ops, clientv3.OpPut(Key{Kind: KindTaskSetup, TaskID: t.ID}.String(), string(encode(t.Setup))))
 		}
 		if err != nil {
 			return lpmos.Task{}, err
@@ -311,7 +322,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	ops := []clientv3.Op{
 		clientv3.OpPut(key(KindStatus).String(), string(to)),
 		put(key(KindMetadata), metadata{
-			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt,
+			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt, t.Drift,
 		}),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}
