@@ -49,29 +49,30 @@ Every flag can be given in the environment: LPMOS_LISTEN_ADDR and so on.`,
 			}
 			ctx, cancel := service.Signals(context.Background(), log)
 			defer cancel()
-			st, closeStore, err := etcd.Open(ctx, cfg.DataDir, log)
+			st, err := etcd.Open(ctx, cfg.DataDir, cfg.CA, log)
 			if err != nil {
 				return err
 			}
-			defer closeStore()
+			defer st.Close()
+			if st.Own != nil {
+				cfg.Etcd = controlplane.OwnEtcd(st.Own, etcd.Listen, etcd.Regions)
+			} else if cfg.Etcd.Endpoints, cfg.Etcd.CA, err = etcd.Dialed(); err != nil {
+				return err
+			}
 			cfg.FirstUser = controlplane.TellFirstUser(os.Stderr)
-			c, err := controlplane.New(cfg, st, log)
+			c, err := controlplane.New(cfg, st.Store, log)
 			if err != nil {
 				return err
 			}
-			return c.Run(ctx)
+			return service.Run(ctx, c.Run, st.Run)
 		},
 	}
 	f := cmd.Flags()
 	etcd.Flags(f, true)
 	logs.Flags(f)
-	f.StringVar(&cfg.ListenAddr, "listen-addr", ":8080", "where HTTP is served; without --tls-cert only on loopback")
-	f.StringVar(&cfg.TLSCert, "tls-cert", "", "PEM file of the certificate")
-	f.StringVar(&cfg.TLSKey, "tls-key", "", "PEM file of its key")
-	f.BoolVar(&cfg.InsecureHTTP, "insecure-http", false, "serve plain HTTP beyond loopback: anyone on the path can approve")
+	cfg.Flags(f)
 	f.StringVar(&cfg.DataDir, "data-dir", "lpmos-data", "signing key, images, and the embedded store")
 	f.StringVar(&cfg.SigningKey, "signing-key", "", "PEM file of the key that signs approvals, shared by replicas (default: made in --data-dir)")
 	cfg.AccessFlags(f)
-	f.StringVar(&cfg.SiteName, "site-name", "", "shown in the pages")
 	return cmd
 }

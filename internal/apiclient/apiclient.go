@@ -5,6 +5,8 @@ package apiclient
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,10 +23,10 @@ import (
 
 // Client talks to one control plane. It may be used concurrently.
 type Client struct {
-	base *url.URL
-	http *http.Client
-	dial func(ctx context.Context, network, addr string) (net.Conn, error)
-
+	base  *url.URL
+	http  *http.Client
+	dial  func(ctx context.Context, network, addr string) (net.Conn, error)
+	tls   *tls.Config // nil: the system's authorities
 	token func() string
 }
 
@@ -126,6 +128,10 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 		var op *net.OpError
 		if errors.As(err, &op) && op.Op == "dial" {
 			return fmt.Errorf("%w: no control plane answers at %s (is it running? --server or LPMOS_SERVER names another): %w", lpmos.ErrUnavailable, c.base, err)
+		}
+		var unknown x509.UnknownAuthorityError
+		if errors.As(err, &unknown) {
+			return fmt.Errorf("ask %s: %w (if it is the site's own authority, give its certificate: --cacert or LPMOS_CACERT, a copy of site-ca.crt in the control plane's data directory)", c.base, err)
 		}
 		return fmt.Errorf("ask %s: %w", c.base, err)
 	}
@@ -336,6 +342,31 @@ func (c *Client) Region(ctx context.Context, id string) (r lpmos.Region, err err
 	return r, err
 }
 
+// EnrollToken is the right to enroll one region once.
+type EnrollToken struct {
+	RegionID      string    `json:"region_id"`
+	Token         string    `json:"token"`
+	ExpiresAt     time.Time `json:"expires_at"`
+	Fingerprint   string    `json:"fingerprint"` // of the site's authority
+	EtcdEndpoints []string  `json:"etcd_endpoints"`
+}
+
+// EnrollRegion makes a token; ttl 0 is as long as the control plane likes.
+func (c *Client) EnrollRegion(ctx context.Context, id string, ttl time.Duration) (t EnrollToken, err error) {
+	err = c.send(ctx, http.MethodPost, v1+"/regions/"+url.PathEscape(id)+"/enroll", map[string]int{"ttl_seconds": int(ttl / time.Second)}, &t)
+	return t, err
+}
+
+// RotateRegion asks a region to renew its certificate.
+func (c *Client) RotateRegion(ctx context.Context, id string) error {
+	return c.do(ctx, http.MethodPost, v1+"/regions/"+url.PathEscape(id)+"/rotate", nil, nil, nil)
+}
+
+// RevokeRegion ends a region's certificates and connections.
+func (c *Client) RevokeRegion(ctx context.Context, id string) error {
+	return c.do(ctx, http.MethodPost, v1+"/regions/"+url.PathEscape(id)+"/revoke", nil, nil, nil)
+}
+
 // DeleteImage takes an image out of the catalogue. Its blobs stay.
 func (c *Client) DeleteImage(ctx context.Context, os, version, arch string) error {
 	return c.do(ctx, http.MethodDelete, v1+"/images/"+url.PathEscape(os)+"/"+url.PathEscape(version)+"/"+url.PathEscape(arch), nil, nil, nil)
@@ -345,6 +376,18 @@ func (c *Client) DeleteImage(ctx context.Context, os, version, arch string) erro
 func (c *Client) Plan(ctx context.Context, id string) (p lpmos.Plan, err error) {
 	err = c.get(ctx, v1+"/tasks/"+url.PathEscape(id)+"/plan", &p)
 	return p, err
+}
+
+// Trust makes the client trust the authorities in PEM instead of the system's.
+// It must be called before any request, and before Wrap.
+func (c *Client) Trust(authorities []byte) error {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(authorities) {
+		return errors.New("there is no certificate in it")
+	}
+	c.tls = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}
+	c.http.Transport.(*http.Transport).TLSClientConfig = c.tls.Clone()
+	return nil
 }
 
 // Wrap puts something around the transport of requests, but not of Watch. It

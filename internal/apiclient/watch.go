@@ -72,7 +72,7 @@ func (c *Client) watchOnce(ctx context.Context, taskID string, after *int64, yie
 	if *after > 0 {
 		u.RawQuery = url.Values{"after": {strconv.FormatInt(*after, 10)}}.Encode()
 	}
-	d := websocket.Dialer{NetDialContext: c.dial, HandshakeTimeout: 10 * time.Second}
+	d := websocket.Dialer{NetDialContext: c.dial, HandshakeTimeout: 10 * time.Second, TLSClientConfig: c.tls.Clone()}
 	h := http.Header{}
 	c.authorize(h)
 	ws, resp, err := d.DialContext(ctx, u.String(), h)

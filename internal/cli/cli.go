@@ -165,6 +165,7 @@ type app struct {
 	asks     bool // in is a terminal: questions can be put
 	out, err io.Writer
 	server   string
+	cacert   string
 	token    string // --token
 	tokenIn  string // --token-file
 	format   string
@@ -220,6 +221,7 @@ Every flag is also taken from the environment: --server from LPMOS_SERVER.`,
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.server, "server", "http://localhost:8080", "control plane")
+	f.StringVar(&a.cacert, "cacert", "", "PEM file of the authority of the control plane's certificate (its data directory's site-ca.crt), if this host does not know it")
 	f.StringVar(&a.token, "token", "", "API token (default: what lpmos login stored for this server)")
 	f.StringVar(&a.tokenIn, "token-file", "", "file with an API token, such as local-token in the data directory of a site on this host")
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json or yaml")
@@ -380,6 +382,15 @@ func (a *app) client() (*apiclient.Client, error) {
 // stranger is a client that shows no token.
 func (a *app) stranger() (*apiclient.Client, error) {
 	c, err := apiclient.New(a.server, nil)
+	if err == nil && a.cacert != "" {
+		var b []byte
+		if b, err = os.ReadFile(a.cacert); err == nil {
+			err = c.Trust(b)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read --cacert %s: %w", a.cacert, err)
+		}
+	}
 	if err == nil && a.transport != nil {
 		c.Wrap(a.transport)
 	}

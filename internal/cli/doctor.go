@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,6 +23,8 @@ import (
 	"github.com/lpmos/lpmos/internal/conf"
 	"github.com/lpmos/lpmos/internal/doctor"
 	"github.com/lpmos/lpmos/internal/lab"
+	"github.com/lpmos/lpmos/internal/ownstore"
+	"github.com/lpmos/lpmos/internal/pki"
 	"github.com/lpmos/lpmos/internal/store"
 )
 
@@ -112,7 +115,8 @@ func (a *app) examine(ctx context.Context, c *apiclient.Client, cfg doctorConfig
 	checks := []func() []doctor.Result{
 		func() []doctor.Result { return a.checkPlane(ctx, c) },
 		func() []doctor.Result { return doctor.JudgeRegions(regions, regionErr, time.Now()) },
-		func() []doctor.Result { return []doctor.Result{checkTLS(ctx, server)} },
+		func() []doctor.Result { return []doctor.Result{checkTLS(ctx, server, a.cacert)} },
+		func() []doctor.Result { return checkCertificates(cfg.dataDir, time.Now()) },
 		func() []doctor.Result { return checkEtcd(ctx, cfg) },
 		func() []doctor.Result { return doctor.CheckPorts(os.DirFS("/proc"), doctor.Ports(cfg.dhcp)) },
 		func() []doctor.Result { return []doctor.Result{checkDHCP(ctx, cfg, regions)} },
@@ -168,7 +172,7 @@ func serverDate(ctx context.Context, c *apiclient.Client) (date string, sent, re
 }
 
 // checkTLS takes the certificate whatever it is worth, and judges it after.
-func checkTLS(ctx context.Context, server *url.URL) doctor.Result {
+func checkTLS(ctx context.Context, server *url.URL, cacert string) doctor.Result {
 	if server.Scheme != "https" {
 		return doctor.JudgeTLS(server, nil, nil, nil, time.Now())
 	}
@@ -185,7 +189,31 @@ func checkTLS(ctx context.Context, server *url.URL) doctor.Result {
 		chain = conn.(*tls.Conn).ConnectionState().PeerCertificates
 		conn.Close()
 	}
-	return doctor.JudgeTLS(server, chain, err, nil, time.Now())
+	var roots *x509.CertPool
+	if b, rerr := os.ReadFile(cacert); cacert != "" && rerr == nil {
+		roots = x509.NewCertPool()
+		roots.AppendCertsFromPEM(b)
+	}
+	return doctor.JudgeTLS(server, chain, err, roots, time.Now())
+}
+
+// checkCertificates looks at what was issued to the parts that keep their data
+// in dir: a control plane, a region, or both.
+func checkCertificates(dir string, now time.Time) []doctor.Result {
+	var out []doctor.Result
+	for _, f := range []struct{ what, path string }{
+		{"the control plane", filepath.Join(dir, "server.pem")},
+		{"the store", filepath.Join(dir, "etcd-server.pem")},
+		{"the control plane at the store", filepath.Join(dir, "etcd-client.pem")},
+		{"this region", filepath.Join(dir, "identity.json")},
+	} {
+		c, err := pki.ReadCertificate(f.path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		out = append(out, doctor.JudgeCertificate(f.what, f.path, c, err, now))
+	}
+	return out
 }
 
 func checkEtcd(ctx context.Context, cfg doctorConfig) []doctor.Result {
@@ -201,6 +229,12 @@ func checkEtcd(ctx context.Context, cfg doctorConfig) []doctor.Result {
 		e.Endpoints = []string{"unix://" + socket}
 	}
 	sc, err := e.Config()
+	if err == nil && len(cfg.etcd.Endpoints) == 0 {
+		var own bool
+		if sc.TLS, own, err = ownstore.ClientConfig(cfg.dataDir); own {
+			sc.Endpoints = []string{strings.Replace(e.Endpoints[0], "unix:", "unixs:", 1)}
+		}
+	}
 	if err != nil {
 		return []doctor.Result{{Check: "etcd", Status: doctor.Fail, Summary: err.Error(), Todo: "give certificates that can be read"}}
 	}

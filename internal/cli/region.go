@@ -18,7 +18,7 @@ func (a *app) regionCommand() *cobra.Command {
 		Long:    "A region is one data centre: a regional client that boots its machines and carries\nout the orders for them.",
 		Example: "  lpmos region list --watch",
 	}
-	cmd.AddCommand(a.regionList(), a.regionShow())
+	cmd.AddCommand(a.regionList(), a.regionShow(), a.regionEnroll(), a.regionRotate(), a.regionRevoke())
 	return cmd
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,12 +15,14 @@ import (
 	"github.com/lpmos/lpmos/internal/conf"
 	"github.com/lpmos/lpmos/internal/controlplane"
 	"github.com/lpmos/lpmos/internal/controlplane/auth"
+	"github.com/lpmos/lpmos/internal/pki"
 	"github.com/lpmos/lpmos/internal/service"
 	"github.com/lpmos/lpmos/internal/site"
 )
 
 func (a *app) upCommand() *cobra.Command {
 	var cfg site.Config
+	var etcd conf.Etcd
 	var logs conf.Log
 	var bootDir string
 	cmd := &cobra.Command{
@@ -27,11 +30,13 @@ func (a *app) upCommand() *cobra.Command {
 		Long: `Up runs the control plane, one region and a store in this process. Everything is
 kept in --data-dir; started again, it goes on where it was.
 
-The web interface and API are at --listen-addr, on loopback unless TLS is given.
-To serve machines it needs root, --interface and --dhcp.`,
+The web interface and API are at --listen-addr: plain HTTP on loopback, TLS anywhere
+else, with a certificate by the site's own authority unless --tls-cert gives one.
+Regions on other machines need --etcd-listen, and lpmos region enroll. To serve machines it needs root, --interface and --dhcp.`,
 		Example: `  lpmos up                                  # look around, without touching a network
   lpmos up --interface eth1 --dhcp=server --dhcp-range 10.0.0.100-10.0.0.199
-  lpmos up --interface eth1 --dhcp=proxy    # beside a DHCP server that is there already`,
+  lpmos up --interface eth1 --dhcp=proxy    # beside a DHCP server that is there already
+  lpmos up --listen-addr :8443 --etcd-listen :2379   # for other people, and other data centres`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := logs.Logger(a.err)
@@ -43,6 +48,10 @@ To serve machines it needs root, --interface and --dhcp.`,
 			if os.Geteuid() != 0 && !cmd.Flags().Changed("tftp-addr") && cfg.Region.DHCP == "off" {
 				cfg.Region.TFTPAddr = "off" // port 69 is root's, and without DHCP nobody is sent there
 			}
+			if _, port, err := net.SplitHostPort(cfg.ControlPlane.ListenAddr); err == nil && port == "8443" && !cmd.Flags().Changed("agent-addr") {
+				cfg.Region.AgentAddr = ":8444" // machines are told; people expect theirs where they put it
+			}
+			cfg.EtcdListen, cfg.RegionEtcdEndpoints = etcd.Listen, etcd.Regions
 			cfg.ControlPlane.FirstUser = controlplane.TellFirstUser(a.err)
 			s, err := site.New(ctx, cfg, log)
 			if err != nil {
@@ -53,6 +62,10 @@ To serve machines it needs root, --interface and --dhcp.`,
 					return err
 				}
 				fmt.Fprintf(a.out, "LPMOS is at %s\n", s.ControlPlane.URL())
+				if ca := s.ControlPlane.Authority(); ca != nil {
+					fmt.Fprintf(a.out, "Its certificate is by this site's own authority, SHA-256\n  %s\nTrust it once: %s (--cacert of lpmos, or the browser's list of authorities)\n",
+						pki.FormatFingerprint(pki.Fingerprint(ca)), s.ControlPlane.AuthorityFile())
+				}
 				if !cfg.ControlPlane.NoLogin {
 					fmt.Fprintf(a.out, "This link signs you in as admin, once, within %d min:\n  %s\nOn this host, lpmos works with --token-file %s\n",
 						int(auth.LinkLimit/time.Minute), s.ControlPlane.SignInLink(), filepath.Join(cfg.DataDir, controlplane.LocalTokenFile))
@@ -68,12 +81,9 @@ To serve machines it needs root, --interface and --dhcp.`,
 	f.Lookup("region-id").DefValue = "dc1"
 	cfg.Region.RegionID = "dc1"
 	f.StringVar(&cfg.DataDir, "data-dir", "lpmos-data", "store, keys, images, leases")
-	f.StringVar(&cfg.ControlPlane.ListenAddr, "listen-addr", ":8080", "web interface and API; without --tls-cert only on loopback")
-	f.StringVar(&cfg.ControlPlane.TLSCert, "tls-cert", "", "PEM file of the certificate")
-	f.StringVar(&cfg.ControlPlane.TLSKey, "tls-key", "", "PEM file of its key")
-	f.BoolVar(&cfg.ControlPlane.InsecureHTTP, "insecure-http", false, "serve plain HTTP beyond loopback: anyone on the path can approve")
+	cfg.ControlPlane.Flags(f)
+	etcd.RegionFlags(f)
 	cfg.ControlPlane.AccessFlags(f)
-	f.StringVar(&cfg.ControlPlane.SiteName, "site-name", "", "shown in the pages")
 	f.StringVar(&bootDir, "bootimage-dir", filepath.Join(cacheDir(), "bootimage"), "boot image that is published at start, if it was built")
 	return cmd
 }

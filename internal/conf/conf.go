@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,7 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/lpmos/lpmos"
-	"github.com/lpmos/lpmos/internal/embedetcd"
+	"github.com/lpmos/lpmos/internal/ownstore"
 	"github.com/lpmos/lpmos/internal/store"
 )
 
@@ -77,6 +78,8 @@ type Etcd struct {
 	CACert    string
 	Cert      string
 	Key       string
+	Listen    string   // of an embedded store, for other machines
+	Regions   []string // where regions dial it, if not at Endpoints or Listen
 }
 
 // Embedded as an endpoint means a store in this process.
@@ -92,36 +95,94 @@ func (e *Etcd) Flags(f *pflag.FlagSet, canEmbed bool) {
 	f.StringVar(&e.CACert, "etcd-cacert", "", "PEM file of the authority that signed etcd's certificate")
 	f.StringVar(&e.Cert, "etcd-cert", "", "PEM file of the client certificate")
 	f.StringVar(&e.Key, "etcd-key", "", "PEM file of the client certificate's key")
+	if canEmbed {
+		e.RegionFlags(f)
+	}
 }
 
-// Open connects to the store, starting it first if it is embedded. The returned
-// function closes what was opened.
-func (e *Etcd) Open(ctx context.Context, dataDir string, log *slog.Logger) (*store.Store, func(), error) {
-	cfg := store.Config{Endpoints: e.Endpoints}
-	stop := func() {}
-	if len(e.Endpoints) == 1 && e.Endpoints[0] == Embedded {
-		srv, err := embedetcd.Start(ctx, embedetcd.Config{Dir: dataDir + "/etcd"}, log)
-		if err != nil {
-			return nil, nil, err
+// RegionFlags registers how regions elsewhere reach the store.
+func (e *Etcd) RegionFlags(f *pflag.FlagSet) {
+	f.StringVar(&e.Listen, "etcd-listen", "", "where the embedded store lets regions on other machines in, with mutual TLS (\":2379\"); nowhere by default")
+	f.StringSliceVar(&e.Regions, "region-etcd-endpoints", nil, "etcd servers that enrolled regions are told to dial, if not those of --etcd-endpoints or --etcd-listen")
+}
+
+// Opened is a store that Open connected to.
+type Opened struct {
+	*store.Store
+	// Own is the store in this process, nil for one elsewhere.
+	Own *ownstore.Store
+	log *slog.Logger
+}
+
+// Close ends the connection, and the store if it is in this process.
+func (o *Opened) Close() {
+	o.Store.Close()
+	if o.Own != nil {
+		if err := o.Own.Close(); err != nil {
+			o.log.Warn("stop etcd", "err", err)
 		}
-		cfg.Endpoints = []string{srv.Endpoint()}
-		stop = func() {
-			if err := srv.Close(); err != nil {
-				log.Warn("stop etcd", "err", err)
+	}
+}
+
+// Run serves what a store in this process needs until ctx ends, or the store
+// dies.
+func (o *Opened) Run(ctx context.Context) error {
+	if o.Own == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return o.Own.Run(ctx)
+}
+
+// Open connects to the store, starting it first if it is embedded. ca is the
+// PEM file of the site's authority, "" for that in dataDir.
+func (e *Etcd) Open(ctx context.Context, dataDir, ca string, log *slog.Logger) (*Opened, error) {
+	o := &Opened{log: log}
+	var err error
+	if e.embedded() {
+		if o.Own, err = ownstore.Start(ctx, ownstore.Config{Dir: dataDir, Listen: e.Listen, CA: ca}, log); err != nil {
+			return nil, err
+		}
+		if o.Store, err = o.Own.Open(ctx, log); err != nil {
+			return nil, errors.Join(err, o.Own.Close())
+		}
+		return o, nil
+	}
+	if e.Listen != "" {
+		return nil, &lpmos.InvalidError{Field: "etcd-listen", Problem: "is for a store in this process (--etcd-endpoints=embedded)", Value: e.Listen}
+	}
+	cfg, err := e.Config()
+	if err != nil {
+		return nil, err
+	}
+	if o.Store, err = store.Open(ctx, cfg, log); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+func (e *Etcd) embedded() bool { return len(e.Endpoints) == 1 && e.Endpoints[0] == Embedded }
+
+// Dialed is where regions find servers of their own process, and the PEM of
+// their authority, nil for that of the site.
+func (e *Etcd) Dialed() (endpoints []string, ca []byte, err error) {
+	endpoints = e.Regions
+	if len(endpoints) == 0 {
+		for _, s := range e.Endpoints {
+			// Plain ones do not ask for certificates.
+			if strings.HasPrefix(s, "https://") {
+				endpoints = append(endpoints, s)
+			} else if !strings.Contains(s, "://") && e.CACert != "" {
+				endpoints = append(endpoints, "https://"+s)
 			}
 		}
-	} else {
-		var err error
-		if cfg, err = e.Config(); err != nil {
-			return nil, nil, err
+	}
+	if e.CACert != "" {
+		if ca, err = os.ReadFile(e.CACert); err != nil {
+			return nil, nil, fmt.Errorf("read --etcd-cacert: %w", err)
 		}
 	}
-	st, err := store.Open(ctx, cfg, log)
-	if err != nil {
-		stop()
-		return nil, nil, err
-	}
-	return st, func() { st.Close(); stop() }, nil
+	return endpoints, ca, nil
 }
 
 // Config is what the store needs to connect to servers of their own process.

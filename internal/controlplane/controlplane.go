@@ -4,10 +4,10 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/tls"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	"github.com/lpmos/lpmos/api"
 	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/controlplane/blobs"
+	"github.com/lpmos/lpmos/internal/controlplane/enroll"
 	"github.com/lpmos/lpmos/internal/controlplane/hub"
 	"github.com/lpmos/lpmos/internal/controlplane/metrics"
 	"github.com/lpmos/lpmos/internal/controlplane/orchestrator"
@@ -31,6 +33,8 @@ import (
 	"github.com/lpmos/lpmos/internal/controlplane/scope"
 	"github.com/lpmos/lpmos/internal/controlplane/state"
 	"github.com/lpmos/lpmos/internal/controlplane/web"
+	"github.com/lpmos/lpmos/internal/ownstore"
+	"github.com/lpmos/lpmos/internal/pki"
 	"github.com/lpmos/lpmos/internal/service"
 	"github.com/lpmos/lpmos/internal/store"
 	"github.com/lpmos/lpmos/internal/version"
@@ -38,16 +42,20 @@ import (
 
 // Config of a replica. Zero values work, but for DataDir.
 type Config struct {
-	// ListenAddr is where HTTP is served; "" means 127.0.0.1:8080. Without TLS
-	// only loopback is bound, whatever host it names, unless InsecureHTTP.
+	// ListenAddr is where HTTP is served; "" means 127.0.0.1:8080. On loopback,
+	// and at ":8080", which then means loopback, it is plain; anywhere else it
+	// is TLS unless InsecureHTTP.
 	ListenAddr   string
-	TLSCert      string // PEM file; with TLSKey turns TLS on
+	TLS          bool   // serve TLS on loopback, too
+	TLSCert      string // PEM file; with TLSKey the certificate, instead of one by the site's authority
 	TLSKey       string
 	InsecureHTTP bool   // serve plain HTTP beyond loopback
-	DataDir      string // signing key, blobs
+	DataDir      string // signing key, blobs, authority
+	CA           string // PEM file of the site's authority, shared by replicas; "" means DataDir/site-ca.pem
 	SigningKey   string // PEM file shared by replicas; "" means DataDir/signing.key
 	SiteName     string // shown in the pages
 	Deadlines    orchestrator.Config
+	Etcd         RegionEtcd
 
 	// NoLogin lets everybody in as an admin (--insecure-no-login).
 	NoLogin bool
@@ -61,6 +69,19 @@ type Config struct {
 	CheapPasswords bool
 }
 
+// RegionEtcd is how regions of their own process reach the store.
+type RegionEtcd struct {
+	// Endpoints that regions dial. An entry without a host, https://:2379,
+	// stands for the host by which the control plane was reached. None: regions
+	// cannot be enrolled.
+	Endpoints []string
+	CA        []byte // PEM of the authority of etcd's servers; nil for the site's
+	Name      string // in their certificates; "" for the host that is dialed
+	Cut       func() // ends regions' connections to it, see enroll.Config; may be nil
+
+	CertificateLife time.Duration // of regions; 0 means pki.ClientLife
+}
+
 // ControlPlane is one replica.
 type ControlPlane struct {
 	cfg   Config
@@ -71,6 +92,8 @@ type ControlPlane struct {
 	auth  *auth.Auth
 	blobs *blobs.Dir
 	key   ed25519.PrivateKey
+	ids   *enroll.Service
+	certs *certificates // nil for plain HTTP
 	srv   *http.Server
 	url   string
 	l     net.Listener
@@ -98,15 +121,32 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 	if c.blobs, err = blobs.Open(filepath.Join(cfg.DataDir, "blobs")); err != nil {
 		return nil, err
 	}
-	tlsConfig, addr, err := listening(cfg)
+	secure, addr, err := listening(cfg)
 	if err != nil {
 		return nil, err
 	}
+	ca, err := pki.Load(cmp.Or(cfg.CA, filepath.Join(cfg.DataDir, ownstore.CAFile)), cfg.CA == "")
+	if err != nil {
+		return nil, err
+	}
+	if secure {
+		if c.certs, err = newCertificates(cfg, ca, addr, log); err != nil {
+			return nil, err
+		}
+	}
+	// For people and their programs, who are to trust it.
+	if err := pki.Publish(c.AuthorityFile(), ca.PEM()); err != nil {
+		return nil, err
+	}
+	c.ids = enroll.New(enroll.Config{
+		CA: ca, Endpoints: cfg.Etcd.endpoints, EtcdCA: cfg.Etcd.authority(ca), EtcdName: cfg.Etcd.Name,
+		Cut: cfg.Etcd.Cut, Life: cfg.Etcd.CertificateLife,
+	}, st, log)
 	c.state = state.New(st, log)
 	orchCfg := cfg.Deadlines
 	orchCfg.Key = c.key
 	c.orch = orchestrator.New(orchCfg, c.state, st, log)
-	if err := c.people(tlsConfig != nil); err != nil {
+	if err := c.people(secure); err != nil {
 		return nil, err
 	}
 	c.hub = hub.New(c.state, c.auth, log)
@@ -115,6 +155,7 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 
 	pages, err := web.New(c.state, history{scope.Remember(c.state, st, auth.Principal{})}, c.orch, web.Config{
 		Version: version.String(), SiteName: cfg.SiteName, Batches: c.orch, Estimate: estimate(c.state), View: c.webView, People: c.auth,
+		Insecure: !secure && cfg.InsecureHTTP,
 	}, log)
 	if err != nil {
 		return nil, err
@@ -125,23 +166,37 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 		return metrics.Hub{Connections: s.Connections, Published: s.Published, Sent: s.Sent, Coalesced: s.Coalesced, Evicted: s.Slow + s.Stalled + s.Silent}
 	}, version.String())
 	rst.Measure(m.Handler(), m.Observe)
+	rst.Enroll(c.ids)
 	rst.Narrow(c.restView)
 	rst.Know(c.auth)
 	mux := http.NewServeMux()
 	mux.Handle("/ws", c.hub)
 	mux.Handle("/", rst.Handler(web.Headers(pages.Handler())))
 	h := c.auth.Handler(http.NewCrossOriginProtection().Handler(mux))
-	if tlsConfig == nil && !cfg.InsecureHTTP {
+	switch {
+	case secure:
+		h = c.peers(h)
+		if cfg.TLSCert != "" {
+			h = strict(h)
+		}
+	case !cfg.InsecureHTTP:
 		h = loopbackHost(h)
+	default:
+		log.Warn("plain HTTP beyond loopback (--insecure-http): whoever is on the path can read along and approve", "addr", addr)
 	}
 	if c.l, err = service.Listen(addr); err != nil {
 		return nil, err
 	}
 	c.srv = service.HTTPServer(h, log)
-	c.srv.TLSConfig = tlsConfig
-	c.url = "http://" + c.l.Addr().String()
-	if tlsConfig != nil {
-		c.url = "https://" + c.l.Addr().String()
+	at := c.l.Addr().(*net.TCPAddr)
+	host := at.IP.String()
+	if at.IP.IsUnspecified() {
+		host = "localhost"
+	}
+	c.url = "http://" + net.JoinHostPort(host, strconv.Itoa(at.Port))
+	if secure {
+		c.srv.TLSConfig = c.certs.config()
+		c.url = "https" + strings.TrimPrefix(c.url, "http")
 	}
 	return c, nil
 }
@@ -151,6 +206,9 @@ func (c *ControlPlane) Addr() net.Addr { return c.l.Addr() }
 
 // URL is Addr as a person types it.
 func (c *ControlPlane) URL() string { return c.url }
+
+// AuthorityFile is the certificate of the site's authority, in PEM.
+func (c *ControlPlane) AuthorityFile() string { return filepath.Join(c.cfg.DataDir, "site-ca.crt") }
 
 // Blobs is where this replica keeps files by content.
 func (c *ControlPlane) Blobs() *blobs.Dir { return c.blobs }
@@ -199,6 +257,7 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 			}
 		},
 		c.compact,
+		c.keepCertificates,
 		func(ctx context.Context) error { return service.Serve(ctx, c.srv, c.l) },
 	)
 }
@@ -266,34 +325,6 @@ func (c *ControlPlane) compact(ctx context.Context) error {
 			marks = marks[1:]
 		}
 	}
-}
-
-func listening(cfg Config) (*tls.Config, string, error) {
-	addr := cfg.ListenAddr
-	if addr == "" {
-		addr = "127.0.0.1:8080"
-	}
-	if cfg.TLSCert != "" || cfg.TLSKey != "" {
-		cert, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
-		if err != nil {
-			return nil, "", fmt.Errorf("load certificate (--tls-cert, --tls-key): %w", err)
-		}
-		return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, addr, nil
-	}
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, "", &lpmos.InvalidError{Field: "listen-addr", Problem: "is not host:port", Value: addr}
-	}
-	ip := net.ParseIP(host)
-	loopback := host == "localhost" || ip != nil && ip.IsLoopback()
-	switch {
-	case cfg.InsecureHTTP || loopback:
-	case host == "":
-		addr = net.JoinHostPort("127.0.0.1", port)
-	default:
-		return nil, "", &lpmos.InvalidError{Field: "listen-addr", Problem: "is not loopback: give --tls-cert and --tls-key, or --insecure-http if the network is trusted", Value: addr}
-	}
-	return nil, addr, nil
 }
 
 // loopbackHost answers only requests for a loopback name, so that a page of

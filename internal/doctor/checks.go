@@ -162,6 +162,25 @@ func JudgeTLS(server *url.URL, chain []*x509.Certificate, err error, roots *x509
 	return ok(check, "the certificate for %s is valid until %s", host, leaf.NotAfter.UTC().Format(time.DateOnly))
 }
 
+// JudgeCertificate says whether a certificate that LPMOS renews by itself is
+// being renewed: less than a fifth of its life left means that it is not.
+func JudgeCertificate(what, path string, c *x509.Certificate, err error, now time.Time) Result {
+	check := "certificate of " + what
+	if err != nil {
+		return Result{check, Warn, "it cannot be read: " + err.Error(), "run this as the user that the service runs as"}
+	}
+	until := c.NotAfter.UTC().Format(time.DateOnly)
+	switch {
+	case now.After(c.NotAfter) && strings.HasPrefix(c.Subject.CommonName, "lpmos-region-"):
+		return Result{check, Fail, path + " expired on " + until, "enroll the region again: lpmos region enroll"}
+	case now.After(c.NotAfter):
+		return Result{check, Fail, path + " expired on " + until, "restart the control plane, which makes another"}
+	case c.NotAfter.Sub(now) < c.NotAfter.Sub(c.NotBefore)/5:
+		return Result{check, Warn, path + " is good until " + until + " and should have been renewed", "look at the service's log for what keeps it from that"}
+	}
+	return ok(check, "good until %s, and renewed before", until)
+}
+
 func names(c *x509.Certificate) string {
 	all := c.DNSNames
 	for _, ip := range c.IPAddresses {

@@ -234,3 +234,24 @@ func TestWorst(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestJudgeCertificate(t *testing.T) {
+	for _, tt := range []struct {
+		cn   string
+		left time.Duration
+		err  error
+		want Status
+		todo string
+	}{
+		{"x", 80 * 24 * time.Hour, nil, OK, ""},
+		{"x", 10 * 24 * time.Hour, nil, Warn, "log"},
+		{"x", -time.Hour, nil, Fail, "restart"},
+		{"lpmos-region-dc1.1", -time.Hour, nil, Fail, "lpmos region enroll"},
+		{"x", 0, errors.New("permission denied"), Warn, "user"},
+	} {
+		c := &x509.Certificate{Subject: pkix.Name{CommonName: tt.cn}, NotBefore: now.Add(tt.left - 90*24*time.Hour), NotAfter: now.Add(tt.left)}
+		if r := JudgeCertificate("this region", "f", c, tt.err, now); r.Status != tt.want || !strings.Contains(r.Todo, tt.todo) {
+			t.Errorf("with %s left: %+v; want %s", tt.left, r, tt.want)
+		}
+	}
+}

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"go.etcd.io/etcd/client/pkg/v3/tlsutil"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -24,14 +26,26 @@ import (
 // Config says where the member lives.
 type Config struct {
 	Dir string // data directory, made with mode 0700; one process at a time
+	// TLS, if not nil, makes clients need a certificate, on the socket too: its
+	// common name is the user that they are.
+	TLS *TLS
 	// NoFsync trades crash safety for speed. Tests only.
 	NoFsync bool
+}
+
+// TLS are PEM files. Cert and Key may be one file and are read again for each
+// connection.
+type TLS struct {
+	Cert, Key string
+	ClientCA  string // the authority of clients
 }
 
 // Server is a running member.
 type Server struct {
 	etcd   *embed.Etcd
 	socket string
+	secure bool
+	front  *front
 	lock   *os.File
 	tmp    string // directory of the socket, when Dir was too deep for one
 }
@@ -50,7 +64,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{lock: lock}
+	s := &Server{lock: lock, secure: cfg.TLS != nil}
 	// A unix socket's path may have 107 bytes.
 	s.socket = filepath.Join(dir, "etcd.sock")
 	if len(s.socket) > 100 {
@@ -66,6 +80,14 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Server, error) {
 	c := embed.NewConfig()
 	c.Name, c.Dir = "lpmos", filepath.Join(dir, "member")
 	client := url.URL{Scheme: "unix", Path: s.socket}
+	if cfg.TLS != nil {
+		client.Scheme = "unixs"
+		c.ClientTLSInfo = transport.TLSInfo{CertFile: cfg.TLS.Cert, KeyFile: cfg.TLS.Key, TrustedCAFile: cfg.TLS.ClientCA, ClientCertAuth: true}
+		c.TlsMinVersion = string(tlsutil.TLSVersion13)
+	}
+	// The gateway speaks to etcd with a certificate of its own, whose rights
+	// everybody who reaches it would have (CVE-2018-16886).
+	c.EnableGRPCGateway = false
 	peer := url.URL{Scheme: "http", Host: "127.0.0.1:1"} // a name only: no peer port is opened
 	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	c.ListenPeerUrls, c.AdvertisePeerUrls = nil, []url.URL{peer}
@@ -94,13 +116,21 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Server, error) {
 }
 
 // Endpoint is what an etcd client dials.
-func (s *Server) Endpoint() string { return "unix://" + s.socket }
+func (s *Server) Endpoint() string {
+	if s.secure {
+		return "unixs://" + s.socket
+	}
+	return "unix://" + s.socket
+}
 
 // Err receives an error if the member dies by itself.
 func (s *Server) Err() <-chan error { return s.etcd.Err() }
 
 // Close stops the member and waits for it. All clients must be closed before.
 func (s *Server) Close() error {
+	if s.front != nil {
+		s.front.close()
+	}
 	if s.etcd != nil {
 		s.etcd.Close()
 	}
@@ -194,6 +224,8 @@ func expected(msg string) bool {
 		"Failed to detect schema version",
 		"stopping insecure grpc server due to error",
 		"stopped insecure grpc server due to error",
+		"stopping secure grpc server due to error",
+		"stopped secure grpc server due to error",
 	} {
 		if strings.HasPrefix(msg, s) {
 			return true

@@ -65,7 +65,7 @@ func (v *view) runSite(ctx context.Context, src follower) error {
 
 // runConfig follows configuration until ctx ends.
 func (v *view) runConfig(ctx context.Context, src follower) error {
-	for b, err := range src.Changes(ctx, store.ConfigScope) {
+	for b, err := range src.Changes(ctx, store.GlobalScope) {
 		if err != nil {
 			return err
 		}

@@ -6,14 +6,13 @@ package site
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"path/filepath"
 
 	"github.com/lpmos/lpmos/internal/controlplane"
 	"github.com/lpmos/lpmos/internal/controlplane/blobs"
-	"github.com/lpmos/lpmos/internal/embedetcd"
+	"github.com/lpmos/lpmos/internal/ownstore"
 	"github.com/lpmos/lpmos/internal/region"
 	"github.com/lpmos/lpmos/internal/service"
 	"github.com/lpmos/lpmos/internal/store"
@@ -24,7 +23,10 @@ type Config struct {
 	DataDir      string
 	ControlPlane controlplane.Config // DataDir is filled in
 	Region       region.Config       // DataDir is filled in
-	NoFsync      bool                // tests only
+	EtcdListen   string              // where the store lets regions on other machines in; "" for nowhere
+	// RegionEtcdEndpoints are what these dial, if not EtcdListen.
+	RegionEtcdEndpoints []string
+	NoFsync             bool // tests only
 }
 
 // Site is a site that is ready to run.
@@ -32,7 +34,7 @@ type Site struct {
 	ControlPlane *controlplane.ControlPlane
 	Region       *region.Region
 
-	etcd   *embedetcd.Server
+	etcd   *ownstore.Store
 	stores []*store.Store
 	blobs  *blobs.Dir
 }
@@ -45,53 +47,38 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Site, err error)
 			err = errors.Join(err, s.release())
 		}
 	}()
-	if s.etcd, err = embedetcd.Start(ctx, embedetcd.Config{Dir: filepath.Join(cfg.DataDir, "etcd"), NoFsync: cfg.NoFsync}, log); err != nil {
+	if s.etcd, err = ownstore.Start(ctx, ownstore.Config{Dir: cfg.DataDir, Listen: cfg.EtcdListen, CA: cfg.ControlPlane.CA, NoFsync: cfg.NoFsync}, log); err != nil {
 		return nil, err
 	}
 	// Each part has a connection of its own, as it would in its own process.
-	for range 2 {
-		st, err := openOwn(ctx, s.etcd, log)
-		if err != nil {
-			return nil, err
-		}
-		s.stores = append(s.stores, st)
+	control, err := s.etcd.Open(ctx, log)
+	if err != nil {
+		return nil, err
 	}
+	s.stores = append(s.stores, control)
+	regional, err := s.etcd.OpenRegion(ctx, cfg.Region.RegionID, log)
+	if err != nil {
+		return nil, err
+	}
+	s.stores = append(s.stores, regional)
 	cfg.ControlPlane.DataDir = cfg.DataDir
-	if s.ControlPlane, err = controlplane.New(cfg.ControlPlane, s.stores[0], log); err != nil {
+	cfg.ControlPlane.Etcd = controlplane.OwnEtcd(s.etcd, cfg.EtcdListen, cfg.RegionEtcdEndpoints)
+	if s.ControlPlane, err = controlplane.New(cfg.ControlPlane, control, log); err != nil {
 		return nil, err
 	}
 	if s.blobs, err = blobs.Open(s.ControlPlane.Blobs().Path()); err != nil {
 		return nil, err
 	}
 	cfg.Region.DataDir = filepath.Join(cfg.DataDir, "region")
-	if s.Region, err = region.New(cfg.Region, s.stores[1], localBlobs{s.blobs}, log); err != nil {
+	if s.Region, err = region.New(cfg.Region, regional, localBlobs{s.blobs}, log); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// openOwn connects to the store of this process. It runs, but on a busy machine
-// its first answer can take longer than one request may.
-func openOwn(ctx context.Context, etcd *embedetcd.Server, log *slog.Logger) (st *store.Store, err error) {
-	for range 6 {
-		st, err = store.Open(ctx, store.Config{Endpoints: []string{etcd.Endpoint()}}, log)
-		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
-			break
-		}
-	}
-	return st, err
-}
-
 // Run serves until ctx ends, or until the store dies.
 func (s *Site) Run(ctx context.Context) error {
-	err := service.Run(ctx, s.ControlPlane.Run, s.Region.Run, func(ctx context.Context) error {
-		select {
-		case err := <-s.etcd.Err():
-			return fmt.Errorf("store: %w", err)
-		case <-ctx.Done():
-			return nil
-		}
-	})
+	err := service.Run(ctx, s.ControlPlane.Run, s.Region.Run, s.etcd.Run)
 	return errors.Join(err, s.release())
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -43,11 +44,23 @@ type Scope string
 // events, idempotency keys and batches, and see Change.Left.
 const All Scope = prefix
 
-// RegionScope is what one region follows beside ConfigScope.
+// RegionScope is what one region follows beside GlobalScope.
 func RegionScope(region string) Scope { return Scope(regionPrefix(region)) }
 
 // ConfigScope is configuration: boot image, catalogue.
 const ConfigScope Scope = prefix + "config/"
+
+// GlobalScope is what regions follow of it: boot image and public keys.
+const GlobalScope Scope = prefix + "config/global"
+
+// end is what the scope's range ends before. A scope that does not end in a
+// slash is one key.
+func (s Scope) end() string {
+	if strings.HasSuffix(string(s), "/") {
+		return clientv3.GetPrefixRangeEnd(string(s))
+	}
+	return string(s) + "\x00"
+}
 
 // listPage is how many keys one range of a listing asks for.
 const listPage = 2000
@@ -64,7 +77,7 @@ func (s *Store) Changes(ctx context.Context, scope Scope) iter.Seq2[Batch, error
 				if ctx.Err() != nil {
 					return
 				}
-				if errors.Is(err, rpctypes.ErrPermissionDenied) {
+				if errors.Is(err, ErrDenied) {
 					yield(Batch{}, err)
 					return
 				}
@@ -123,7 +136,7 @@ const manyKeys = 20_000
 // for, to count them: the pages of one range of a million keys would cost more
 // than everything else. Ids of tasks are evenly spread.
 func (s *Store) bounds(ctx context.Context, scope Scope, rev *int64) ([]string, error) {
-	end := clientv3.GetPrefixRangeEnd(string(scope))
+	end := scope.end()
 	cctx, cancel := context.WithTimeout(ctx, 2*s.timeout)
 	defer cancel()
 	r, err := s.c.Get(cctx, string(scope), clientv3.WithRange(end), clientv3.WithCountOnly())
@@ -156,7 +169,7 @@ func (s *Store) listRange(ctx context.Context, scope Scope, from, end string, re
 		out = slices.Grow(out, len(r.Kvs))
 		for _, kv := range r.Kvs {
 			k, ok := ParseKey(string(kv.Key))
-			if !ok || scope == All && (k.Kind == KindEvent || k.Kind == KindIdempotency || k.Kind == KindBatchRequest) {
+			if !ok || scope == All && (k.Kind == KindEvent || k.Kind == KindIdempotency || k.Kind == KindEnrollment || k.Kind == KindBatchRequest) {
 				continue // nobody follows them
 			}
 			out = append(out, Change{Key: k, Value: kv.Value, Rev: kv.ModRevision})
@@ -187,12 +200,13 @@ func leave(all []Change, id string) {
 func (s *Store) follow(ctx context.Context, scope Scope, rev int64, yield func(Batch, error) bool) (done bool, err error) {
 	wctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	watch := s.c.Watch(wctx, string(scope), clientv3.WithPrefix(), clientv3.WithRev(rev), clientv3.WithProgressNotify())
+	watch := s.c.Watch(wctx, string(scope), clientv3.WithRange(scope.end()), clientv3.WithRev(rev), clientv3.WithProgressNotify())
 	for r := range watch {
 		if err := r.Err(); err != nil {
-			if errors.Is(err, rpctypes.ErrPermissionDenied) {
-				yield(Batch{}, err)
-				return true, err
+			if denied := deniedErr(err); denied != nil {
+				denied = fmt.Errorf("follow %s: %w", scope, denied)
+				yield(Batch{}, denied)
+				return true, denied
 			}
 			return false, err
 		}

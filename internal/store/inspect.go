@@ -53,7 +53,7 @@ func Inspect(ctx context.Context, cfg Config) ([]Member, error) {
 // inspect has a client of its own, so that no other server answers instead.
 func inspect(ctx context.Context, endpoint string, cfg Config) (Member, error) {
 	m := Member{Endpoint: endpoint}
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, TLS: cfg.TLS, DialTimeout: cfg.Timeout, Logger: zap.NewNop()})
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, TLS: fixedName(cfg.TLS), DialTimeout: cfg.Timeout, Logger: zap.NewNop()})
 	if err != nil {
 		return m, fmt.Errorf("connect to etcd at %s: %w", endpoint, err)
 	}
@@ -64,6 +64,9 @@ func inspect(ctx context.Context, endpoint string, cfg Config) (Member, error) {
 	st, err := c.Status(ctx, endpoint)
 	if err != nil {
 		m.Err = fmt.Errorf("ask %s: %w", endpoint, err)
+		if why := handshakeProblem(context.WithoutCancel(ctx), endpoint, fixedName(cfg.TLS)); why != nil {
+			m.Err = why
+		}
 		return m, nil
 	}
 	m.Took = time.Since(begun)

@@ -43,6 +43,7 @@ const (
 	KindHeartbeat    Kind = "regions/{region}/client/heartbeat"
 	KindCapabilities Kind = "regions/{region}/client/capabilities"
 	KindRegionStatus Kind = "regions/{region}/client/status"
+	KindIdentity     Kind = "regions/{region}/identity"
 
 	KindReportAgent    Kind = "regions/{region}/reports/{id}/{attempt}/agent"
 	KindReportHardware Kind = "regions/{region}/reports/{id}/{attempt}/hardware"
@@ -58,6 +59,7 @@ const (
 	KindProfile     Kind = "config/profiles/{name}"
 	KindTemplate    Kind = "config/templates/{name}"
 	KindIdempotency Kind = "idempotency/{key}"
+	KindEnrollment  Kind = "enrollments/{key}"
 
 	KindBatchOutcome Kind = "batches/{id}/outcome"
 	KindBatchRequest Kind = "batches/{id}/request"
@@ -71,9 +73,9 @@ const (
 var Kinds = []Kind{
 	KindMetadata, KindStatus, KindHardware, KindPlan, KindApproval, KindProgress, KindLogs, KindError, KindReceipt, KindTaskTemplate, KindTaskSetup, KindPrevious, KindEvent,
 	KindAgentInfo, KindAgentSeen, KindAgentTask, KindMachineTask,
-	KindOrder, KindBoot, KindDiscovered, KindHeartbeat, KindCapabilities, KindRegionStatus,
+	KindOrder, KindBoot, KindDiscovered, KindHeartbeat, KindCapabilities, KindRegionStatus, KindIdentity,
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,
-	KindGlobal, KindStoreID, KindImage, KindProfile, KindTemplate, KindIdempotency,
+	KindGlobal, KindStoreID, KindImage, KindProfile, KindTemplate, KindIdempotency, KindEnrollment,
 	KindBatchOutcome, KindBatchRequest,
 	KindUser, KindSignIn, KindToken,
 }

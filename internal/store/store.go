@@ -29,8 +29,10 @@ import (
 
 // Config says where etcd is.
 type Config struct {
-	Endpoints []string    // host:port, http(s)://host:port or unix:///path
-	TLS       *tls.Config // nil for plain connections
+	Endpoints []string // host:port, http(s)://host:port or unix(s):///path
+	// TLS is nil for plain connections. A ServerName in it is checked instead of
+	// the host that is dialed.
+	TLS *tls.Config
 	// Timeout bounds one request; 0 means 5 s.
 	Timeout time.Duration
 }
@@ -57,7 +59,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 		cfg.Timeout = 5 * time.Second
 	}
 	c, err := clientv3.New(clientv3.Config{
-		Endpoints: cfg.Endpoints, TLS: cfg.TLS, DialTimeout: cfg.Timeout,
+		Endpoints: cfg.Endpoints, TLS: fixedName(cfg.TLS), DialTimeout: cfg.Timeout,
 		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
 		MaxCallRecvMsgSize: 64 << 20, Logger: zap.NewNop(),
 	})
@@ -65,16 +67,17 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 		return nil, fmt.Errorf("connect to etcd: %w", err)
 	}
 	s := &Store{c: c, timeout: cfg.Timeout, log: log}
-	if err := s.greet(ctx, cfg.Endpoints); err != nil {
+	if err := s.greet(ctx, cfg); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *Store) greet(ctx context.Context, endpoints []string) error {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+func (s *Store) greet(whole context.Context, cfg Config) error {
+	ctx, cancel := context.WithTimeout(whole, s.timeout)
 	defer cancel()
+	endpoints := cfg.Endpoints
 	var answered bool
 	var last error
 	for _, e := range endpoints {
@@ -89,10 +92,22 @@ func (s *Store) greet(ctx context.Context, endpoints []string) error {
 		}
 	}
 	if !answered {
+		for _, e := range endpoints {
+			if why := handshakeProblem(whole, e, fixedName(cfg.TLS)); why != nil {
+				return fmt.Errorf("reach etcd at %s: %w", e, why)
+			}
+		}
 		return fmt.Errorf("reach etcd at %s: %w: is it running? (docker-compose up etcd, or --etcd-endpoints=embedded)", strings.Join(endpoints, ", "), last)
 	}
 	fresh := lpmos.NewTaskID()
 	key := Key{Kind: KindStoreID}.String()
+	// A region may read it only, and only the first of all has to write it.
+	if g, err := s.c.Get(ctx, key); err != nil {
+		return s.wrap("read store id", err)
+	} else if len(g.Kvs) > 0 {
+		s.id = string(g.Kvs[0].Value)
+		return nil
+	}
 	r, err := s.c.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).
 		Then(clientv3.OpPut(key, fresh)).Else(clientv3.OpGet(key)).Commit()
 	if err != nil {
@@ -143,6 +158,9 @@ func (s *Store) wrap(doing string, err error) error {
 		return fmt.Errorf("%s: %w", doing, err)
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return fmt.Errorf("%s: %w: etcd is out of space (compact, defragment and disarm the alarm)", doing, lpmos.ErrUnavailable)
+	}
+	if denied := deniedErr(err); denied != nil {
+		return fmt.Errorf("%s: %w", doing, denied)
 	}
 	var ee rpctypes.EtcdError
 	if errors.As(err, &ee) {

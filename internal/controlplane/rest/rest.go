@@ -104,6 +104,7 @@ type API struct {
 	view  func(auth.Principal) View
 	who   People
 
+	enroll  Enroller
 	metrics http.Handler
 	observe func(method, route string, status int, took time.Duration)
 }
@@ -153,6 +154,12 @@ func (a *API) routes() []Route {
 		{"GET", v1 + "/tasks/:id/plan", auth.See, (*API).taskPlan},
 		{"GET", v1 + "/regions", auth.See, (*API).listRegions},
 		{"GET", v1 + "/regions/:id", auth.See, (*API).getRegion},
+		{"POST", v1 + "/regions/:id/enroll", auth.Administer, (*API).enrollRegion},
+		// The token in the body, or the certificate of the connection, is the
+		// credential.
+		{"POST", v1 + "/regions/:id/certificate", auth.Public, (*API).regionCertificate},
+		{"POST", v1 + "/regions/:id/rotate", auth.Administer, (*API).rotateRegion},
+		{"POST", v1 + "/regions/:id/revoke", auth.Administer, (*API).revokeRegion},
 		{"GET", v1 + "/machines", auth.See, (*API).listMachines},
 		{"GET", v1 + "/machines/:mac", auth.See, (*API).getMachine},
 		{"GET", v1 + "/profiles", auth.See, (*API).listProfiles},
@@ -338,6 +345,8 @@ func (a *API) fail(c *gin.Context, err error) {
 		p.Title, p.Status, p.TaskStatus = "Conflict", http.StatusConflict, conflict.Status
 	case errors.Is(err, lpmos.ErrConflict):
 		p.Title, p.Status = "Conflict", http.StatusConflict
+	case errors.Is(err, api.ErrGone):
+		p.Title, p.Status = "Gone", http.StatusGone
 	case errors.Is(err, lpmos.ErrNotFound):
 		p.Title, p.Status = "Not found", http.StatusNotFound
 	case errors.Is(err, lpmos.ErrSignedOut):

@@ -83,6 +83,8 @@ type Config struct {
 	Person   func(*http.Request) string // who is asking; nil means the name of auth.Of
 	Now      func() time.Time           // nil means time.Now
 
+	// Insecure says on every page that whoever is on the path can read along.
+	Insecure bool
 	// View is what one principal sees and may do; nil: everybody the same.
 	View func(auth.Principal) View
 	// People is who may sign in. nil: nobody can here, and the pages about them
@@ -315,6 +317,7 @@ type page struct {
 	Site     string
 	Version  string
 	Person   string
+	Insecure bool // anyone on the path can read along
 	Theme    string
 	Lang     string
 	Return   string // this page again, after a preference was stored
@@ -342,6 +345,7 @@ func (w *Web) show(rw http.ResponseWriter, r *http.Request, status int, name str
 		p.Role = w.accessWord(w.me.Role) + ", " + w.regionsWord(w.me.Regions)
 	}
 	p.Site, p.Version, p.Person = w.cfg.SiteName, w.cfg.Version, w.cfg.Person(r)
+	p.Insecure = w.cfg.Insecure
 	p.Theme, p.Lang, p.Return, p.Now = theme(r), w.tag, "/dashboard", w.cfg.Now()
 	if r.Method == http.MethodGet {
 		p.Return = r.URL.RequestURI()

@@ -1,0 +1,176 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lpmos/lpmos"
+)
+
+// Identity is what the control plane knows of a region's certificates. A
+// certificate that is not listed here is worth nothing to it.
+type Identity struct {
+	// Users counts the region's enrollments, ever: each has an etcd user of its
+	// own (RegionUser).
+	Users        int                 `json:"users"`
+	Certificates []RegionCertificate `json:"certificates"` // none: revoked
+	// RotateAfter asks the region to renew every certificate issued before.
+	RotateAfter time.Time `json:"rotate_after,omitzero"`
+	RevokedAt   time.Time `json:"revoked_at,omitzero"`
+}
+
+// RegionCertificate is one that was given to a region and has not ended.
+type RegionCertificate struct {
+	User     int       `json:"user"`
+	Serial   string    `json:"serial"` // hexadecimal
+	Host     string    `json:"host,omitempty"`
+	IssuedAt time.Time `json:"issued_at"`
+	NotAfter time.Time `json:"not_after"`
+}
+
+// Enrollment is the right to get a region's first certificate, once. The key it
+// is stored under is the SHA-256 of a secret that is not.
+type Enrollment struct {
+	Region    string    `json:"region_id"`
+	ExpiresAt time.Time `json:"expires_at"`
+	By        string    `json:"by"`
+	UsedAt    time.Time `json:"used_at,omitzero"`
+	// PublicKey is the SHA-256 of the key that it was used for. The same key may
+	// come again, because the answer may have been lost on the way.
+	PublicKey string `json:"public_key,omitempty"`
+	User      int    `json:"user,omitempty"`
+}
+
+// keepEnrollment is how long a token is known after it expired, to say so.
+const keepEnrollment = 7 * 24 * time.Hour
+
+// PutEnrollment stores a token's hash, 64 hexadecimal digits.
+func (s *Store) PutEnrollment(ctx context.Context, hash string, e Enrollment) error {
+	lease, err := s.grant(ctx, time.Until(e.ExpiresAt)+keepEnrollment)
+	if err != nil {
+		return err
+	}
+	key := Key{Kind: KindEnrollment, Name: hash}.String()
+	_, err = s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
+		[]clientv3.Op{clientv3.OpPut(key, string(encode(e)), clientv3.WithLease(lease))}, nil)
+	return err
+}
+
+// Redeem lets check decide about a token and uses it for a public key, in one
+// step: of any number who try at once, one key wins. It gives the enrollment as
+// it is now, with the number of the user that it is to be.
+func (s *Store) Redeem(ctx context.Context, hash, publicKey string, now time.Time, check func(Enrollment) error) (Enrollment, error) {
+	key := Key{Kind: KindEnrollment, Name: hash}.String()
+	for range maxRaces {
+		cctx, cancel := context.WithTimeout(ctx, s.timeout)
+		r, err := s.c.Get(cctx, key)
+		cancel()
+		if err != nil {
+			return Enrollment{}, s.wrap("read enrollment", err)
+		}
+		if len(r.Kvs) == 0 {
+			return Enrollment{}, fmt.Errorf("enrollment token: %w", lpmos.ErrNotFound)
+		}
+		e, err := decode[Enrollment](r.Kvs[0].Value)
+		if err != nil {
+			return e, fmt.Errorf("decode %s: %w", key, err)
+		}
+		if err := check(e); err != nil {
+			return e, err
+		}
+		if !e.UsedAt.IsZero() {
+			return e, nil
+		}
+		id, rev, err := s.identity(ctx, e.Region)
+		if err != nil {
+			return e, err
+		}
+		id.Users++
+		e.UsedAt, e.PublicKey, e.User = now, publicKey, id.Users
+		idKey := Key{Kind: KindIdentity, Region: e.Region}.String()
+		t, err := s.txn(ctx,
+			[]clientv3.Cmp{
+				clientv3.Compare(clientv3.ModRevision(key), "=", r.Kvs[0].ModRevision),
+				clientv3.Compare(clientv3.ModRevision(idKey), "=", rev),
+			},
+			[]clientv3.Op{clientv3.OpPut(key, string(encode(e)), clientv3.WithIgnoreLease()), clientv3.OpPut(idKey, string(encode(id)))}, nil)
+		if err != nil {
+			return e, err
+		}
+		if t.Succeeded {
+			return e, nil
+		}
+	}
+	return Enrollment{}, fmt.Errorf("use enrollment token: %w: too many writers at once", lpmos.ErrUnavailable)
+}
+
+// Identity reads what is known of a region's certificates; nothing is not an
+// error.
+func (s *Store) Identity(ctx context.Context, region string) (Identity, error) {
+	id, _, err := s.identity(ctx, region)
+	return id, err
+}
+
+func (s *Store) identity(ctx context.Context, region string) (id Identity, rev int64, err error) {
+	key := Key{Kind: KindIdentity, Region: region}.String()
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	r, err := s.c.Get(ctx, key)
+	if err != nil {
+		return id, 0, s.wrap("read "+key, err)
+	}
+	if len(r.Kvs) == 0 {
+		return id, 0, nil
+	}
+	if id, err = decode[Identity](r.Kvs[0].Value); err != nil {
+		return id, 0, fmt.Errorf("decode %s: %w", key, err)
+	}
+	return id, r.Kvs[0].ModRevision, nil
+}
+
+// EditIdentity changes it by compare-and-swap.
+func (s *Store) EditIdentity(ctx context.Context, region string, edit func(*Identity) error) error {
+	key := Key{Kind: KindIdentity, Region: region}.String()
+	for range maxRaces {
+		id, rev, err := s.identity(ctx, region)
+		if err != nil {
+			return err
+		}
+		if err := edit(&id); err != nil {
+			return err
+		}
+		t, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", rev)},
+			[]clientv3.Op{clientv3.OpPut(key, string(encode(id)))}, nil)
+		if err != nil {
+			return err
+		}
+		if t.Succeeded {
+			return nil
+		}
+	}
+	return fmt.Errorf("write %s: %w: too many writers at once", key, lpmos.ErrUnavailable)
+}
+
+// FollowIdentity calls f with the region's identity and with each one that
+// follows, until ctx ends or etcd denies it.
+func (s *Store) FollowIdentity(ctx context.Context, region string, f func(Identity)) error {
+	for b, err := range s.Changes(ctx, Scope(Key{Kind: KindIdentity, Region: region}.String())) {
+		if err != nil {
+			return err
+		}
+		for _, c := range b.Changes {
+			id, err := Decode[Identity](c)
+			if c.Value != nil && err == nil {
+				f(id)
+			}
+		}
+	}
+	if err := ctx.Err(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
