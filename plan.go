@@ -36,6 +36,8 @@ type Effect struct {
 	// UserData is the task's template with the machine's facts in it: cloud-init
 	// reads it at the first boot, beside what LPMOS itself asks of it.
 	UserData string `json:"user_data,omitempty"`
+	// Secrets are used but not shown: the plan commits to them.
+	Secrets []PlannedSecret `json:"secrets,omitempty"`
 	// Unverified leaves out what would report the first boot: nobody waits.
 	Unverified bool `json:"unverified,omitempty"`
 }
@@ -122,6 +124,7 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 		SSHKeys:  append([]string{}, t.SSHKeys...),
 		Network:  PlannedNetwork{Mode: "dhcp", MACs: h.MACs()},
 		Files:    plannedFiles,
+		Secrets:  t.Committed,
 	}
 	disk, problem := chooseDisk(t, h, img)
 	if problem == "" && img.Arch != h.CPU.Architecture {

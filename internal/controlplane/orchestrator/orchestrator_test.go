@@ -137,8 +137,30 @@ func (s *site) approvedTask(mac string) lpmos.Task {
 	return s.is(t.ID, lpmos.Approved)
 }
 
+// request is what a boot asks whose key the region has registered.
 func (s *site) request(t lpmos.Task, attempt int, nonce string) lpmos.PermitRequest {
-	return lpmos.PermitRequest{TaskID: t.ID, Attempt: attempt, Nonce: nonce, PlanDigest: t.Plan.Digest, HardwareDigest: t.Plan.HardwareDigest}
+	s.t.Helper()
+	return s.requestAs(agentKey, t, attempt, nonce)
+}
+
+func (s *site) requestAs(key *lpmos.AgentKey, t lpmos.Task, attempt int, nonce string) lpmos.PermitRequest {
+	s.t.Helper()
+	pub := key.Public()
+	if err := s.sess.PutAgent(s.t.Context(), lpmos.AgentRecord{TaskID: t.ID, Attempt: attempt, BootSeq: 1, Key: &pub}); err != nil && !errors.Is(err, lpmos.ErrNotFound) {
+		s.t.Fatal(err)
+	}
+	return lpmos.PermitRequest{TaskID: t.ID, Attempt: attempt, Nonce: nonce, PlanDigest: t.Plan.Digest, HardwareDigest: t.Plan.HardwareDigest, AgentKey: &pub, At: time.Now().UTC()}
+}
+
+// agentKey is the key of the agents of these tests.
+var agentKey = newKey()
+
+func newKey() *lpmos.AgentKey {
+	k, err := lpmos.NewAgentKey()
+	if err != nil {
+		panic(err)
+	}
+	return k
 }
 
 func (s *site) ok(err error) {
@@ -174,7 +196,7 @@ func TestLife(t *testing.T) {
 	task = s.is(task.ID, lpmos.Installing)
 	rec, err := s.store.Task(t.Context(), task.ID)
 	s.ok(err)
-	v := lpmos.Verifier{Keys: []ed25519.PublicKey{s.key.Public().(ed25519.PublicKey)}, TaskID: task.ID, Hardware: hardware("52:54:00:00:00:01"), Now: time.Now()}
+	v := lpmos.Verifier{Keys: []ed25519.PublicKey{s.key.Public().(ed25519.PublicKey)}, TaskID: task.ID, Hardware: hardware("52:54:00:00:00:01"), AgentKey: agentKey.Public().Fingerprint(), Now: time.Now()}
 	if err := v.Check(task.Plan, task.Approval, rec.Permit, 1, strings.Repeat("1", 64)); err != nil {
 		t.Errorf("the agent would refuse: %v", err)
 	}

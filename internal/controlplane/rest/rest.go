@@ -51,6 +51,8 @@ type Reader interface {
 	ProfileUse(name string) api.Use
 	TemplateUse(name string) api.Use
 	ImageRev(os, version, arch string) (lpmos.Image, int64, bool)
+	Stopped() *lpmos.Stop
+	Limits() lpmos.Limits
 }
 
 // Actions is the orchestrator.
@@ -70,6 +72,12 @@ type Actions interface {
 	CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error)
 	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error)
 	Batch(ctx context.Context, id string) (lpmos.Batch, error)
+	// Stop holds every permit in every region from its own revision on.
+	Stop(ctx context.Context, reason, by string) (lpmos.Stop, error)
+	Resume(ctx context.Context, by string) error
+	Lock(ctx context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error)
+	Unlock(ctx context.Context, mac lpmos.MAC, by string) error
+	SetLimits(ctx context.Context, l lpmos.Limits, by string) (lpmos.Limits, error)
 }
 
 // Store is what goes to the store without a decision.
@@ -149,6 +157,13 @@ func (a *API) routes() []Route {
 		{"GET", v1 + "/regions/:id", a.getRegion},
 		{"GET", v1 + "/machines", a.listMachines},
 		{"GET", v1 + "/machines/:mac", a.getMachine},
+		{"PUT", v1 + "/machines/:mac/lock", a.lockMachine},
+		{"DELETE", v1 + "/machines/:mac/lock", a.unlockMachine},
+		{"GET", v1 + "/stop", a.getStop},
+		{"PUT", v1 + "/stop", a.putStop},
+		{"DELETE", v1 + "/stop", a.deleteStop},
+		{"GET", v1 + "/limits", a.getLimits},
+		{"PUT", v1 + "/limits", a.putLimits},
 		{"GET", v1 + "/profiles", a.listProfiles},
 		{"GET", v1 + "/profiles/:name", a.getProfile},
 		{"PUT", v1 + "/profiles/:name", a.putProfile},
