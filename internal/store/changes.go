@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lpmos/lpmos"
 )
@@ -93,13 +95,25 @@ func (s *Store) list(ctx context.Context, scope Scope) (Batch, error) {
 	if err != nil {
 		return Batch{}, err
 	}
-	for i := range len(bounds) - 1 {
-		if err := s.listRange(ctx, scope, bounds[i], bounds[i+1], &out); err != nil {
-			return Batch{}, err
-		}
+	// While one range is taken apart here, the store answers for the next.
+	parts := make([][]Change, len(bounds)-1)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(listers)
+	for i := range parts {
+		g.Go(func() (err error) {
+			parts[i], err = s.listRange(ctx, scope, bounds[i], bounds[i+1], out.Rev)
+			return err
+		})
 	}
+	if err := g.Wait(); err != nil {
+		return Batch{}, err
+	}
+	out.Changes = slices.Concat(parts...)
 	return out, nil
 }
+
+// listers is how many ranges of a listing are asked for at a time.
+const listers = 3
 
 // manyKeys is from how many keys on a listing is divided.
 const manyKeys = 20_000
@@ -127,30 +141,31 @@ func (s *Store) bounds(ctx context.Context, scope Scope, rev *int64) ([]string, 
 	return append(out, end), nil
 }
 
-// listRange adds the keys from one to before another, as they were at out.Rev.
-func (s *Store) listRange(ctx context.Context, scope Scope, from, end string, out *Batch) error {
+// listRange is the keys from one to before another, as they were at rev.
+func (s *Store) listRange(ctx context.Context, scope Scope, from, end string, rev int64) (out []Change, err error) {
 	for {
 		cctx, cancel := context.WithTimeout(ctx, 2*s.timeout)
-		r, err := s.c.Get(cctx, from, clientv3.WithRange(end), clientv3.WithLimit(listPage), clientv3.WithRev(out.Rev))
+		r, err := s.c.Get(cctx, from, clientv3.WithRange(end), clientv3.WithLimit(listPage), clientv3.WithRev(rev))
 		cancel()
 		if errors.Is(err, rpctypes.ErrCompacted) {
-			return fmt.Errorf("list %s: history was compacted meanwhile: %w", scope, err)
+			return nil, fmt.Errorf("list %s: history was compacted meanwhile: %w", scope, err)
 		}
 		if err != nil {
-			return s.wrap("list "+string(scope), err)
+			return nil, s.wrap("list "+string(scope), err)
 		}
+		out = slices.Grow(out, len(r.Kvs))
 		for _, kv := range r.Kvs {
 			k, ok := ParseKey(string(kv.Key))
 			if !ok || scope == All && (k.Kind == KindEvent || k.Kind == KindIdempotency || k.Kind == KindBatchRequest) {
 				continue // nobody follows them
 			}
-			out.Changes = append(out.Changes, Change{Key: k, Value: kv.Value, Rev: kv.ModRevision})
+			out = append(out, Change{Key: k, Value: kv.Value, Rev: kv.ModRevision})
 			if scope == All && k.Kind == KindStatus && !lpmos.Status(kv.Value).Live() {
-				leave(out.Changes, k.TaskID)
+				leave(out, k.TaskID)
 			}
 		}
 		if !r.More {
-			return nil
+			return out, nil
 		}
 		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
 	}

@@ -5,6 +5,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
@@ -68,7 +70,10 @@ func measure(ctx context.Context, url string, sys *pid1.System) error {
 				return err
 			})
 		}},
-		{"pipeline", func(f *os.File) error { return pipeline(ctx, url+agentapi.PathBlobs+m.Pack.SHA256, f) }},
+		{"pipeline", func(f *os.File) error { return pipeline(ctx, url+agentapi.PathBlobs+m.Pack.SHA256, "", f) }},
+		{"verified", func(f *os.File) error {
+			return pipeline(ctx, url+agentapi.PathBlobs+m.Pack.SHA256, m.Pack.SHA256, f)
+		}},
 	}
 	for range rounds {
 		for _, w := range ways {
@@ -96,7 +101,9 @@ func land(write func(*os.File) error) error {
 }
 
 // pipeline is curl | zstd -d | dd bs=4M: one request, one decoder, one loop.
-func pipeline(ctx context.Context, url string, f *os.File) error {
+// Where a digest is given, what comes is hashed on its way, as with
+// tee >(sha256sum): wrong bytes are on the disk before that is known.
+func pipeline(ctx context.Context, url, digest string, f *os.File) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
@@ -111,6 +118,10 @@ func pipeline(ctx context.Context, url string, f *os.File) error {
 	}
 	cmd := exec.CommandContext(ctx, zstd, "-d", "-c", "-q")
 	cmd.Stdin = resp.Body
+	sum := sha256.New()
+	if digest != "" {
+		cmd.Stdin = io.TeeReader(resp.Body, sum)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
@@ -127,7 +138,13 @@ func pipeline(ctx context.Context, url string, f *os.File) error {
 			}
 		}
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return cmd.Wait()
+			if err := cmd.Wait(); err != nil {
+				return err
+			}
+			if got := hex.EncodeToString(sum.Sum(nil)); digest != "" && got != digest {
+				return fmt.Errorf("the pack has digest %s instead of %s", got, digest)
+			}
+			return nil
 		}
 		if err != nil {
 			return err
