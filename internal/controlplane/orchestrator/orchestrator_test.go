@@ -55,6 +55,7 @@ func newSite(t *testing.T, cfg orchestrator.Config) *site {
 	}
 	cfg.Key = key
 	s := &site{t: t, store: st, state: state.New(st, discard), key: key, moves: &counting{Store: st}}
+	s.state.SetPermitLimit(cfg.PermitsPerMinute)
 	s.Orchestrator = orchestrator.New(cfg, s.state, s.moves, discard)
 	s.state.Listen(s.Notice)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -130,7 +131,11 @@ func (s *site) approvedTask(mac string) lpmos.Task {
 	s.t.Helper()
 	t := s.create(mac)
 	s.ok(s.sess.PutHardware(s.t.Context(), t.ID, 1, hardware(mac)))
-	t = s.is(t.ID, lpmos.AwaitingApproval)
+	return s.approve(s.is(t.ID, lpmos.AwaitingApproval))
+}
+
+func (s *site) approve(t lpmos.Task) lpmos.Task {
+	s.t.Helper()
 	if _, err := s.Decide(s.t.Context(), t.ID, api.Decision{Approved: true, PlanDigest: t.Plan.Digest}, "alice"); err != nil {
 		s.t.Fatal(err)
 	}
