@@ -72,6 +72,12 @@ func TestLockAndLimits(t *testing.T) {
 	}
 	p.empty("DELETE", lock, 204)
 	id := p.create(mac)
+	want[lpmos.Lock](p, "PUT", lock, `{"reason":"being repaired"}`, 200)
+	p.eventually("the machine says so", func() bool {
+		m, ok := p.state.Machine(lpmos.MustMAC(mac))
+		return ok && m.Lock != nil && m.Lock.Reason == "being repaired"
+	})
+	p.empty("DELETE", lock, 204)
 	if l := want[lpmos.Limits](p, "GET", "/api/v1/limits", "", 200); l.PermitsPerMinute != 0 || l.Protected == nil {
 		t.Errorf("limits = %+v", l)
 	}

@@ -52,6 +52,24 @@ func (s *State) Stopped() *lpmos.Stop {
 	return s.safety.stop
 }
 
+// Alarmed is how many live tasks have an alarm.
+func (s *State) Alarmed() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n := 0
+	for i, st := range lpmos.Statuses {
+		if !st.Live() {
+			continue
+		}
+		for _, t := range s.byStatus[i] {
+			if t.Alarm != nil {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // Locked is the lock of a machine by any of its addresses, nil when it has
 // none.
 func (s *State) Locked(mac lpmos.MAC) *lpmos.Lock {
