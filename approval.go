@@ -146,8 +146,10 @@ func (v Verifier) Check(plan *Plan, a *Approval, permit *Permit, attempt int, no
 	case a.KeyCompared && a.AgentKey != v.AgentKey:
 		return refuse("the approval is for a boot with another key")
 	}
-	if _, err := v.Hardware.Disk(plan.Effect.Target); err != nil {
-		return refuse("the approved disk (%s) is not in this machine as it was", plan.Effect.Target)
+	for _, d := range plan.Effect.Disks() {
+		if _, err := v.Hardware.Disk(d.Disk); err != nil {
+			return refuse("the approved disk (%s) is not in this machine as it was", d.Disk)
+		}
 	}
 	now := Observe(v.Hardware)
 	if attempt == a.FirstAttempt && DigestOf(now) != DigestOf(plan.Observed) {

@@ -40,6 +40,17 @@ type Effect struct {
 	Secrets []PlannedSecret `json:"secrets,omitempty"`
 	// Unverified leaves out what would report the first boot: nobody waits.
 	Unverified bool `json:"unverified,omitempty"`
+
+	// Layout is the name of the declared layout, "" for the plain one. Then
+	// there may be more disks than the target, and more than partitions on them.
+	Layout string         `json:"layout,omitempty"`
+	Method string         `json:"method,omitempty"` // FormatDisk, FormatTar; "" is a filesystem image
+	Also   []PlannedDisk  `json:"also,omitempty"`
+	Arrays []PlannedArray `json:"arrays,omitempty"`
+	Groups []PlannedGroup `json:"volume_groups,omitempty"`
+	// BootID names the disk of a whole-disk image to the region's boot helper:
+	// the image's own identifiers are those of all its copies.
+	BootID string `json:"boot_id,omitempty"`
 }
 
 // PlannedPartition is one partition of the new table, in order.
@@ -126,12 +137,15 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 		Files:    plannedFiles,
 		Secrets:  t.Committed,
 	}
-	disk, problem := chooseDisk(t, h, img)
+	laid, problem := layOut(t, h, img)
 	if problem == "" && img.Arch != h.CPU.Architecture {
 		problem = "The image is for " + img.Arch + ", the machine is " + h.CPU.Architecture + "."
 	}
 	if problem == "" && !slices.Contains(img.BootModes, h.BootMode) {
 		problem = "The image " + img.Name() + " cannot boot a " + h.BootMode + " machine."
+	}
+	if problem == "" && len(img.Preflight.Problems()) > 0 {
+		problem = "The image " + img.Name() + " cannot be installed: " + img.Preflight.Problems()[0]
 	}
 	if !t.WantsVerification() {
 		p.Effect.Unverified = true
@@ -153,9 +167,8 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 	if problem != "" {
 		p.Problem = problem
 	} else {
-		p.Effect.Target = disk.Ref()
-		p.Effect.Partitions = layout(t.ID, disk)
-		p.Hazards = hazards(disk)
+		laid.apply(&p)
+		p.Effect.Files = laid.files(p.Effect.Files)
 	}
 	p.Digest = p.ComputeDigest()
 	return p
@@ -187,44 +200,54 @@ func (p *Plan) ComputeDigest() string {
 	}{p.Effect, p.Observed})
 }
 
-// ErasesData reports whether anything that was found on the target would be
-// lost.
-func (p *Plan) ErasesData() bool {
-	d, ok := p.target()
-	return ok && (!d.Content.Empty() || d.Unknown != "")
-}
+// ErasesData reports whether anything that was found on a disk that is written
+// would be lost.
+func (p *Plan) ErasesData() bool { return len(p.Erased()) > 0 }
 
-func (p *Plan) target() (ObservedDisk, bool) {
-	for _, d := range p.Observed {
-		if p.Problem == "" && d.Disk == p.Effect.Target {
-			return d, true
+// Erased are the disks that are written although something was found on them,
+// in the effect's order.
+func (p *Plan) Erased() []ObservedDisk {
+	var out []ObservedDisk
+	if p.Problem != "" {
+		return nil
+	}
+	for _, w := range p.Effect.Disks() {
+		for _, d := range p.Observed {
+			if d.Disk == w.Disk && (!d.Content.Empty() || d.Unknown != "") {
+				out = append(out, d)
+			}
 		}
 	}
-	return ObservedDisk{}, false
+	return out
 }
 
-// SameOthers reports whether all disks but the plan's target are in now as they
-// were when the plan was made. An attempt after the first asks this, because
-// the target itself was half written.
+// SameOthers reports whether all disks but those the plan writes are in now as
+// they were when the plan was made. An attempt after the first asks this,
+// because its disks were half written.
 func (p *Plan) SameOthers(now []ObservedDisk) bool {
 	others := func(ds []ObservedDisk) []ObservedDisk {
-		return slices.DeleteFunc(slices.Clone(ds), func(d ObservedDisk) bool { return d.Disk == p.Effect.Target })
+		return slices.DeleteFunc(slices.Clone(ds), func(d ObservedDisk) bool { return p.Effect.Writes(d.Disk) })
 	}
 	return DigestOf(others(p.Observed)) == DigestOf(others(now))
 }
 
-// Partition finds a partition of the effect by role.
+// Partition finds a partition of the target by role. A root filesystem that
+// lies on an array or a logical volume is answered as if it were a partition,
+// without number and PartUUID.
 func (e *Effect) Partition(role string) (PlannedPartition, bool) {
 	for _, q := range e.Partitions {
 		if q.Role == role {
 			return q, true
 		}
 	}
+	if fs, ok := e.Root(); ok && role == "root" {
+		return PlannedPartition{Role: role, SizeBytes: fs.SizeBytes, FS: fs.FS, UUID: fs.UUID, Mount: fs.Mount}, true
+	}
 	return PlannedPartition{}, false
 }
 
 func chooseDisk(t *Task, h *Hardware, img Image) (Disk, string) {
-	need := img.SizeBytes + biosBootBytes + espBytes + 2*GPTReserveBytes
+	need := img.DiskBytes()
 	if t.TargetDisk != nil {
 		d, err := h.Disk(*t.TargetDisk)
 		switch {
@@ -261,19 +284,22 @@ func chooseDisk(t *Task, h *Hardware, img Image) (Disk, string) {
 	case len(fit) == 0:
 		return Disk{}, "Every disk is too small: the largest has " + FormatBytes(largest) + ", and " + FormatBytes(need) + " are needed."
 	}
-	// Blank disks first, then the smallest, then by name that survives a
-	// reboot: an unasked choice should destroy as little as possible.
-	slices.SortStableFunc(fit, func(a, b Disk) int {
-		blank := func(d Disk) int {
-			if d.Content.Empty() && d.ContentUnknownBecause == "" {
-				return 0
-			}
-			return 1
-		}
-		return cmp.Or(cmp.Compare(blank(a), blank(b)), cmp.Compare(a.SizeBytes, b.SizeBytes),
-			strings.Compare(a.Serial, b.Serial), strings.Compare(a.WWN, b.WWN))
-	})
+	slices.SortStableFunc(fit, leastDestructive)
 	return fit[0], ""
+}
+
+// leastDestructive orders blank disks first, then the smallest, then by a name
+// that survives a reboot: an unasked choice should destroy as little as
+// possible.
+func leastDestructive(a, b Disk) int {
+	blank := func(d Disk) int {
+		if d.Content.Empty() && d.ContentUnknownBecause == "" {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(blank(a), blank(b)), cmp.Compare(a.SizeBytes, b.SizeBytes),
+		strings.Compare(a.Serial, b.Serial), strings.Compare(a.WWN, b.WWN))
 }
 
 // layout is GPT: BIOS boot, ESP, root. Both boot parts are always there, so that

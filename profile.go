@@ -25,6 +25,7 @@ type Profile struct {
 	Verify    *bool     `json:"verify,omitempty"`
 	Notes     string    `json:"notes,omitempty"`    // of each task
 	Template  string    `json:"template,omitempty"` // name of a template
+	Layout    *Layout   `json:"layout,omitempty"`   // nil is the plain one
 	CreatedAt time.Time `json:"created_at,omitzero"`
 	UpdatedAt time.Time `json:"updated_at,omitzero"`
 	UpdatedBy string    `json:"updated_by,omitempty"`
@@ -68,7 +69,7 @@ func (p Profile) Normalize() (Profile, error) {
 	if p.Template != "" && !ValidName(p.Template) {
 		return p, &InvalidError{Field: "template", Problem: "is not the name of a template", Value: p.Template}
 	}
-	return p, nil
+	return p, p.Layout.Validate()
 }
 
 // Apply fills what s does not say from the profile and notes which version did.
@@ -86,6 +87,7 @@ func (p Profile) Apply(s Spec) Spec {
 	if s.Verify == nil {
 		s.Verify = p.Verify
 	}
+	s.Layout = cmp.Or(s.Layout, p.Layout)
 	s.Notes, s.Template = cmp.Or(s.Notes, p.Notes), cmp.Or(s.Template, p.Template)
 	return s
 }

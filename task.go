@@ -146,6 +146,8 @@ type Spec struct {
 	Verify *bool `json:"verify,omitempty"`
 	// Template names what is rendered into the installed system, like Profile.
 	Template string `json:"template,omitempty"`
+	// Layout divides the disks; nil is the plain one, or the profile's.
+	Layout *Layout `json:"layout,omitempty"`
 }
 
 // Limits on what a Spec may hold.
@@ -320,6 +322,9 @@ func (s Spec) Normalize() (Spec, error) {
 	}
 	if len(s.Notes) > MaxNotesBytes {
 		return s, &InvalidError{Field: "notes", Problem: "is longer than 2 KiB"}
+	}
+	if err := s.Layout.Validate(); err != nil {
+		return s, err
 	}
 	if d := s.TargetDisk; d != nil && (d.SizeBytes <= 0 || d.Serial == "" && d.WWN == "" && d.Path == "") {
 		return s, &InvalidError{Field: "target_disk", Problem: "needs size_bytes and a serial or wwn (or, for a disk that has neither, its path)"}

@@ -20,6 +20,7 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/agent"
 	"github.com/lpmos/lpmos/internal/agent/callhome"
+	"github.com/lpmos/lpmos/internal/agent/confine"
 	"github.com/lpmos/lpmos/internal/agent/demo"
 	"github.com/lpmos/lpmos/internal/agent/install"
 	"github.com/lpmos/lpmos/internal/agent/inventory"
@@ -51,6 +52,9 @@ Flags:
 `
 
 func main() {
+	if confine.IsChild() {
+		confine.Child()
+	}
 	// On a booted machine the arguments are the kernel's, not a person's.
 	if pid1.Booted() {
 		boot := &machine{}
@@ -159,7 +163,7 @@ func (m *machine) run(ctx context.Context, sys *pid1.System) error {
 		return fmt.Errorf("read boot configuration: %w", err)
 	}
 	commands := &runner{run.Runner{Log: func(line string) { log.Info("command", "says", line) }}}
-	installer := install.New(install.Config{WorkDir: private, Identify: identify}, commands, blobs, nil, log)
+	installer := install.New(install.Config{WorkDir: private, Identify: identify, Confined: commands.confined}, commands, blobs, nil, log)
 	return agent.New(m.cfg, client, installer, m, nil, agent.Pauses{}, lines, log).Run(ctx)
 }
 
@@ -183,6 +187,17 @@ func (r *runner) Run(ctx context.Context, input []byte, path string, args ...str
 	if e, ok := errors.AsType[*run.Error](err); ok {
 		return res.Output, exitError{e}
 	}
+	return res.Output, err
+}
+
+// confinedTime is how long a program of the image may take: an initramfs for
+// some kernels, packed by a slow processor.
+const confinedTime = 20 * time.Minute
+
+// confined runs a program of the installed system's own tree.
+func (r *runner) confined(ctx context.Context, root, path string, args ...string) (string, error) {
+	argv := confine.Command{Root: root, Path: path, Args: args}.Argv()
+	res, err := r.Runner.Run(ctx, run.Cmd{Path: "/proc/self/exe", Arg0: argv[0], Args: argv[1:], Attr: confine.Attr(), Timeout: confinedTime})
 	return res.Output, err
 }
 

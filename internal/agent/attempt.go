@@ -256,8 +256,14 @@ func refusal(plan *lpmos.Plan, hw *lpmos.Hardware, err error) *lpmos.Failure {
 	if plan == nil || plan.Effect.Target == (lpmos.DiskRef{}) {
 		return f
 	}
-	target := plan.Effect.Target
-	if _, err := hw.Disk(target); err == nil {
+	var target lpmos.DiskRef
+	for _, d := range plan.Effect.Disks() {
+		if _, err := hw.Disk(d.Disk); err != nil {
+			target = d.Disk
+			break
+		}
+	}
+	if target == (lpmos.DiskRef{}) {
 		return f
 	}
 	f.Code = "disk_missing"

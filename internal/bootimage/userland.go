@@ -12,13 +12,14 @@ import (
 
 // toolPackages are resolved with everything they depend on; grub-common is not
 // shipped but brings grub-mkimage.
-var toolPackages = []string{"fdisk", "e2fsprogs", "dosfstools", "zstd", "util-linux", "efibootmgr", "grub-common"}
+var toolPackages = []string{"fdisk", "e2fsprogs", "dosfstools", "zstd", "util-linux", "efibootmgr", "grub-common", "xfsprogs", "mdadm", "lvm2"}
 
 // tools are the programs the agent may run, at these paths for good.
 var tools = []string{
 	"/usr/sbin/sfdisk", "/usr/sbin/partx", "/usr/sbin/wipefs", "/usr/sbin/blkdiscard", "/usr/sbin/blkid", "/usr/sbin/blockdev",
 	"/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/sbin/resize2fs", "/usr/sbin/tune2fs", "/usr/sbin/dumpe2fs",
-	"/usr/sbin/mkfs.fat", "/usr/sbin/fsck.fat",
+	"/usr/sbin/mkfs.fat", "/usr/sbin/fsck.fat", "/usr/sbin/mkfs.xfs", "/usr/sbin/xfs_growfs", "/usr/sbin/mkswap",
+	"/usr/sbin/mdadm", "/usr/sbin/lvm",
 	"/usr/bin/efibootmgr", "/usr/bin/zstd",
 }
 

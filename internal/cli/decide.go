@@ -334,7 +334,11 @@ func (a *app) preview(tasks []lpmos.Task, refused []outcome, given int) error {
 	if len(tasks) > 1 {
 		return a.confirm(len(tasks), given, fmt.Sprintf("Approve, and erase these %d disks?", len(tasks)))
 	}
-	if a.ask(fmt.Sprintf("Approve, and erase %s? Type yes: ", clip(plain(tasks[0].Plan.Effect.Target.String()), maxCell))) != "yes" {
+	var erased []string
+	for _, d := range tasks[0].Plan.Effect.Disks() {
+		erased = append(erased, plain(d.Disk.String()))
+	}
+	if a.ask(fmt.Sprintf("Approve, and erase %s? Type yes: ", clip(strings.Join(erased, " and "), max(maxCell, 200)))) != "yes" {
 		return errors.New("nothing was approved")
 	}
 	return nil
@@ -347,18 +351,19 @@ func (a *app) checkSerials(tasks []lpmos.Task, given []string) error {
 		if !t.Plan.ErasesData() {
 			continue
 		}
-		target := t.Plan.Effect.Target
-		end := api.SerialEnd(target)
-		if slices.ContainsFunc(given, func(s string) bool { return strings.EqualFold(s, end) }) {
-			continue
-		}
 		found := clip(plain(strings.Join(t.Plan.Hazards, "; ")), 1000)
-		if !a.asks || len(given) > 0 {
-			return usageError{fmt.Errorf("data was found on the disk of task %s (%s): give the last characters of its serial number as --serial-end; nothing was approved", t.ID[:8], found)}
-		}
-		typed := a.ask(fmt.Sprintf("%s holds data (%s).\nType the last four characters of its serial number: ", clip(plain(target.String()), maxCell), found))
-		if !strings.EqualFold(typed, end) {
-			return errors.New("that is not how the serial number ends; nothing was approved")
+		for _, d := range t.Plan.Erased() {
+			end := api.SerialEnd(d.Disk)
+			if slices.ContainsFunc(given, func(s string) bool { return strings.EqualFold(s, end) }) {
+				continue
+			}
+			if !a.asks || len(given) > 0 {
+				return usageError{fmt.Errorf("data was found on the disk of task %s (%s): give the last characters of its serial number as --serial-end; nothing was approved", t.ID[:8], found)}
+			}
+			typed := a.ask(fmt.Sprintf("%s holds data (%s).\nType the last four characters of its serial number: ", clip(plain(d.Disk.String()), maxCell), found))
+			if !strings.EqualFold(typed, end) {
+				return errors.New("that is not how the serial number ends; nothing was approved")
+			}
 		}
 	}
 	return nil

@@ -14,10 +14,12 @@ import (
 
 func (a *app) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "image", Short: "Build, list and delete what can be installed",
-		Long: `An image is a root filesystem in verified chunks, known by the digest of its
-manifest. IMAGE is its name, os/version/arch; the architecture may be left out.`,
+		Use: "image", Short: "Build, import, list and delete what can be installed",
+		Long: `An image is a root filesystem or a whole disk in verified chunks, known by the
+digest of its manifest. IMAGE is its name, os/version/arch; the architecture may be
+left out.`,
 		Example: `  lpmos image build debian-12
+  lpmos image import --known ubuntu/24.04
   lpmos image list`,
 	}
 	list := &cobra.Command{
@@ -44,7 +46,7 @@ manifest. IMAGE is its name, os/version/arch; the architecture may be left out.`
 			return a.show(i, func(bool) *table { return describeImage(i) })
 		}),
 	}
-	cmd.AddCommand(list, show, a.imageDelete(), a.imageBuild())
+	cmd.AddCommand(list, show, a.imageDelete(), a.imageBuild(), a.imageImport(), a.imageCatalogue())
 	return cmd
 }
 
@@ -161,8 +163,40 @@ func describeImage(i lpmos.Image) *table {
 	v.field("digest", plain(i.Digest))
 	v.field("transfer", lpmos.FormatBytes(i.StoredBytes)+" over the network")
 	v.field("written", lpmos.FormatBytes(i.UsedBytes)+" to disk")
-	v.field("needs", "a disk of "+lpmos.FormatBytes(i.SizeBytes)+" or more")
+	v.field("kind", kindWords(i.Kind()))
+	v.field("needs", "a disk of "+lpmos.FormatBytes(i.DiskBytes())+" or more")
 	v.field("boots", plain(strings.Join(i.BootModes, ", ")))
+	for _, firmware := range []string{"bios", "uefi", "uefi-secure-boot"} {
+		if b, ok := i.Badge(firmware); ok && b.Passed {
+			v.field("tried", plain(firmware+": "+b.Text)+", "+moment(b.At), good)
+		} else if ok {
+			v.field("tried", plain(firmware+": "+b.Text)+", "+moment(b.At), bad)
+		}
+	}
+	if s := i.Source; s != nil {
+		v.field("from", plain(s.URL)+" ("+plain(s.Format)+", "+lpmos.FormatBytes(s.Bytes)+")")
+		switch {
+		case s.Signer != "":
+			v.field("verified", "signed by "+plain(s.Signer), good)
+		case s.Checksum != "":
+			v.field("verified", "by a checksum from "+plain(s.From), good)
+		default:
+			v.field("verified", "by nothing: no checksum was given", attention)
+		}
+	}
+	if p := i.Preflight; p != nil {
+		v.field("system", plain(p.PrettyName))
+		v.field("kernel", plain(p.Kernel))
+		v.field("user", plain(p.DefaultUser))
+		for _, c := range p.Checks {
+			if tn, ok := checkTones[c.Result]; ok {
+				v.field(c.Result, plain(c.Text), tn)
+			}
+		}
+	}
+	if i.Signature.KeyID != "" {
+		v.field("signed by", "control plane key "+plain(i.Signature.KeyID))
+	}
 	v.field("built", moment(i.CreatedAt))
 	v.field("install it", plain(fmt.Sprintf("lpmos task create --os %s --os-version %s --arch %s --region … --mac …", i.OS, i.Version, i.Arch)), dim)
 	return v
@@ -171,4 +205,17 @@ func describeImage(i lpmos.Image) *table {
 // writeImages is imageTable for commands that print more around it.
 func writeImages(w *tabwriter.Writer, images []lpmos.Image, wide bool) {
 	fmt.Fprint(w, imageTable(images, wide).text(terminal{}))
+}
+
+// checkTones are of the results that a person should see.
+var checkTones = map[string]tone{lpmos.CheckProblem: bad, lpmos.CheckWarning: attention, lpmos.CheckUnknown: attention}
+
+func kindWords(kind string) string {
+	switch kind {
+	case lpmos.FormatDisk:
+		return "whole disk, with its own boot loader"
+	case lpmos.FormatTar:
+		return "root filesystem for declared layouts"
+	}
+	return "root filesystem"
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -477,7 +478,9 @@ func describeTask(t lpmos.Task, eta *apiclient.ETA, wide bool) *table {
 		if p.Problem != "" {
 			v.field("no plan", plain(p.Problem), bad)
 		} else {
-			v.field("would erase", plain(p.Effect.Target.String()), attention)
+			for _, d := range p.Effect.Disks() {
+				v.field("would erase", plain(d.Disk.String()), attention)
+			}
 		}
 	}
 	if e := t.Error; e != nil {
@@ -614,7 +617,9 @@ func planTable(t lpmos.Task) *table {
 			model[d.Disk] = ", " + m
 		}
 	}
-	v.add(cell{"ERASES", bad}, cell{plain(p.Effect.Target.String()) + model[p.Effect.Target], strong})
+	for _, d := range p.Effect.Disks() {
+		v.add(cell{"ERASES", bad}, cell{plain(d.Disk.String()) + model[d.Disk], strong})
+	}
 	if len(p.Hazards) == 0 {
 		v.add(txt(""), txt("nothing was found on it"))
 	}
@@ -622,17 +627,53 @@ func planTable(t lpmos.Task) *table {
 		v.add(txt(""), cell{plain(h), bad})
 	}
 	for _, d := range p.Observed {
-		if d.Disk != p.Effect.Target {
+		if !p.Effect.Writes(d.Disk) {
 			v.add(cell{"keeps", good}, txt(plain(d.Disk.String())+model[d.Disk]))
 		}
 	}
-	for _, q := range p.Effect.Partitions {
-		v.field("writes", strings.TrimSpace(fmt.Sprintf("%d %s, %s %s %s", q.Number, plain(q.Role), lpmos.FormatBytes(q.SizeBytes), plain(q.FS), plain(q.Mount))))
-	}
+	planWrites(v, &p.Effect)
 	v.field("image", plain(fmt.Sprintf("%s %s %s, %s", p.Effect.Image.OS, p.Effect.Image.Version, p.Effect.Image.Arch, p.Effect.Image.Digest)))
 	v.field("host", fmt.Sprintf("%s, %s boot, %s", plain(p.Effect.Hostname), plain(p.Effect.BootMode), count(len(p.Effect.SSHKeys), "SSH key", "SSH keys")))
 	v.field("digest", plain(p.Digest))
 	return v
+}
+
+// planWrites lists partitions, arrays and volumes. Where there are several disks
+// each partition says on which it is.
+func planWrites(v *table, e *lpmos.Effect) {
+	line := func(words ...string) {
+		words = slices.DeleteFunc(words, func(s string) bool { return s == "" })
+		v.field("writes", plain(strings.Join(words, " ")))
+	}
+	if e.Method == lpmos.FormatDisk {
+		line("the whole disk, with the image's own partitions")
+	}
+	on := map[string]string{} // by PartUUID
+	for _, d := range e.Disks() {
+		disk := ""
+		if len(e.Also) > 0 {
+			disk = "on " + cmp.Or(d.Disk.Serial, d.Disk.WWN, d.Disk.Path)
+		}
+		for _, q := range d.Partitions {
+			on[q.PartUUID] = strings.TrimSpace(fmt.Sprintf("partition %d %s", q.Number, disk))
+			line(fmt.Sprintf("%d %s, %s", q.Number, q.Role, lpmos.FormatBytes(q.SizeBytes)), q.FS, q.Mount, disk)
+		}
+	}
+	names := func(ids []string) string {
+		var all []string
+		for _, id := range ids {
+			all = append(all, cmp.Or(on[id], "array "+id))
+		}
+		return "(" + strings.Join(all, ", ") + ")"
+	}
+	for _, a := range e.Arrays {
+		line("RAID 1 "+a.Name+", "+lpmos.FormatBytes(a.SizeBytes), a.FS, a.Mount, names(a.Members))
+	}
+	for _, g := range e.Groups {
+		for _, l := range g.Volumes {
+			line("volume "+g.Name+"/"+l.Name+", "+lpmos.FormatBytes(l.SizeBytes), l.FS, l.Mount, names(g.On))
+		}
+	}
 }
 
 func (a *app) taskEvents() *cobra.Command {

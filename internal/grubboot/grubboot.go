@@ -55,6 +55,10 @@ const (
 	// tries without any boot entry.
 	LoaderPath = "EFI/BOOT/BOOTX64.EFI"
 	StubPath   = "EFI/BOOT/grub.cfg"
+	// SignpostDir is on the ESP, or the root filesystem, of a disk that was
+	// written whole: a file in it has the name by which the local boot helpers
+	// find the disk, since its filesystems have the UUIDs of all other copies.
+	SignpostDir = "lpmos"
 )
 
 // Offsets into boot.img and into the first sector of core.img (GRUB 2.06,

@@ -12,10 +12,24 @@ import (
 	"github.com/lpmos/lpmos"
 )
 
-// Unpack writes every chunk of m, read from pack, to w at its offset. Nothing
-// of a chunk is written unless its digest and its length are right. Bytes in
-// holes are left as they are.
+// Unpack writes every chunk of m, read from pack, to w at its offset, and zeros
+// where the manifest wants them. Nothing of a chunk is written unless its digest
+// and its length are right. Bytes in holes are left as they are.
 func Unpack(ctx context.Context, m *lpmos.ImageManifest, pack io.ReaderAt, w io.WriterAt) error {
+	if err := m.Validate(); err != nil {
+		return err
+	}
+	none := make([]byte, chunkBytes)
+	for _, z := range m.Zero {
+		for at := z.Offset; at < z.Offset+z.Bytes; at += chunkBytes {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if _, err := w.WriteAt(none[:min(chunkBytes, z.Offset+z.Bytes-at)], at); err != nil {
+				return fmt.Errorf("write zeros at %d: %w", at, err)
+			}
+		}
+	}
 	return each(ctx, m, pack, func(c lpmos.Chunk, raw []byte) error {
 		_, err := w.WriteAt(raw, c.Offset)
 		return err

@@ -3,6 +3,8 @@
 // internal/imagepack.
 //
 //	debian-12  a server: generic kernel, systemd, sshd, cloud-init (NoCloud)
+//	debian-12-storage
+//	           the same with mdadm, lvm2 and xfsprogs, for declared layouts
 //	tiny       a kernel and busybox, for tests: boots within seconds in an
 //	           emulated machine with virtio or NVMe and does nothing but call
 //	           home

@@ -48,47 +48,59 @@ type recipe struct {
 
 const systemUnits = "/lib/systemd/system/"
 
-var recipes = map[string]recipe{
-	"debian-12": {
-		OS: "debian", Version: "12", Title: "Debian 12 (bookworm)",
-		Variant: "apt",
-		Packages: []string{
-			// usr-is-merged stands in for usrmerge, which needs 50 MB of Perl
-			// to do what the unpacked tree already is.
-			"usr-is-merged",
-			"linux-image-amd64", "initramfs-tools", "zstd", "kmod", "udev",
-			"systemd-sysv", "systemd-resolved", "systemd-timesyncd", "libpam-systemd", "libnss-systemd", "dbus",
-			"openssh-server", "cloud-init", "sudo", "ca-certificates",
-			"iproute2", "iputils-ping", "netbase", "procps", "less", "vim-tiny",
-			"e2fsprogs", "dosfstools", "efibootmgr",
-		},
-		Overlay: "debian-12",
-		Links: map[string]string{
-			"etc/systemd/system/multi-user.target.wants/systemd-networkd.service":                 systemUnits + "systemd-networkd.service",
-			"etc/systemd/system/sockets.target.wants/systemd-networkd.socket":                     systemUnits + "systemd-networkd.socket",
-			"etc/systemd/system/network-online.target.wants/systemd-networkd-wait-online.service": systemUnits + "systemd-networkd-wait-online.service",
-			"etc/systemd/system/dbus-org.freedesktop.network1.service":                            systemUnits + "systemd-networkd.service",
-			"etc/systemd/system/multi-user.target.wants/ssh-host-keys.service":                    "../ssh-host-keys.service",
-			"etc/resolv.conf": "../run/systemd/resolve/stub-resolv.conf",
-
-			// Nothing here upgrades by itself, so refreshing package lists in
-			// the background only slows the first minutes; e2scrub works on
-			// LVM snapshots alone.
-			"etc/systemd/system/apt-daily.timer":         "/dev/null",
-			"etc/systemd/system/apt-daily-upgrade.timer": "/dev/null",
-			"etc/systemd/system/e2scrub_all.timer":       "/dev/null",
-			"etc/systemd/system/e2scrub_reap.service":    "/dev/null",
-		},
-		Remove: []string{
-			"etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap", // options of the build
-			"etc/hostname", "etc/ssh/ssh_host_*", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed",
-			"etc/passwd-", "etc/shadow-", "etc/group-", "etc/gshadow-", "etc/subuid-", "etc/subgid-",
-			"var/lib/apt/lists/*", "var/cache/apt/*", "var/cache/ldconfig/*", "var/cache/debconf/*-old", "var/lib/dpkg/*-old",
-			"var/log/*.log", "var/log/apt", "run/*", "tmp/*", "var/tmp/*",
-		},
-		FirstBoot: "systemd", CloudInit: true, KernelArgs: "ro quiet",
-		JournalMB: 64, MarginMB: 128,
+var debian12 = recipe{
+	OS: "debian", Version: "12", Title: "Debian 12 (bookworm)",
+	Variant: "apt",
+	Packages: []string{
+		// usr-is-merged stands in for usrmerge, which needs 50 MB of Perl
+		// to do what the unpacked tree already is.
+		"usr-is-merged",
+		"linux-image-amd64", "initramfs-tools", "zstd", "kmod", "udev",
+		"systemd-sysv", "systemd-resolved", "systemd-timesyncd", "libpam-systemd", "libnss-systemd", "dbus",
+		"openssh-server", "cloud-init", "sudo", "ca-certificates",
+		"iproute2", "iputils-ping", "netbase", "procps", "less", "vim-tiny",
+		"e2fsprogs", "dosfstools", "efibootmgr",
 	},
+	Overlay: "debian-12",
+	Links: map[string]string{
+		"etc/systemd/system/multi-user.target.wants/systemd-networkd.service":                 systemUnits + "systemd-networkd.service",
+		"etc/systemd/system/sockets.target.wants/systemd-networkd.socket":                     systemUnits + "systemd-networkd.socket",
+		"etc/systemd/system/network-online.target.wants/systemd-networkd-wait-online.service": systemUnits + "systemd-networkd-wait-online.service",
+		"etc/systemd/system/dbus-org.freedesktop.network1.service":                            systemUnits + "systemd-networkd.service",
+		"etc/systemd/system/multi-user.target.wants/ssh-host-keys.service":                    "../ssh-host-keys.service",
+		"etc/resolv.conf": "../run/systemd/resolve/stub-resolv.conf",
+
+		// Nothing here upgrades by itself, so refreshing package lists in
+		// the background only slows the first minutes; e2scrub works on
+		// LVM snapshots alone.
+		"etc/systemd/system/apt-daily.timer":         "/dev/null",
+		"etc/systemd/system/apt-daily-upgrade.timer": "/dev/null",
+		"etc/systemd/system/e2scrub_all.timer":       "/dev/null",
+		"etc/systemd/system/e2scrub_reap.service":    "/dev/null",
+	},
+	Remove: []string{
+		"etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap", // options of the build
+		"etc/hostname", "etc/ssh/ssh_host_*", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed",
+		"etc/passwd-", "etc/shadow-", "etc/group-", "etc/gshadow-", "etc/subuid-", "etc/subgid-",
+		"var/lib/apt/lists/*", "var/cache/apt/*", "var/cache/ldconfig/*", "var/cache/debconf/*-old", "var/lib/dpkg/*-old",
+		"var/log/*.log", "var/log/apt", "run/*", "tmp/*", "var/tmp/*",
+	},
+	FirstBoot: "systemd", CloudInit: true, KernelArgs: "ro quiet",
+	JournalMB: 64, MarginMB: 128,
+}
+
+// debian12Storage is the same with what its initramfs needs to start from
+// arrays, volume groups and xfs.
+func debian12Storage() recipe {
+	r := debian12
+	r.Version, r.Title = "12-storage", "Debian 12 (bookworm) for RAID, LVM and XFS"
+	r.Packages = append(slices.Clone(r.Packages), "mdadm", "lvm2", "xfsprogs")
+	return r
+}
+
+var recipes = map[string]recipe{
+	"debian-12":         debian12,
+	"debian-12-storage": debian12Storage(),
 	"tiny": tiny("1", "LPMOS tiny (test system)", "linux-image-cloud-amd64",
 		[]string{"virtio_pci", "virtio_blk", "virtio_scsi", "nvme", "ata_piix", "sd_mod", "ext4", "crc32c_generic", "crc32c_intel"},
 		[]string{"virtio_net", "virtio_rng", "vmxnet3", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs"}),

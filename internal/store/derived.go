@@ -39,9 +39,7 @@ func (r *Record) bootEntry(mac lpmos.MAC) lpmos.BootEntry {
 		e.Action = lpmos.BootAgent
 	}
 	if r.Permit != nil && t.Plan != nil {
-		root, _ := t.Plan.Effect.Partition("root")
-		esp, _ := t.Plan.Effect.Partition("esp")
-		e.Disk = &lpmos.BootDisk{RootUUID: root.UUID, ESPUUID: esp.UUID, BootMode: t.Plan.Effect.BootMode}
+		e.Disk = t.Plan.Effect.BootDisk()
 	}
 	return e
 }

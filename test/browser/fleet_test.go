@@ -12,7 +12,9 @@ import (
 // fleet is a site with a task in every state that its pages can show.
 type fleet struct {
 	*world
-	id map[string]string // task ids by what they are there for: pending, blank, data, problem, installing, failed, completed, rejected, canceled
+	id    map[string]string    // task ids by what they are there for: pending, blank, data, problem, installing, failed, completed, rejected, canceled
+	mac   map[string]lpmos.MAC // of their machines
+	batch string               // of two more
 }
 
 // lost is how long an install of the fleet may be silent before it fails; the
@@ -20,15 +22,23 @@ type fleet struct {
 const lost = 40 * time.Second
 
 func newFleet(t testing.TB) *fleet {
-	f := &fleet{id: map[string]string{}}
+	f := &fleet{id: map[string]string{}, mac: map[string]lpmos.MAC{}}
 	f.world = newWorld(t, "Frankfurt", func(c *site.Config) {
 		c.Region.RegionID = "fra-1"
 		c.ControlPlane.Deadlines.InstallingDeadline = lost
 	})
 	f.publish("debian", "12", "Debian 12 (bookworm)", 256<<20)
 	n := 0
+	if _, err := f.api.PutTemplate(f.ctx, lpmos.Template{Name: "base", Kind: lpmos.TemplateUserData, Description: "What every server gets",
+		Text: "#cloud-config\npackages: [chrony]\nwrite_files:\n- {path: /etc/motd, content: 'serial {{serial}}'}\n"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.api.PutProfile(f.ctx, lpmos.Profile{Name: "storage", Description: "Ceph servers of the second row", OSType: "debian", OSVersion: "12", Hostname: "ceph-{mac6}"}, 0); err != nil {
+		t.Fatal(err)
+	}
 	add := func(name, host string, hw func(*lpmos.Hardware), takes time.Duration) (off func()) {
 		mac := lpmos.MAC{0xb0, 0x7b, 0x25, 0xc4, byte(n), 0x10}
+		f.mac[name] = mac
 		f.id[name] = f.create(lpmos.Spec{RegionID: "fra-1", TargetMAC: mac, OSType: "debian", OSVersion: "12", Hostname: host, Notes: "Ticket 4471: replaces " + host + "-old",
 			SSHKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEJ5c3RlbUtleUZvckRvY3VtZW50YXRpb25Pbmx5MDE= ops@bastion"}})
 		serial := fmt.Sprintf("7GXK2M%d", n)
@@ -73,6 +83,14 @@ func newFleet(t testing.TB) *fleet {
 		f.approve(f.id[name])
 		f.until(f.id[name], lpmos.Installing)
 	}
+	batch, err := f.api.CreateBatch(f.ctx, []lpmos.Spec{
+		{RegionID: "fra-1", TargetMAC: lpmos.MustMAC("b0:7b:25:c5:00:10"), Profile: "storage", Hostname: "ceph-osd-51"},
+		{RegionID: "fra-1", TargetMAC: lpmos.MustMAC("b0:7b:25:c5:01:10"), Profile: "storage", Hostname: "ceph-osd-52"},
+	}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.batch = batch.ID
 	f.completed(f.id["completed"])
 	f.until(f.id["failed"], lpmos.Failed)
 	return f

@@ -45,7 +45,17 @@ var pages = []page{
 	{name: "approve-blank", path: task("blank", "/approve")},
 	{name: "approve-problem", path: task("problem", "/approve")},
 	{name: "create", path: at("/tasks/create")},
+	{name: "approve-together", path: func(f *fleet) string { return "/tasks/approve?ids=" + f.id["blank"] + "," + f.id["blank2"] }},
+	{name: "batch", path: func(f *fleet) string { return "/batches/" + f.batch }},
 	{name: "regions", path: at("/regions")},
+	{name: "machines", path: at("/machines"), ready: `document.querySelectorAll('tbody tr').length > 4`},
+	{name: "machine", path: func(f *fleet) string { return "/machines/" + f.mac["data"].String() }},
+	{name: "machine-missing", path: at("/machines/02:00:00:00:00:01"), allow: []string{"404 (Not Found)"}},
+	{name: "images", path: at("/images")},
+	{name: "profiles", path: at("/profiles")},
+	{name: "profile", path: at("/profiles/storage")},
+	{name: "templates", path: at("/templates")},
+	{name: "template", path: at("/templates/base")},
 	{name: "missing", path: at("/no/such/page"), allow: []string{"404 (Not Found)"}},
 }
 

@@ -28,7 +28,7 @@ import (
 // Limits are about four times what the emulation takes on two cores.
 const (
 	bootLimit    = 4 * time.Minute // power on to a reported machine, or to the installed system
-	installLimit = 5 * time.Minute // approval to the call home
+	installLimit = 15 * time.Minute // approval to the call home
 	gb           = 1_000_000_000
 )
 

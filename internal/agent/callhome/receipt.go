@@ -50,12 +50,8 @@ func Collect(ctx context.Context, root string, disks func(context.Context) (*lpm
 	if err != nil {
 		return r
 	}
-	part := filepath.Base(dir)
-	r.RootFSUUID = ext4UUID(filepath.Join(root, "dev", part))
-	disk := part
-	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
-		disk = filepath.Base(filepath.Dir(dir))
-	}
+	r.RootFSUUID = fsUUID(filepath.Join(root, "dev", filepath.Base(dir)))
+	disk := wholeDisk(dir)
 	if h, err := disks(ctx); err == nil {
 		for _, d := range h.Disks {
 			if d.Device == "/dev/"+disk {
@@ -91,19 +87,49 @@ func rootDevice(mountinfo string) string {
 	return found
 }
 
-// ext4UUID reads the superblock (Linux, Documentation/filesystems/ext4): at
-// 1024 bytes, with its magic at 0x38 and its UUID at 0x68.
-func ext4UUID(dev string) string {
+// wholeDisk is the name of the disk that a block device lies on: itself, the one
+// it is a partition of, or the first below an array or a mapping.
+func wholeDisk(dir string) string {
+	for range 8 {
+		below, err := filepath.Glob(filepath.Join(dir, "slaves/*"))
+		if err != nil || len(below) == 0 {
+			break
+		}
+		slices.Sort(below)
+		if dir, err = filepath.EvalSymlinks(below[0]); err != nil {
+			return ""
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
+		return filepath.Base(filepath.Dir(dir))
+	}
+	return filepath.Base(dir)
+}
+
+// fsUUID reads the superblock of an ext4 (Linux, Documentation/filesystems/ext4:
+// at 1024 bytes, magic at 0x38, UUID at 0x68) or of an xfs (at 0, magic first,
+// UUID at 32).
+func fsUUID(dev string) string {
 	f, err := os.Open(dev)
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
-	var b [0x78]byte
-	if _, err := f.ReadAt(b[:], 1024); err != nil || binary.LittleEndian.Uint16(b[0x38:]) != 0xEF53 || bytes.Equal(b[0x68:], make([]byte, 16)) {
+	var b [2048]byte
+	if _, err := f.ReadAt(b[:], 0); err != nil {
 		return ""
 	}
-	h := hex.EncodeToString(b[0x68:0x78])
+	var id []byte
+	switch {
+	case string(b[:4]) == "XFSB":
+		id = b[32:48]
+	case binary.LittleEndian.Uint16(b[1024+0x38:]) == 0xEF53:
+		id = b[1024+0x68 : 1024+0x78]
+	}
+	if bytes.Equal(id, make([]byte, len(id))) {
+		return ""
+	}
+	h := hex.EncodeToString(id)
 	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/lpmos/lpmos"
@@ -41,10 +42,10 @@ func (g GrubParts) load(e *lpmos.Effect, proc string) (*bootParts, error) {
 	fail := func(err error) (*bootParts, error) {
 		return nil, &Failure{Code: "boot_image_incomplete", Cause: "The agent's boot image lacks a usable boot loader.", NextStep: "Build and publish the boot image again, then retry the task.", Err: err}
 	}
-	root, ok := e.Partition("root")
-	if !ok || root.Number != grubboot.RootPartition {
-		return nil, &Failure{Code: "plan_invalid", Cause: "The root partition is not the one that the boot loader reads.", NextStep: nextReport}
+	if !bootable(e) {
+		return nil, &Failure{Code: "plan_invalid", Cause: "The partition with /boot is not the one that the boot loader reads.", NextStep: nextReport}
 	}
+	fs, _ := e.Boot()
 	var b bootParts
 	var loader []byte
 	for _, f := range []struct {
@@ -63,7 +64,7 @@ func (g GrubParts) load(e *lpmos.Effect, proc string) (*bootParts, error) {
 	if err := grubboot.PatchCoreImg(b.coreImg, grubboot.CoreLBA); err != nil {
 		return fail(err)
 	}
-	stub, err := grubboot.StubConfig(root.UUID)
+	stub, err := grubboot.StubConfig(fs.UUID)
 	if err != nil {
 		return fail(err)
 	}
@@ -80,15 +81,56 @@ func (g GrubParts) load(e *lpmos.Effect, proc string) (*bootParts, error) {
 	return &b, nil
 }
 
+// bootable reports whether what carries /boot is where grubboot.RootPartition
+// says, on every disk that has a part of it.
+func bootable(e *lpmos.Effect) bool {
+	fs, ok := e.Boot()
+	if !ok || fs.FS != "ext4" {
+		return false
+	}
+	on := []string{fs.Name}
+	switch fs.Kind {
+	case "volume":
+		return false
+	case "array":
+		for _, a := range e.Arrays {
+			if a.Name == fs.Name {
+				// With 1.0 the filesystem begins where the partition does.
+				if on = a.Members; a.Metadata != "1.0" {
+					return false
+				}
+			}
+		}
+	}
+	found := 0
+	for _, d := range e.Disks() {
+		for _, p := range d.Partitions {
+			if slices.Contains(on, p.PartUUID) {
+				found++
+				if p.Number != grubboot.RootPartition {
+					return false
+				}
+			}
+		}
+	}
+	return found == len(on)
+}
+
 // plainArg is a kernel argument that means the same in a GRUB script as it
 // does to the kernel.
 var plainArg = regexp.MustCompile(`^[A-Za-z0-9_.,:/=@%+-]+$`)
 
-// menu is /boot/grub/grub.cfg. GRUB's $root is this filesystem already, however
-// it was started.
+// menu is /boot/grub/grub.cfg. GRUB's $root is the filesystem it lies on
+// already, however it was started.
 func (b *bootParts) menu(e *lpmos.Effect, m *lpmos.ImageManifest) (string, error) {
-	root, _ := e.Partition("root")
-	args := []string{"root=UUID=" + root.UUID, "ro"}
+	root, _ := e.Root()
+	where := "UUID=" + root.UUID
+	if group, volume, ok := strings.Cut(root.Name, "/"); ok && root.Kind == "volume" {
+		// An initramfs activates the volume that is named, and does not look
+		// through inactive ones for a UUID. Neither name has a dash.
+		where = "/dev/mapper/" + group + "-" + volume
+	}
+	args := []string{"root=" + where, "ro"}
 	args = append(args, strings.Fields(m.KernelArgs)...)
 	args = append(args, strings.Fields(e.KernelArgs)...)
 	args = append(args, b.consoles...)
@@ -98,6 +140,9 @@ func (b *bootParts) menu(e *lpmos.Effect, m *lpmos.ImageManifest) (string, error
 		}
 	}
 	slash := func(p string) string { return "/" + strings.TrimPrefix(p, "/") }
+	if fs, _ := e.Boot(); fs.Mount == "/boot" {
+		slash = func(p string) string { return "/" + strings.TrimPrefix(strings.TrimPrefix(p, "/"), "boot/") }
+	}
 	return "# Written by LPMOS at installation.\n" +
 		"set default=0\nset timeout=1\n" +
 		"menuentry '" + menuTitle(m) + "' {\n" +

@@ -8,81 +8,124 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/lpmos/lpmos"
 )
 
-// configure does everything after the image: files, EFI system partition, boot
-// loader, marker.
-func (in *Installer) configure(ctx context.Context, job *Job, m *lpmos.ImageManifest, boot *bootParts, dev string, parts map[string]string) error {
+// configure writes what makes the image this machine's system.
+func (in *Installer) configure(ctx context.Context, job *Job, m *lpmos.ImageManifest, boot *bootParts, fss []mountable) error {
 	job.step(lpmos.Configuring, 0, 6, "Writing the configuration of "+job.Plan.Effect.Hostname)
 	files, err := systemFiles(job, m, boot)
 	if err != nil {
 		return err
 	}
-	err = in.mounted(parts["root"], func(root *os.Root) error {
+	err = in.mounted(fss, func(root *os.Root) error {
 		for _, name := range []string{m.Kernel, m.Initrd} {
 			if _, err := root.Stat(strings.TrimPrefix(name, "/")); err != nil {
 				return corrupt("it has no %s", name)
 			}
 		}
 		t := tree{root}
-		for _, f := range files {
-			if err := t.write(f); err != nil {
-				return fmt.Errorf("write /%s: %w", f.path, err)
-			}
+		if err := t.writeAll(files); err != nil {
+			return err
 		}
 		if err := t.MkdirAll("boot/efi", 0o700); err != nil {
 			return fmt.Errorf("make /boot/efi: %w", err)
 		}
-		if job.Plan.Effect.Unverified {
-			return nil
-		}
-		if m.FirstBoot == "systemd" {
-			if err := t.link("etc/systemd/system/multi-user.target.wants/lpmos-callhome.service", "/etc/systemd/system/lpmos-callhome.service"); err != nil {
-				return fmt.Errorf("enable call home: %w", err)
+		if fs, _ := job.Plan.Effect.Boot(); fs.Mount == "/boot" {
+			// The boot loader looks for /boot/grub on the filesystem it reads,
+			// which here is /boot itself.
+			if err := t.link("boot/boot", "."); err != nil {
+				return fmt.Errorf("link /boot/boot: %w", err)
 			}
 		}
-		job.step(lpmos.Configuring, 1, 6, "Copying the agent for the first boot")
-		return t.copyFile("usr/lib/lpmos/agent", 0o755, in.cfg.Agent)
+		if err := in.leaveAgent(job, m, t); err != nil {
+			return err
+		}
+		return in.remakeInitramfs(ctx, job, m, t)
 	})
 	if err != nil {
 		return err
 	}
-	job.step(lpmos.Configuring, 2, 6, "Making the EFI system partition")
-	esp, ok := job.Plan.Effect.Partition("esp")
-	if !ok {
-		return &Failure{Code: "plan_invalid", Cause: "The plan has no EFI system partition.", NextStep: nextReport}
+	job.step(lpmos.Configuring, 3, 6, "Checking the filesystems once more")
+	for _, fs := range fss {
+		if fs.FS == "ext4" {
+			if err := in.check(ctx, fs.dev); err != nil {
+				return err
+			}
+		}
 	}
-	d, err := in.open(dev)
-	if err != nil {
-		return err
+	return nil
+}
+
+// leaveAgent leaves behind what reports the first boot.
+func (in *Installer) leaveAgent(job *Job, m *lpmos.ImageManifest, t tree) error {
+	if job.Plan.Effect.Unverified {
+		return nil
 	}
-	sectorBytes := d.sectorBytes
-	if err := d.Close(); err != nil {
-		return writeFailed(dev, err)
+	if m.FirstBoot == "systemd" {
+		if err := t.link("etc/systemd/system/multi-user.target.wants/lpmos-callhome.service", "/etc/systemd/system/lpmos-callhome.service"); err != nil {
+			return fmt.Errorf("enable call home: %w", err)
+		}
 	}
-	if err := in.makeESP(ctx, esp, parts["esp"], sectorBytes, boot.esp); err != nil {
-		return err
-	}
-	job.step(lpmos.Configuring, 3, 6, "Checking the filesystem once more")
-	if err := in.check(ctx, parts["root"]); err != nil {
-		return err
-	}
+	job.step(lpmos.Configuring, 1, 6, "Copying the agent for the first boot")
+	return t.copyFile("usr/lib/lpmos/agent", 0o755, in.cfg.Agent)
+}
+
+// complete makes all disks bootable and marks the installation complete; the
+// target's marker, which decides, comes last.
+func (in *Installer) complete(ctx context.Context, job *Job, boot *bootParts, targets []target) error {
 	job.step(lpmos.Configuring, 4, 6, "Writing the boot loader")
-	d, err = in.open(dev)
+	for _, t := range targets {
+		for _, p := range t.parts {
+			if p.Role != "esp" {
+				continue
+			}
+			sectorBytes, err := in.sectorBytes(t.path)
+			if err != nil {
+				return err
+			}
+			if err := in.makeESP(ctx, p.PlannedPartition, t.part(p.Number), sectorBytes, boot.esp); err != nil {
+				return err
+			}
+		}
+	}
+	job.step(lpmos.Configuring, 5, 6, "Marking the installation complete")
+	for _, t := range slices.Backward(targets) {
+		if err := in.seal(job, boot, t); err != nil {
+			return err
+		}
+	}
+	job.step(lpmos.Configuring, 6, 6, "Everything is written")
+	in.log.Info("disks complete", "disk", targets[0].path, "disks", len(targets), "attempt", job.Attempt)
+	return nil
+}
+
+// seal writes the code for a BIOS and the marker of one disk.
+func (in *Installer) seal(job *Job, boot *bootParts, t target) error {
+	d, err := in.open(t.path)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	if err := boot.writeBIOS(d); err != nil {
-		return writeFailed(dev, err)
+	if boot != nil && t.role("bios-boot") != "" {
+		if err := boot.writeBIOS(d); err != nil {
+			return writeFailed(t.path, err)
+		}
 	}
-	job.step(lpmos.Configuring, 5, 6, "Marking the installation complete")
 	marker := Marker{TaskID: job.TaskID, Attempt: job.Attempt, PlanDigest: job.Plan.Digest, WrittenAt: time.Now().UTC().Truncate(time.Second)}
-	return writeFailed(dev, d.writeMarker(marker))
+	return writeFailed(t.path, d.writeMarker(marker))
+}
+
+func (in *Installer) sectorBytes(path string) (int64, error) {
+	d, err := in.open(path)
+	if err != nil {
+		return 0, err
+	}
+	return d.sectorBytes, writeFailed(path, d.Close())
 }
 
 // file is one file of the installed system. Its path has no slash in front.
@@ -111,6 +154,15 @@ func (t tree) write(f file) error {
 	}
 	_, err = io.WriteString(w, f.text)
 	return errors.Join(err, w.Close())
+}
+
+func (t tree) writeAll(files []file) error {
+	for _, f := range files {
+		if err := t.write(f); err != nil {
+			return fmt.Errorf("write /%s: %w", f.path, err)
+		}
+	}
+	return nil
 }
 
 func (t tree) copyFile(to string, mode fs.FileMode, from string) error {

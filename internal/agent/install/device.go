@@ -79,15 +79,15 @@ func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) error {
 
 // checkTarget refuses a disk that is not as the plan has it, or that something
 // holds. Nothing has been written when it does.
-func (in *Installer) checkTarget(d *device, e *lpmos.Effect) error {
-	if d.sizeBytes != e.Target.SizeBytes {
-		return &Failure{Code: "disk_missing", Cause: fmt.Sprintf("The target disk has %d bytes now and %d were approved.", d.sizeBytes, e.Target.SizeBytes),
+func (in *Installer) checkTarget(d *device, want lpmos.DiskRef, bootMode string) error {
+	if d.sizeBytes != want.SizeBytes {
+		return &Failure{Code: "disk_missing", Cause: fmt.Sprintf("The target disk (%s) has %d bytes now and %d were approved.", want, d.sizeBytes, want.SizeBytes),
 			NextStep: "Look at the new plan and approve it, if it is right."}
 	}
 	if d.sectorBytes != 512 && d.sectorBytes != 4096 {
 		return &Failure{Code: "disk_unsupported", Cause: fmt.Sprintf("The target disk has sectors of %d bytes.", d.sectorBytes), NextStep: "Choose a disk with sectors of 512 or 4096 bytes."}
 	}
-	if d.sectorBytes != 512 && e.BootMode == "bios" {
+	if d.sectorBytes != 512 && bootMode == "bios" {
 		return &Failure{Code: "disk_unsupported", Cause: "A BIOS cannot boot a disk with sectors of 4096 bytes.", NextStep: "Switch the machine to UEFI, or choose another disk."}
 	}
 	if holder := in.holder(d); holder != "" {

@@ -48,6 +48,14 @@ func staged(stage lpmos.Stage, err error) error {
 	return &c
 }
 
+// staged0 is staged for an error that may be nil.
+func staged0(stage lpmos.Stage, err error) error {
+	if err == nil {
+		return nil
+	}
+	return staged(stage, err)
+}
+
 func writeFailed(what string, err error) error {
 	if _, ok := errors.AsType[*Failure](err); ok || err == nil {
 		return err

@@ -1,9 +1,13 @@
 package install
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -76,21 +80,41 @@ func (in *Installer) makeESP(ctx context.Context, esp lpmos.PlannedPartition, pa
 	return f.Close()
 }
 
-// mounted calls f with the root filesystem below an os.Root and unmounts it
-// again, whatever f says.
-func (in *Installer) mounted(part string, f func(*os.Root) error) (err error) {
+// mountable is a filesystem of the plan and the device it is on now.
+type mountable struct {
+	lpmos.PlannedFS
+	dev string
+}
+
+// mountOptions are for filesystems of an image: nothing on them is run, and a
+// device node or a set-user-ID bit means nothing to the agent.
+const mountOptions = syscall.MS_NOATIME | syscall.MS_NODEV | syscall.MS_NOSUID | syscall.MS_NOEXEC
+
+// mounted calls f with the filesystems mounted, the first as the root of an
+// os.Root, and unmounts them again, whatever f says. Swap is passed over.
+func (in *Installer) mounted(fss []mountable, f func(*os.Root) error) (err error) {
 	dir, err := in.mountPoint()
 	if err != nil {
 		return err
 	}
-	if err := syscall.Mount(part, dir, "ext4", syscall.MS_NOATIME|syscall.MS_NODEV|syscall.MS_NOSUID|syscall.MS_NOEXEC, ""); err != nil {
-		return &Failure{Code: "image_corrupt", Cause: "The root filesystem that was written cannot be mounted.", NextStep: nextImage, Err: fmt.Errorf("mount %s: %w", part, err)}
-	}
+	var done []mountable
 	defer func() {
-		if e := syscall.Unmount(dir, 0); e != nil && err == nil {
-			err = writeFailed(part, fmt.Errorf("unmount %s: %w", part, e))
+		for _, fs := range slices.Backward(done) {
+			at := filepath.Join(dir, fs.Mount)
+			if e := syscall.Unmount(at, 0); e != nil && err == nil {
+				err = writeFailed(fs.dev, fmt.Errorf("unmount %s: %w", fs.dev, e))
+			}
 		}
 	}()
+	for _, fs := range fss {
+		if fs.Mount == "" {
+			continue
+		}
+		if err := in.mount(dir, fs); err != nil {
+			return err
+		}
+		done = append(done, fs)
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("open root filesystem: %w", err)
@@ -99,14 +123,52 @@ func (in *Installer) mounted(part string, f func(*os.Root) error) (err error) {
 	if err := f(root); err != nil {
 		return err
 	}
-	// syncfs reports write errors that close and unmount do not.
-	d, err := root.Open(".")
+	for _, fs := range done {
+		if err := syncFS(root, fs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mount mounts one filesystem below dir. A mount point that is missing is made;
+// one that a link of the image leads elsewhere is refused.
+func (in *Installer) mount(dir string, fs mountable) error {
+	if fs.Mount != "/" {
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			return fmt.Errorf("open root filesystem: %w", err)
+		}
+		defer root.Close()
+		for at := 1; at <= len(fs.Mount); at++ {
+			if at < len(fs.Mount) && fs.Mount[at] != '/' {
+				continue
+			}
+			name := fs.Mount[1:at]
+			if err := root.Mkdir(name, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+				return fmt.Errorf("make %s: %w", fs.Mount, err)
+			}
+			if st, err := root.Lstat(name); err != nil || !st.IsDir() {
+				return &Failure{Code: "image_unsuitable", Cause: "The image has something else than a directory at /" + name + ", where a filesystem is to be mounted.", NextStep: "Use a layout without a filesystem at " + fs.Mount + "."}
+			}
+		}
+	}
+	if err := in.mountFS(fs.dev, filepath.Join(dir, fs.Mount), fs.FS, mountOptions); err != nil {
+		return &Failure{Code: "image_corrupt", Cause: "The " + fs.FS + " filesystem for " + fs.Mount + " that was written cannot be mounted.", NextStep: nextImage, Err: fmt.Errorf("mount %s: %w", fs.dev, err)}
+	}
+	return nil
+}
+
+// syncFS writes a filesystem out. It reports write errors that close and
+// unmount do not.
+func syncFS(root *os.Root, fs mountable) error {
+	d, err := root.Open(cmp.Or(strings.TrimPrefix(fs.Mount, "/"), "."))
 	if err != nil {
-		return fmt.Errorf("open root filesystem: %w", err)
+		return fmt.Errorf("open filesystem: %w", err)
 	}
 	defer d.Close()
 	if _, _, errno := syscall.Syscall(sysSyncfs, d.Fd(), 0, 0); errno != 0 {
-		return writeFailed(part, os.NewSyscallError("syncfs", errno))
+		return writeFailed(fs.dev, os.NewSyscallError("syncfs", errno))
 	}
 	return nil
 }

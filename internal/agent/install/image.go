@@ -133,15 +133,7 @@ func (in *Installer) copyImage(ctx context.Context, job *Job, m *lpmos.ImageMani
 	s := newSample(len(m.Chunks))
 	sync := WriteBehind{File: f}
 	began := time.Now()
-	c.Progress = func(stored, raw int64) {
-		if stored < m.Pack.Bytes {
-			job.bytes(Step{Stage: lpmos.Downloading, Done: stored, Total: m.Pack.Bytes, Bytes: stored, BytesTotal: m.Pack.Bytes,
-				Message: "Downloading " + m.OS + " " + m.Version + " (" + lpmos.FormatBytes(stored) + " of " + lpmos.FormatBytes(m.Pack.Bytes) + ")"})
-			return
-		}
-		job.bytes(Step{Stage: lpmos.StageInstall, Done: raw, Total: 2 * m.UsedBytes, Bytes: raw, BytesTotal: m.UsedBytes,
-			Message: "Writing " + lpmos.FormatBytes(m.UsedBytes) + " to the disk"})
-	}
+	c.Progress = job.progress(m)
 	err := c.Copy(ctx, m, func(i int, chunk lpmos.Chunk, raw []byte) error {
 		if _, err := f.WriteAt(raw, chunk.Offset); err != nil {
 			return writeFailed(f.Name(), err)
@@ -156,6 +148,20 @@ func (in *Installer) copyImage(ctx context.Context, job *Job, m *lpmos.ImageMani
 	took := time.Since(began)
 	in.log.Info("image written", "bytes", m.UsedBytes, "stored", m.Pack.Bytes, "chunks", len(m.Chunks), "took", took.Round(time.Millisecond))
 	return s, nil
+}
+
+// progress reports how far an image has come: downloading while there is
+// something to download, writing afterwards.
+func (j *Job) progress(m *lpmos.ImageManifest) func(stored, raw int64) {
+	return func(stored, raw int64) {
+		if stored < m.Pack.Bytes {
+			j.bytes(Step{Stage: lpmos.Downloading, Done: stored, Total: m.Pack.Bytes, Bytes: stored, BytesTotal: m.Pack.Bytes,
+				Message: "Downloading " + m.OS + " " + m.Version + " (" + lpmos.FormatBytes(stored) + " of " + lpmos.FormatBytes(m.Pack.Bytes) + ")"})
+			return
+		}
+		j.bytes(Step{Stage: lpmos.StageInstall, Done: raw, Total: 2 * m.UsedBytes, Bytes: raw, BytesTotal: m.UsedBytes,
+			Message: "Writing " + lpmos.FormatBytes(m.UsedBytes) + " to the disk"})
+	}
 }
 
 func (j *Job) bytes(s Step) {

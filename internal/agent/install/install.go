@@ -1,12 +1,14 @@
 package install
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/lpmos/lpmos"
@@ -66,6 +68,9 @@ type Config struct {
 
 	// Identify lists the disks as they are now, without looking at content.
 	Identify func(context.Context) (*lpmos.Hardware, error)
+	// Confined runs a program of the tree at root and returns what it wrote; see
+	// package confine. Layouts with arrays or volume groups need it.
+	Confined func(ctx context.Context, root, path string, args ...string) (output string, err error)
 
 	StallTimeout time.Duration // how long a stage may go without progress; 0 is 10 min
 }
@@ -73,6 +78,10 @@ type Config struct {
 // Tools are the programs that are run, by absolute path.
 type Tools struct {
 	Sfdisk, MkfsVfat, E2fsck, Tune2fs, Resize2fs, Zstd string
+	Mke2fs, MkfsXFS, XFSGrowfs, Mkswap, Mdadm, LVM     string
+	// Modprobe loads a kernel module when it is called as "path -q -- name":
+	// the agent itself does.
+	Modprobe string
 }
 
 // Installer installs. It may be used for one job at a time.
@@ -83,8 +92,10 @@ type Installer struct {
 	decode Decoder
 	log    *slog.Logger
 
-	// open is replaced by tests that work on regular files.
-	open func(path string) (*device, error)
+	// open is replaced by tests that work on regular files, mountFS by those on a
+	// kernel that lacks FAT.
+	open    func(path string) (*device, error)
+	mountFS func(source, target, fstype string, flags uintptr) error
 }
 
 // New makes an installer. A nil decode is the zstd program of cfg.Tools.
@@ -96,6 +107,9 @@ func New(cfg Config, run Runner, blobs Blobs, decode Decoder, log *slog.Logger) 
 		{&cfg.Tools.Sfdisk, "/usr/sbin/sfdisk"}, {&cfg.Tools.MkfsVfat, "/usr/sbin/mkfs.vfat"},
 		{&cfg.Tools.E2fsck, "/usr/sbin/e2fsck"}, {&cfg.Tools.Tune2fs, "/usr/sbin/tune2fs"},
 		{&cfg.Tools.Resize2fs, "/usr/sbin/resize2fs"}, {&cfg.Tools.Zstd, "/usr/bin/zstd"},
+		{&cfg.Tools.Mke2fs, "/usr/sbin/mke2fs"}, {&cfg.Tools.MkfsXFS, "/usr/sbin/mkfs.xfs"}, {&cfg.Tools.XFSGrowfs, "/usr/sbin/xfs_growfs"},
+		{&cfg.Tools.Mkswap, "/usr/sbin/mkswap"}, {&cfg.Tools.Mdadm, "/usr/sbin/mdadm"}, {&cfg.Tools.LVM, "/usr/sbin/lvm"},
+		{&cfg.Tools.Modprobe, "/init"},
 		{&cfg.WorkDir, "/run/lpmos"}, {&cfg.Agent, "/proc/self/exe"}, {&cfg.Sys, "/sys"}, {&cfg.Proc, "/proc"},
 	} {
 		if *d.to == "" {
@@ -109,7 +123,7 @@ func New(cfg Config, run Runner, blobs Blobs, decode Decoder, log *slog.Logger) 
 	if decode == nil {
 		decode = Zstd{Path: cfg.Tools.Zstd}
 	}
-	return &Installer{cfg: cfg, run: run, blobs: blobs, decode: decode, log: log, open: openBlock}
+	return &Installer{cfg: cfg, run: run, blobs: blobs, decode: decode, log: log, open: openBlock, mountFS: mountFS}
 }
 
 // Finished reads the marker of a disk of this machine. ok is false when there
@@ -124,15 +138,11 @@ func (in *Installer) Finished(d lpmos.Disk) (m Marker, ok bool) {
 	return readMarker(f)
 }
 
-// Install carries out job and returns when the disk is complete, or with an
-// error that is, or wraps, a *Failure.
+// Install carries out job and returns when all its disks are complete, or with
+// an error that is, or wraps, a *Failure.
 func (in *Installer) Install(ctx context.Context, job Job) error {
 	e := &job.Plan.Effect
 	job.step(lpmos.Partitioning, 0, 5, "Reading the image's manifest")
-	root, ok := e.Partition("root")
-	if !ok {
-		return &Failure{Code: "plan_invalid", Cause: "The plan has no root partition.", NextStep: nextReport}
-	}
 	// Everything that can be found wrong without writing is found before.
 	m, err := in.manifest(ctx, e.Image.Digest)
 	if err != nil {
@@ -142,80 +152,143 @@ func (in *Installer) Install(ctx context.Context, job Job) error {
 		return staged(lpmos.Partitioning, &Failure{Code: "plan_invalid", Cause: "The plan has user-data, and the image does not run cloud-init.",
 			NextStep: "Use an image that does, or a task without a template."})
 	}
-	if m.SizeBytes > root.SizeBytes {
-		return staged(lpmos.Partitioning, tooLarge(m.SizeBytes, root.SizeBytes))
+	if method := cmp.Or(e.Method, lpmos.FormatExt4); method != m.Format {
+		return staged(lpmos.Partitioning, &Failure{Code: "plan_invalid", Cause: fmt.Sprintf("The plan is for an image of the format %q and the image is %q.", method, m.Format), NextStep: nextReport})
+	}
+	if m.Format == lpmos.FormatDisk {
+		return in.installDisk(ctx, &job, m)
+	}
+	root, ok := e.Root()
+	if !ok {
+		return staged(lpmos.Partitioning, &Failure{Code: "plan_invalid", Cause: "The plan has no root partition.", NextStep: nextReport})
+	}
+	if m.RootBytes() > root.SizeBytes {
+		return staged(lpmos.Partitioning, tooLarge(m.RootBytes(), root.SizeBytes))
 	}
 	boot, err := in.cfg.Grub.load(e, in.cfg.Proc)
 	if err != nil {
 		return staged(lpmos.Partitioning, err)
 	}
-	dev, parts, err := in.partition(ctx, &job)
+	targets, err := in.partition(ctx, &job)
 	if err != nil {
 		return staged(lpmos.Partitioning, err)
 	}
-	in.log.Info("disk partitioned", "disk", dev, "partitions", len(parts))
-
-	if err := in.writeImage(ctx, &job, m, parts["root"]); err != nil {
+	in.log.Info("disks partitioned", "disk", targets[0].path, "disks", len(targets))
+	if m.Format == lpmos.FormatTar {
+		return in.installTree(ctx, &job, m, boot, targets)
+	}
+	rootPart := targets[0].role("root")
+	if err := in.writeImage(ctx, &job, m, rootPart); err != nil {
 		return staged(lpmos.StageInstall, err)
 	}
-	if err := in.configure(ctx, &job, m, boot, dev, parts); err != nil {
+	if err := in.configure(ctx, &job, m, boot, []mountable{{root, rootPart}}); err != nil {
 		return staged(lpmos.Configuring, err)
 	}
-	job.step(lpmos.Configuring, 6, 6, "Everything is written")
-	in.log.Info("disk complete", "disk", dev, "attempt", job.Attempt)
-	return nil
+	return staged0(lpmos.Configuring, in.complete(ctx, &job, boot, targets))
 }
 
-// partition makes the table of the plan on the target and returns the paths of
-// the disk and, by role, of its partitions.
-func (in *Installer) partition(ctx context.Context, job *Job) (dev string, parts map[string]string, err error) {
+// target is a disk that this attempt writes, with its partitions in place.
+type target struct {
+	disk  lpmos.DiskRef
+	path  string
+	parts []placed
+}
+
+// part is the path of a partition by its number, role that of the first with a
+// role, "" when there is none.
+func (t target) part(number int) string { return partitionPath(t.path, number) }
+
+func (t target) role(role string) string {
+	for _, p := range t.parts {
+		if p.Role == role {
+			return t.part(p.Number)
+		}
+	}
+	return ""
+}
+
+// partition makes the tables of the plan on all its disks. All of them are held
+// and checked before the first is written.
+func (in *Installer) partition(ctx context.Context, job *Job) (targets []target, err error) {
 	e := &job.Plan.Effect
-	path, err := in.identify(ctx, e.Target)
+	devices, err := in.claim(ctx, e)
+	defer func() {
+		for _, d := range devices {
+			err = errors.Join(err, d.Close())
+		}
+	}()
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	d, err := in.open(path)
-	if err != nil {
-		return "", nil, err
+	for i, w := range e.Disks() {
+		placed, err := place(w.Partitions, devices[i])
+		if err != nil {
+			return nil, err
+		}
+		targets = append(targets, target{w.Disk, devices[i].Name(), placed})
 	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	if err := in.checkTarget(d, e); err != nil {
-		return "", nil, err
-	}
-	placed, err := place(e, d)
-	if err != nil {
-		return "", nil, err
-	}
-	// Between the question and the answer above, names may have moved.
-	if again, err := in.identify(ctx, e.Target); err != nil || again != path {
-		return "", nil, &Failure{Code: "disk_missing", Cause: "The target disk (" + e.Target.String() + ") was lost just before it was to be written.",
-			NextStep: "Check the disk's cabling and retry the task.", Err: err}
+	if err := in.still(ctx, targets); err != nil {
+		return nil, err
 	}
 	if job.OnWrite != nil {
 		job.OnWrite()
 	}
-	in.log.Warn("erasing begins", "disk", path, "target", e.Target.String())
-	job.step(lpmos.Partitioning, 1, 5, "Erasing old signatures on "+e.Target.String())
-	if err := d.writable(); err != nil {
-		return "", nil, err
+	for i, t := range targets {
+		in.log.Warn("erasing begins", "disk", t.path, "target", t.disk.String())
+		job.step(lpmos.Partitioning, 1, 5, "Erasing old signatures on "+t.disk.String())
+		if err := devices[i].writable(); err != nil {
+			return nil, err
+		}
+		if err := devices[i].wipe(t.parts); err != nil {
+			return nil, writeFailed(t.path, err)
+		}
 	}
-	if err := d.wipe(placed); err != nil {
-		return "", nil, writeFailed(path, err)
-	}
-	job.step(lpmos.Partitioning, 2, 5, "Writing the partition table")
-	if err := in.writeTable(ctx, d, placed, e.Image.Arch); err != nil {
-		return "", nil, err
+	for i, t := range targets {
+		job.step(lpmos.Partitioning, 2, 5, "Writing the partition table of "+t.disk.String())
+		if err := in.writeTable(ctx, devices[i], t.parts, e.Image.Arch); err != nil {
+			return nil, err
+		}
 	}
 	job.step(lpmos.Partitioning, 3, 5, "Waiting for the partitions")
-	if err := d.reread(ctx, placed); err != nil {
-		return "", nil, err
-	}
-	parts = map[string]string{}
-	for _, p := range placed {
-		parts[p.Role] = partitionPath(path, p.Number)
+	for i, t := range targets {
+		if err := devices[i].reread(ctx, t.parts); err != nil {
+			return nil, err
+		}
 	}
 	job.step(lpmos.Partitioning, 4, 5, "The partition table is in place")
-	return path, parts, nil
+	return targets, nil
+}
+
+// claim opens all disks of the effect, in its order, and checks each. What it
+// returns must be closed, also with an error.
+func (in *Installer) claim(ctx context.Context, e *lpmos.Effect) (devices []*device, err error) {
+	for _, w := range e.Disks() {
+		path, err := in.identify(ctx, w.Disk)
+		if err != nil {
+			return devices, err
+		}
+		d, err := in.open(path)
+		if err != nil {
+			return devices, err
+		}
+		devices = append(devices, d)
+		if err := in.checkTarget(d, w.Disk, e.BootMode); err != nil {
+			return devices, err
+		}
+	}
+	return devices, nil
+}
+
+// still asks a last time before anything is written: between the question and
+// the answer, names may have moved.
+func (in *Installer) still(ctx context.Context, targets []target) error {
+	for _, t := range targets {
+		if again, err := in.identify(ctx, t.disk); err != nil || again != t.path {
+			return &Failure{Code: "disk_missing", Cause: "The target disk (" + t.disk.String() + ") was lost just before it was to be written.",
+				NextStep: "Check the disk's cabling and retry the task.", Err: err}
+		}
+	}
+	return nil
 }
 
 // identify is the device of the one disk that ref names, now.
@@ -230,6 +303,10 @@ func (in *Installer) identify(ctx context.Context, ref lpmos.DiskRef) (string, e
 			NextStep: "Check that the disk is present and healthy, then retry the task.", Err: err}
 	}
 	return d.Device, nil
+}
+
+func mountFS(source, target, fstype string, flags uintptr) error {
+	return syscall.Mount(source, target, fstype, flags, "")
 }
 
 // mountPoint makes the directory on which the root filesystem is mounted.

@@ -87,12 +87,12 @@ func TestPlace(t *testing.T) {
 	}
 	const mib = 1 << 20
 	d := &device{sizeBytes: 100 * mib, sectorBytes: 512}
-	got, err := place(effect(2*mib, 64*mib, 32*mib), d)
+	got, err := place(effect(2*mib, 64*mib, 32*mib).Partitions, d)
 	if err != nil || got[0].start != mib || got[1].start != 3*mib || got[2].start != 67*mib {
 		t.Errorf("place = %+v, %v", got, err)
 	}
 	for name, e := range map[string]*lpmos.Effect{"past the backup table": effect(2*mib, 64*mib, 33*mib), "not aligned": effect(2*mib, 64*mib+512), "negative": effect(-2 * mib), "nothing": effect()} {
-		if got, err := place(e, d); err == nil {
+		if got, err := place(e.Partitions, d); err == nil {
 			t.Errorf("place(%s) = %+v; want an error", name, got)
 		}
 	}

@@ -179,7 +179,7 @@ func installOnLoop(t *testing.T, sector int, bootMode string) {
 		}
 	})
 	t.Run("makes the plan's table", func(t *testing.T) {
-		parts, err := place(&plan.Effect, &device{sizeBytes: size, sectorBytes: int64(sector)})
+		parts, err := place(plan.Effect.Partitions, &device{sizeBytes: size, sectorBytes: int64(sector)})
 		if err != nil {
 			t.Fatal(err)
 		}

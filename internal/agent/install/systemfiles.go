@@ -33,28 +33,42 @@ WantedBy=multi-user.target
 // and the agent. It is a pure function of plan, manifest and boot parts.
 func systemFiles(job *Job, m *lpmos.ImageManifest, boot *bootParts) ([]file, error) {
 	e := &job.Plan.Effect
-	root, okRoot := e.Partition("root")
-	esp, okESP := e.Partition("esp")
-	if !okRoot || !okESP {
-		return nil, &Failure{Code: "plan_invalid", Cause: "The plan has no root or no EFI system partition.", NextStep: nextReport}
+	esp, ok := e.Partition("esp")
+	if !ok {
+		return nil, &Failure{Code: "plan_invalid", Cause: "The plan has no EFI system partition.", NextStep: nextReport}
 	}
 	menu, err := boot.menu(e, m)
 	if err != nil {
 		return nil, err
 	}
+	files := []file{
+		{path: "etc/fstab", mode: 0o644, text: fstab(e.Filesystems(), esp.UUID)},
+		{path: "boot/grub/grub.cfg", mode: 0o644, text: menu},
+	}
+	if len(e.Arrays) > 0 {
+		// Debian's family reads the one, all others the other.
+		for _, p := range []string{"etc/mdadm/mdadm.conf", "etc/mdadm.conf"} {
+			files = append(files, file{path: p, mode: 0o644, text: mdadmConf(e.Arrays)})
+		}
+	}
+	identity, err := identityFiles(job, m)
+	return append(files, identity...), err
+}
+
+// identityFiles are those that any image gets, however it was written.
+func identityFiles(job *Job, m *lpmos.ImageManifest) ([]file, error) {
+	e := &job.Plan.Effect
 	callhome, err := json.MarshalIndent(job.Callhome, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encode callhome.json: %w", err)
 	}
 	files := []file{
-		{path: "etc/fstab", mode: 0o644, text: fstab(root.UUID, esp.UUID)},
 		{path: "etc/hostname", mode: 0o644, text: e.Hostname + "\n"},
 		{path: "etc/hosts", mode: 0o644, text: hosts(e.Hostname)},
 		// Empty means "make one at the first boot" to systemd; a missing file
 		// would need a writable /etc early.
 		{path: "etc/machine-id", mode: 0o444},
 		{path: "var/lib/dbus/machine-id", remove: true},
-		{path: "boot/grub/grub.cfg", mode: 0o644, text: menu},
 	}
 	if !e.Unverified {
 		files = append(files, file{path: "etc/lpmos/callhome.json", mode: 0o600, text: string(callhome) + "\n"})
@@ -82,10 +96,43 @@ func systemFiles(job *Job, m *lpmos.ImageManifest, boot *bootParts) ([]file, err
 // partition a system still boots, and does not wait for it: nothing is ordered
 // after a nofail mount, so a machine whose devices come slowly may have the
 // default of 90 s.
-func fstab(root, esp string) string {
-	return "# Written by LPMOS at installation.\n" +
-		"UUID=" + root + " / ext4 defaults,errors=remount-ro 0 1\n" +
-		"UUID=" + esp + " /boot/efi vfat umask=0077,nofail 0 2\n"
+func fstab(fss []lpmos.PlannedFS, esp string) string {
+	var b strings.Builder
+	b.WriteString("# Written by LPMOS at installation.\n")
+	for _, fs := range fss {
+		switch {
+		case fs.FS == "swap":
+			b.WriteString("UUID=" + fs.UUID + " none swap sw 0 0\n")
+		case fs.FS == "ext4" && fs.Mount == "/":
+			b.WriteString("UUID=" + fs.UUID + " / ext4 defaults,errors=remount-ro 0 1\n")
+		case fs.FS == "ext4":
+			b.WriteString("UUID=" + fs.UUID + " " + fs.Mount + " ext4 defaults 0 2\n")
+		default:
+			b.WriteString("UUID=" + fs.UUID + " " + fs.Mount + " " + fs.FS + " defaults 0 0\n")
+		}
+	}
+	b.WriteString("UUID=" + esp + " /boot/efi vfat umask=0077,nofail 0 2\n")
+	return b.String()
+}
+
+// mdadmConf names the arrays by UUID. The system assembles these, and a foreign
+// one that comes with another disk only when somebody asks.
+func mdadmConf(arrays []lpmos.PlannedArray) string {
+	var b strings.Builder
+	b.WriteString("# Written by LPMOS at installation.\nHOMEHOST <ignore>\nMAILADDR root\nAUTO -all\n")
+	for i, a := range arrays {
+		fmt.Fprintf(&b, "ARRAY /dev/md%d metadata=%s UUID=%s\n", i, a.Metadata, mdadmUUID(a.UUID))
+	}
+	return b.String()
+}
+
+// mdadmUUID is a UUID as mdadm writes it: four groups of eight digits.
+func mdadmUUID(uuid string) string {
+	h := strings.ReplaceAll(uuid, "-", "")
+	if len(h) != 32 {
+		return uuid
+	}
+	return h[:8] + ":" + h[8:16] + ":" + h[16:24] + ":" + h[24:]
 }
 
 func hosts(hostname string) string {

@@ -19,13 +19,13 @@ const alignment = 1 << 20
 
 // place lays the plan's partitions one behind the other from 1 MiB on and
 // checks that they end before the backup table.
-func place(e *lpmos.Effect, d *device) ([]placed, error) {
+func place(parts []lpmos.PlannedPartition, d *device) ([]placed, error) {
 	bad := func(format string, args ...any) ([]placed, error) {
 		return nil, &Failure{Code: "plan_invalid", Cause: "The plan's partitions cannot be made: " + fmt.Sprintf(format, args...) + ".", NextStep: nextReport}
 	}
 	at := int64(lpmos.GPTReserveBytes)
 	var out []placed
-	for i, p := range e.Partitions {
+	for i, p := range parts {
 		if p.Number != i+1 || p.SizeBytes < 2*alignment || p.SizeBytes%alignment != 0 {
 			return bad("partition %d has number %d and %d bytes", i+1, p.Number, p.SizeBytes)
 		}
@@ -51,6 +51,12 @@ func partitionType(role, arch string) string {
 			return "B921B045-1DF0-41C3-AF44-4C6F280D3FAE"
 		}
 		return "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
+	case "swap":
+		return "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F"
+	case "raid":
+		return "A19D880F-05FC-4D3B-A006-743F0F84911E"
+	case "lvm":
+		return "E6D6D379-F507-44C2-A23C-238F2A3DF928"
 	}
 	return "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 }

@@ -63,6 +63,9 @@ type Cmd struct {
 	Args    []string
 	Stdin   io.Reader     // nil is /dev/null
 	Timeout time.Duration // 0 is the runner's
+
+	Arg0 string               // what the program is told it was called as; empty is Path
+	Attr *syscall.SysProcAttr // namespaces and the like; nil is none. The process always leads a group of its own.
 }
 
 // Result is what a command did.
@@ -123,7 +126,15 @@ func (r *Runner) Run(ctx context.Context, c Cmd) (Result, error) {
 	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
 	cmd.Env, cmd.Dir = environment, "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, out, out
+	if c.Arg0 != "" {
+		cmd.Args[0] = c.Arg0
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if c.Attr != nil {
+		attr := *c.Attr
+		attr.Setpgid = true
+		cmd.SysProcAttr = &attr
+	}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = pipeGrace
 

@@ -113,7 +113,7 @@ type Decision struct {
 	Approved   bool
 	Notes      string
 	PlanDigest string // of the plan that was shown; "" only where nothing that was found is erased
-	SerialEnd  string // what was typed for SerialEnd of the target, where data was found on it
+	SerialEnd  string // what was typed for SerialEnds of the plan, where data was found
 	// AgentKey is the fingerprint whose words the person compared with the
 	// machine's console, "" if they did not. The approval is then for the boot
 	// with this key alone.
@@ -136,6 +136,38 @@ func SerialEnd(d lpmos.DiskRef) string {
 		s = s[len(s)-4:]
 	}
 	return s
+}
+
+// SerialEnds are those that an approver types for a plan: of each disk that is
+// erased although data was found on it, or of the target when there is none.
+func SerialEnds(p *lpmos.Plan) []string {
+	var out []string
+	for _, d := range p.Erased() {
+		out = append(out, SerialEnd(d.Disk))
+	}
+	if len(out) == 0 {
+		out = append(out, SerialEnd(p.Effect.Target))
+	}
+	return out
+}
+
+// SerialEndsMatch reports whether typed is SerialEnds of p, in any order, with
+// blanks or commas between them.
+func SerialEndsMatch(p *lpmos.Plan, typed string) bool {
+	want := SerialEnds(p)
+	got := []string{strings.TrimSpace(typed)}
+	if len(want) > 1 {
+		got = strings.FieldsFunc(typed, func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	fold := func(all []string) []string {
+		out := make([]string, len(all))
+		for i, s := range all {
+			out[i] = strings.ToLower(s)
+		}
+		slices.Sort(out)
+		return out
+	}
+	return slices.Equal(fold(got), fold(want))
 }
 
 // MachineQuery selects machines, by MAC. Fields left zero select everything.

@@ -70,7 +70,7 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 				return &StalePlanError{Plan: *plan}
 			case plan.Problem != "":
 				return &lpmos.ConflictError{Status: task.Status, Problem: "this plan cannot be carried out: " + plan.Problem}
-			case d.SerialEnd != "" && !strings.EqualFold(strings.TrimSpace(d.SerialEnd), api.SerialEnd(plan.Effect.Target)):
+			case d.SerialEnd != "" && !api.SerialEndsMatch(plan, d.SerialEnd):
 				return &lpmos.InvalidError{Field: "serial_end", Problem: "is not how the serial number of the disk to be erased ends", Value: d.SerialEnd}
 			}
 			if agent != nil && agent.Key != nil && agent.Attempt == task.Attempt {
@@ -126,9 +126,21 @@ type StalePlanError struct {
 
 func (e *StalePlanError) Error() string {
 	if e.Shown == "" {
-		return "the plan erases what was found on " + e.Plan.Effect.Target.String() + ": look at it and send its plan_digest " + e.Plan.Digest
+		return "the plan erases what was found on " + erasedDisks(e.Plan) + ": look at it and send its plan_digest " + e.Plan.Digest
 	}
 	return "the plan changed since it was displayed: nothing was approved; look at it again (its plan_digest is " + e.Plan.Digest + ")"
+}
+
+// erasedDisks names the disks on which something was found.
+func erasedDisks(p lpmos.Plan) string {
+	var names []string
+	for _, d := range p.Erased() {
+		names = append(names, d.Disk.String())
+	}
+	if len(names) == 0 {
+		return p.Effect.Target.String()
+	}
+	return strings.Join(names, " and ")
 }
 
 // Is makes a StalePlanError an lpmos.ErrConflict.

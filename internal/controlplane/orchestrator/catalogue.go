@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"cmp"
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"strings"
 
@@ -58,9 +59,24 @@ func (o *Orchestrator) Resolve(spec lpmos.Spec) (lpmos.Spec, error) {
 	return spec, nil
 }
 
+// SignImage signs an entry of the catalogue. It is for who registered it: what
+// somebody else wrote to the store has no signature and is not installed.
+func (o *Orchestrator) SignImage(i *lpmos.Image) { i.Sign(o.cfg.Key) }
+
+// trust says why an entry must not be installed, or nil.
+func (o *Orchestrator) trust(i *lpmos.Image) error {
+	return i.Verify([]ed25519.PublicKey{o.cfg.Key.Public().(ed25519.PublicKey)})
+}
+
 func (o *Orchestrator) image(os, version, arch string) (lpmos.Image, error) {
 	i, ok := o.read.Image(os, version, arch)
 	if ok {
+		if err := o.trust(&i); err != nil {
+			return i, &lpmos.InvalidError{Field: "os_type", Problem: "names an image whose entry in the catalogue is not signed by this control plane: build or import it again", Value: i.Name()}
+		}
+		if p := i.Preflight.Problems(); len(p) > 0 {
+			return i, &lpmos.InvalidError{Field: "os_type", Problem: "names an image that cannot be installed: " + p[0], Value: i.Name()}
+		}
 		return i, nil
 	}
 	var known []string

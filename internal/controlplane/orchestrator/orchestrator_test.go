@@ -68,10 +68,9 @@ func newSite(t *testing.T, cfg orchestrator.Config) *site {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.sess.Close)
-	if err := st.PutImage(t.Context(), lpmos.Image{
-		OS: "tiny", Version: "1", Arch: "amd64", Digest: "sha256:" + strings.Repeat("ab", 32),
-		SizeBytes: 64 << 20, UsedBytes: 32 << 20, StoredBytes: 16 << 20, BootModes: []string{"bios", "uefi"},
-	}); err != nil {
+	image := tiny()
+	s.SignImage(&image)
+	if err := st.PutImage(t.Context(), image); err != nil {
 		t.Fatal(err)
 	}
 	s.eventually("region and image known", func() bool {
@@ -80,6 +79,13 @@ func newSite(t *testing.T, cfg orchestrator.Config) *site {
 		return r && i
 	})
 	return s
+}
+
+func tiny() lpmos.Image {
+	return lpmos.Image{
+		OS: "tiny", Version: "1", Arch: "amd64", Digest: "sha256:" + strings.Repeat("ab", 32),
+		SizeBytes: 64 << 20, UsedBytes: 32 << 20, StoredBytes: 16 << 20, BootModes: []string{"bios", "uefi"},
+	}
 }
 
 func (s *site) eventually(what string, ok func() bool) {

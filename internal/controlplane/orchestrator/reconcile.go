@@ -134,6 +134,9 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 	t, unnamed := named(t, h)
 	want := lpmos.NewPlan(&t, h, image)
 	want.Problem = cmp.Or(want.Problem, unnamed)
+	if err := o.trust(&image); err != nil {
+		want.Problem = "The entry of the image " + image.Name() + " in the catalogue is not signed by this control plane. Build or import it again."
+	}
 	if t.Plan != nil && t.Plan.Digest == want.Digest && t.Plan.HardwareDigest == want.HardwareDigest && t.Plan.Problem == want.Problem {
 		return errNothing
 	}
@@ -325,14 +328,17 @@ func (o *Orchestrator) alarm(ctx context.Context, t lpmos.Task, a *lpmos.Alarm) 
 
 // booted completes a task: the installed system ran from its disk and reported.
 func (o *Orchestrator) booted(ctx context.Context, t lpmos.Task, r api.Reports) error {
-	root, ok := lpmos.PlannedPartition{}, false
+	root, whole := "", false
 	if t.Plan != nil {
-		root, ok = t.Plan.Effect.Partition("root")
+		fs, _ := t.Plan.Effect.Root()
+		root, whole = fs.UUID, t.Plan.Effect.Method == lpmos.FormatDisk
 	}
-	if !ok || r.Booted.RootFSUUID != root.UUID {
+	// A whole-disk image has identifiers of its own, which every copy has: the
+	// disk it runs from says which copy it is.
+	if whole && r.Booted.RootDisk != t.Plan.Effect.Target || !whole && (root == "" || r.Booted.RootFSUUID != root) {
 		return o.fail(ctx, t, lpmos.CauseFailed, &lpmos.Failure{
 			Code:     "booted_other_system",
-			Cause:    fmt.Sprintf("A system called home whose root filesystem is %q, not the one that was installed (%q).", r.Booted.RootFSUUID, root.UUID),
+			Cause:    fmt.Sprintf("A system called home whose root filesystem is %q, on disk %s, not the one that was installed (%q, %s).", r.Booted.RootFSUUID, r.Booted.RootDisk, root, effectTarget(t)),
 			NextStep: "See which disk the firmware boots first.",
 		})
 	}
@@ -345,6 +351,13 @@ func (o *Orchestrator) booted(ctx context.Context, t lpmos.Task, r api.Reports) 
 			return nil
 		})
 	return err
+}
+
+func effectTarget(t lpmos.Task) lpmos.DiskRef {
+	if t.Plan == nil {
+		return lpmos.DiskRef{}
+	}
+	return t.Plan.Effect.Target
 }
 
 // fail ends a task for a cause and with a next step.

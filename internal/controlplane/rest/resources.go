@@ -99,13 +99,14 @@ func (a *API) putImage(c *gin.Context) {
 		a.fail(c, &lpmos.InvalidError{Field: "digest", Problem: "names a manifest whose pack was not uploaded", Value: m.Pack.SHA256})
 		return
 	}
-	i.SizeBytes, i.UsedBytes, i.StoredBytes, i.CloudInit = m.SizeBytes, m.UsedBytes, m.Pack.Bytes, m.CloudInit
+	i.Format, i.SizeBytes, i.UsedBytes, i.StoredBytes, i.CloudInit = m.Format, m.RootBytes(), m.UsedBytes, m.Pack.Bytes, m.CloudInit
 	if len(i.BootModes) == 0 {
 		i.BootModes = []string{"bios", "uefi"}
 	}
 	if i.CreatedAt.IsZero() {
 		i.CreatedAt = time.Now().UTC()
 	}
+	a.act.SignImage(&i)
 	if rev, err = a.store.PutImageIf(c.Request.Context(), i, rev); err != nil {
 		a.fail(c, err)
 		return

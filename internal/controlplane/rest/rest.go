@@ -66,6 +66,8 @@ type Actions interface {
 	DeleteProfile(ctx context.Context, name string, based int, by string) error
 	PutTemplate(ctx context.Context, t lpmos.Template, based int, by string) (lpmos.Template, error)
 	DeleteTemplate(ctx context.Context, name string, based int, by string) error
+	// SignImage signs an entry that is about to be stored.
+	SignImage(i *lpmos.Image)
 	// DeleteImage removes the entry that rev wrote; -1 stands for any.
 	DeleteImage(ctx context.Context, os, version, arch string, rev int64, by string) error
 	Preview(template, taskID string) (string, error)

@@ -86,13 +86,20 @@ func (w *Web) newApprove(r *http.Request, t lpmos.Task) approveView {
 func (s *tongue) verdicts(p *lpmos.Plan, os string) (erased, kept, written verdict) {
 	var keptBytes int64
 	var keptHolds []string // each once: the members of an array say the same
-	n := 0
+	n, nErased := 0, 0
+	var erasedBytes int64
+	var erasedHolds []string
 	for _, d := range p.Observed {
 		h := s.holds(d.Content, d.Unknown)
-		if p.Problem == "" && d.Disk == p.Effect.Target {
-			erased = verdict{s.T("1 disk, %s", s.size(d.Disk.SizeBytes)), s.T("Nothing was found on it.")}
-			if !h.Blank {
-				erased.Text = s.sentence(h.String())
+		if p.Problem == "" && p.Effect.Writes(d.Disk) {
+			nErased++
+			erasedBytes += d.Disk.SizeBytes
+			if text := h.String(); !h.Blank && !slices.Contains(erasedHolds, text) {
+				erasedHolds = append(erasedHolds, text)
+			}
+			erased = verdict{s.N(nErased, "1 disk, %s", "%s disks, %s", s.size(erasedBytes)), s.N(nErased, "Nothing was found on it.", "Nothing was found on the %s of them.")}
+			if len(erasedHolds) > 0 {
+				erased.Text = s.sentence(strings.Join(erasedHolds, s.T("; ")))
 			}
 			continue
 		}
@@ -183,7 +190,7 @@ func (s *tongue) checkDecision(t lpmos.Task, d api.Decision, approved string) []
 	case d.Approved && t.Plan.Problem != "":
 		out = append(out, fieldProblem{"approved", s.T("This plan cannot be carried out: %s", s.sentence(t.Plan.Problem))})
 	case d.Approved && t.Plan.ErasesData():
-		if want := api.SerialEnd(t.Plan.Effect.Target); !strings.EqualFold(d.SerialEnd, want) {
+		if !api.SerialEndsMatch(t.Plan, d.SerialEnd) {
 			problem := s.T("These are not the last characters of the disk that is erased. Read them off the machine or its management page.")
 			if d.SerialEnd == "" {
 				problem = s.T("Type the last 4 characters, because data was found on the disk.")

@@ -168,7 +168,7 @@ func (s *tongue) newDisk(d lpmos.Disk, p *lpmos.Plan) diskView {
 	h := s.holds(d.Content, d.ContentUnknownBecause)
 	v := diskView{Size: s.size(d.SizeBytes), Bytes: d.SizeBytes, Title: s.diskTitle(d), WWN: d.WWN, Device: d.Device, Found: h.String(), Held: h}
 	v.IDKind, v.ID = s.diskID(d.Ref())
-	v.Target = p != nil && p.Problem == "" && p.Effect.Target == d.Ref()
+	v.Target = p != nil && p.Problem == "" && p.Effect.Writes(d.Ref())
 	add := func(name string, bytes int64, label string, f *lpmos.Filesystem) {
 		q := partView{Name: name, Size: s.size(bytes), Used: "–", FS: s.T("none found"), Label: label}
 		if f != nil {
@@ -209,6 +209,9 @@ type planView struct {
 	Others    []diskView
 	Erases    bool // something that was found
 	EndOf     string
+	Ends      int        // how many serial numbers EndOf is of
+	Also      []diskView // further disks that are erased
+	Built     []builtView
 	EndWord   string // "serial number", "WWN", "path"
 	Before    []segment
 	After     []segment
@@ -220,12 +223,24 @@ type planView struct {
 	NoVerify  bool // the first boot is not waited for
 }
 
+// builtView is what is made of partitions: an array, a volume, or a filesystem on
+// a further disk.
+type builtView struct{ Name, On, Size, FS, Mount string }
+
+// Erasing are all disks that are erased, the target first.
+func (v *planView) Erasing() []diskView {
+	if v.Target == nil {
+		return nil
+	}
+	return append([]diskView{*v.Target}, v.Also...)
+}
+
 type plannedView struct {
 	Number                int
 	Role, Size, FS, Mount string
 }
 
-var roleWords = map[string]string{"bios-boot": "BIOS boot", "esp": "EFI", "root": "root"}
+var roleWords = map[string]string{"bios-boot": "BIOS boot", "esp": "EFI", "root": "root", "boot": "boot", "data": "data", "swap": "swap", "raid": "RAID member", "lvm": "LVM member"}
 
 func (s *tongue) roleWord(role string) string {
 	if w, ok := roleWords[role]; ok {
@@ -239,7 +254,7 @@ func (s *tongue) newPlan(t lpmos.Task, images []lpmos.Image) *planView {
 	v := &planView{
 		Digest: p.Digest, Problem: s.sentence(p.Problem), Image: s.list([]string{imageTitle(images, e.Image.OS, e.Image.Version, e.Image.Arch), e.Image.Arch}),
 		ImageSize: s.size(e.Image.UsedBytes), ImgDigest: e.Image.Digest, Hostname: e.Hostname, BootMode: bootWord(e.BootMode),
-		Files: e.Files, Erases: p.ErasesData(), EndOf: api.SerialEnd(e.Target), Profile: t.Profile, Template: t.Template, UserData: e.UserData, NoVerify: e.Unverified,
+		Files: e.Files, Erases: p.ErasesData(), EndOf: strings.Join(api.SerialEnds(p), " "), Ends: len(api.SerialEnds(p)), Profile: t.Profile, Template: t.Template, UserData: e.UserData, NoVerify: e.Unverified,
 	}
 	switch kind, _ := s.diskID(e.Target); kind {
 	case s.T("Serial number"):
@@ -267,10 +282,16 @@ func (s *tongue) newPlan(t lpmos.Task, images []lpmos.Image) *planView {
 		layout = append(layout, text)
 	}
 	v.Layout = s.list(layout)
+	v.Built = s.built(e)
+	if e.Layout != "" {
+		v.Layout = e.Layout + ": " + v.Layout
+	}
 	if t.Hardware != nil {
 		for _, d := range t.Hardware.Disks {
 			dv := s.newDisk(d, p)
-			if dv.Target {
+			if dv.Target && d.Ref() != e.Target {
+				v.Also = append(v.Also, dv)
+			} else if dv.Target {
 				v.Target = &dv
 				v.Before, v.BeforeAlt = s.mapBefore(d)
 			} else {
@@ -280,6 +301,37 @@ func (s *tongue) newPlan(t lpmos.Task, images []lpmos.Image) *planView {
 	}
 	v.After, v.AfterAlt = s.mapAfter(e)
 	return v
+}
+
+// built lists what a declared layout makes of partitions and on further disks.
+func (s *tongue) built(e lpmos.Effect) []builtView {
+	var out []builtView
+	on := map[string]string{} // by PartUUID
+	for i, d := range e.Disks() {
+		_, id := s.diskID(d.Disk)
+		for _, q := range d.Partitions {
+			on[q.PartUUID] = s.T("partition %s", strconv.Itoa(q.Number)) + " · " + id
+			if i > 0 {
+				out = append(out, builtView{strconv.Itoa(q.Number) + " " + s.roleWord(q.Role), id, s.size(q.SizeBytes), cmp.Or(q.FS, "–"), q.Mount})
+			}
+		}
+	}
+	names := func(ids []string) string {
+		var all []string
+		for _, id := range ids {
+			all = append(all, cmp.Or(on[id], id))
+		}
+		return strings.Join(all, ", ")
+	}
+	for _, a := range e.Arrays {
+		out = append(out, builtView{"RAID 1 " + a.Name, names(a.Members), s.size(a.SizeBytes), cmp.Or(a.FS, "–"), a.Mount})
+	}
+	for _, g := range e.Groups {
+		for _, l := range g.Volumes {
+			out = append(out, builtView{"LVM " + g.Name + "/" + l.Name, names(g.On), s.size(l.SizeBytes), l.FS, l.Mount})
+		}
+	}
+	return out
 }
 
 // keyWords is enough of a public key to recognize it.

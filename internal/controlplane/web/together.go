@@ -278,7 +278,7 @@ func (w *Web) together(rw http.ResponseWriter, r *http.Request) {
 	}
 	untyped := 0
 	v := w.newTogether(r, tasks, func(c *candidate) {
-		c.Chosen, c.Typed = slices.Contains(chosen, c.ID), lpmos.Shorten(strings.TrimSpace(f.Get("serial-"+c.ID)), 16)
+		c.Chosen, c.Typed = slices.Contains(chosen, c.ID), lpmos.Shorten(strings.TrimSpace(f.Get("serial-"+c.ID)), 100)
 		if !c.Chosen {
 			return
 		}
@@ -292,7 +292,7 @@ func (w *Web) together(rw http.ResponseWriter, r *http.Request) {
 			untyped++
 			results = append(results, togetherResult{c.Task, false, w.T("Left out: data was found on its disk, and the last characters of its %s were not typed.", c.EndWord)})
 			return
-		case c.Erases && !strings.EqualFold(c.Typed, api.SerialEnd(c.Plan.Effect.Target)):
+		case c.Erases && !api.SerialEndsMatch(c.Task.Plan, c.Typed):
 			c.Problem = w.T("These are not the last characters of this disk’s %s.", c.EndWord)
 			problems = append(problems, fieldProblem{"serial-" + c.ID, w.T("%s: the characters typed are not the last ones of the disk that is erased.", c.Hostname)})
 		}

@@ -1,0 +1,439 @@
+package lpmos
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// PlannedDisk is a disk beyond the first that an effect writes to.
+type PlannedDisk struct {
+	Disk       DiskRef            `json:"disk"`
+	Partitions []PlannedPartition `json:"partitions"`
+}
+
+// PlannedArray is a RAID 1 that is made.
+type PlannedArray struct {
+	Name string `json:"name"`
+	// Metadata is mdadm's version: 1.0, at the end of the members, where the
+	// boot loader reads a member as if it were the filesystem; 1.2 elsewhere.
+	Metadata  string   `json:"metadata"`
+	UUID      string   `json:"uuid"`
+	Members   []string `json:"members"` // PartUUIDs
+	SizeBytes int64    `json:"size_bytes"`
+	FS        string   `json:"fs,omitempty"`
+	FSUUID    string   `json:"fs_uuid,omitempty"`
+	Mount     string   `json:"mount,omitempty"`
+}
+
+// PlannedGroup is a volume group that is made. Its name ends in digits that no
+// other machine has, so that a disk which is moved brings no second one of its
+// name.
+type PlannedGroup struct {
+	Name    string          `json:"name"`
+	On      []string        `json:"on"` // PartUUIDs, or names of arrays
+	Volumes []PlannedVolume `json:"volumes"`
+}
+
+// PlannedVolume is a logical volume.
+type PlannedVolume struct {
+	Name      string `json:"name"`
+	SizeBytes int64  `json:"size_bytes"` // of the last one: about; it takes what is left
+	Rest      bool   `json:"rest,omitempty"`
+	FS        string `json:"fs"`
+	UUID      string `json:"uuid"`
+	Mount     string `json:"mount,omitempty"`
+}
+
+// PlannedFS is a filesystem of an effect, wherever it lies.
+type PlannedFS struct {
+	Kind      string // "partition", "array" or "volume"
+	Name      string // the partition's PartUUID, the array's name, "group/volume"
+	FS, UUID  string
+	Mount     string
+	SizeBytes int64
+}
+
+// Disks are all disks that the effect writes to, the first first.
+func (e *Effect) Disks() []PlannedDisk {
+	return append([]PlannedDisk{{e.Target, e.Partitions}}, e.Also...)
+}
+
+// Writes reports whether the effect writes to a disk.
+func (e *Effect) Writes(d DiskRef) bool {
+	return d != (DiskRef{}) && slices.ContainsFunc(e.Disks(), func(p PlannedDisk) bool { return p.Disk == d })
+}
+
+// Filesystems are all that are made and mounted, or swapped to, but the EFI
+// system partitions: in the order in which they can be mounted.
+func (e *Effect) Filesystems() []PlannedFS {
+	var out []PlannedFS
+	for _, d := range e.Disks() {
+		for _, p := range d.Partitions {
+			if p.FS != "" && p.Role != "esp" {
+				out = append(out, PlannedFS{"partition", p.PartUUID, p.FS, p.UUID, p.Mount, p.SizeBytes})
+			}
+		}
+	}
+	for _, a := range e.Arrays {
+		if a.FS != "" {
+			out = append(out, PlannedFS{"array", a.Name, a.FS, a.FSUUID, a.Mount, a.SizeBytes})
+		}
+	}
+	for _, g := range e.Groups {
+		for _, v := range g.Volumes {
+			out = append(out, PlannedFS{"volume", g.Name + "/" + v.Name, v.FS, v.UUID, v.Mount, v.SizeBytes})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b PlannedFS) int { return strings.Compare(a.Mount, b.Mount) })
+	return out
+}
+
+// Root is the filesystem that is mounted at /. ok is false for a disk image,
+// which brings its own.
+func (e *Effect) Root() (fs PlannedFS, ok bool) { return e.mountedAt("/") }
+
+// Boot is the filesystem the boot loader reads: /boot, or / where that is one.
+func (e *Effect) Boot() (fs PlannedFS, ok bool) {
+	if fs, ok := e.mountedAt("/boot"); ok {
+		return fs, true
+	}
+	return e.Root()
+}
+
+func (e *Effect) mountedAt(mount string) (PlannedFS, bool) {
+	for _, fs := range e.Filesystems() {
+		if fs.Mount == mount {
+			return fs, true
+		}
+	}
+	return PlannedFS{}, false
+}
+
+// BootDisk is how the region's boot helper finds the disk: by what the boot
+// loader reads, which a GRUB can read too, or by the name of a whole-disk image.
+func (e *Effect) BootDisk() *BootDisk {
+	if e.BootID != "" {
+		return &BootDisk{RootUUID: e.BootID, ESPUUID: e.BootID, BootMode: e.BootMode}
+	}
+	fs, _ := e.Boot()
+	esp, _ := e.Partition("esp")
+	return &BootDisk{RootUUID: fs.UUID, ESPUUID: esp.UUID, BootMode: e.BootMode}
+}
+
+// laid is the part of an effect that is about disks, with what it costs.
+type laid struct {
+	disks   []Disk
+	effect  Effect   // Target, Partitions, Also, Arrays, Groups, Layout, Method
+	members []string // "a/boot": partitions that are members of arrays
+}
+
+func (l laid) apply(p *Plan) {
+	e := l.effect
+	p.Effect.Target, p.Effect.Partitions, p.Effect.Also = e.Target, e.Partitions, e.Also
+	p.Effect.Arrays, p.Effect.Groups, p.Effect.Layout, p.Effect.Method = e.Arrays, e.Groups, e.Layout, e.Method
+	p.Effect.BootID = e.BootID
+	for _, d := range l.disks {
+		for _, h := range hazards(d) {
+			if len(l.disks) > 1 {
+				h = "disk " + d.Ref().String() + ": " + h
+			}
+			p.Hazards = append(p.Hazards, h)
+		}
+	}
+}
+
+// files is what is written after the image, for people to see: a disk image
+// keeps its own fstab and boot loader, a declared layout needs more than fstab.
+func (l laid) files(all []PlannedFile) []PlannedFile {
+	if l.effect.Method == FormatDisk {
+		return slices.DeleteFunc(slices.Clone(all), func(f PlannedFile) bool {
+			return f.Path == "/etc/fstab" || strings.HasPrefix(f.Path, "/boot/")
+		})
+	}
+	if len(l.effect.Arrays) > 0 {
+		all = append(slices.Clone(all), PlannedFile{"/etc/mdadm/mdadm.conf, /etc/mdadm.conf", "0644", "the arrays by UUID"})
+	}
+	if len(l.effect.Arrays)+len(l.effect.Groups) > 0 {
+		all = append(slices.Clone(all), PlannedFile{"/boot/initrd.img-*", "0644", "made anew by the image's own tools, confined: no network, no disk"})
+	}
+	return all
+}
+
+// layOut decides which disks are written and how they are divided. problem says
+// why it cannot be.
+func layOut(t *Task, h *Hardware, img Image) (l laid, problem string) {
+	switch img.Kind() {
+	case FormatDisk, FormatTar:
+		l.effect.Method = img.Format
+	case FormatExt4:
+	default:
+		return l, "The image " + img.Name() + " has a format that this version cannot install: " + img.Format + "."
+	}
+	if !t.Layout.Plain() {
+		if l.effect.Method != FormatTar {
+			what := "a filesystem, which fits one partition"
+			if l.effect.Method == FormatDisk {
+				what = "a whole disk with partitions of its own"
+			}
+			return l, "The image " + img.Name() + " is " + what + ": it cannot be laid out as " + t.Layout.Name() + ". Use an image that is a tree of files, or no layout."
+		}
+		return l.declared(t, h, img)
+	}
+	disk, problem := chooseDisk(t, h, img)
+	if problem != "" {
+		return l, problem
+	}
+	l.disks = []Disk{disk}
+	l.effect.Target, l.effect.Partitions = disk.Ref(), []PlannedPartition{}
+	if l.effect.Method != FormatDisk {
+		l.effect.Partitions = layout(t.ID, disk)
+	} else if l.effect.BootID = bootID(t.ID, disk); disk.SectorBytes != 512 {
+		return laid{}, "The image " + img.Name() + " is of a disk with sectors of 512 bytes, and the disk has " + strconv.Itoa(disk.SectorBytes) + ": its partition table would mean other places. Use an image that is a tree of files."
+	}
+	return l, ""
+}
+
+func bootID(taskID string, d Disk) string {
+	sum := sha256.Sum256([]byte("lpmos boot id\x00" + taskID + "\x00" + d.Ref().String()))
+	return formatUUID([16]byte(sum[:16]), 8)
+}
+
+// declared lays out a layout that is not plain.
+func (l laid) declared(t *Task, h *Hardware, img Image) (laid, string) {
+	if err := t.Layout.Validate(); err != nil {
+		return l, "The layout cannot be made: " + err.Error() + "."
+	}
+	want := t.Layout.resolve()
+	chosen, problem := chooseDisks(t, h, want)
+	if problem != "" {
+		return l, problem
+	}
+	l.effect.Layout = t.Layout.Name()
+	uuid := func(what string) string {
+		refs := t.ID
+		for _, d := range chosen {
+			refs += "\x00" + d.Ref().String()
+		}
+		sum := sha256.Sum256([]byte("lpmos declared layout\x00" + refs + "\x00" + what))
+		return formatUUID([16]byte(sum[:16]), 8)
+	}
+	partUUID, size := map[string]string{}, map[string]int64{} // by "a/boot"
+	bootParts := want.bootParts()
+	for _, a := range want.Arrays {
+		l.members = append(l.members, a.Members...)
+	}
+	for i, d := range want.Disks {
+		parts, problem := l.partitions(d, chosen[i], bootParts, uuid)
+		if problem != "" {
+			return l, problem
+		}
+		named := parts[len(parts)-len(d.Partitions):]
+		for j, p := range d.Partitions {
+			partUUID[d.Name+"/"+p.Name], size[d.Name+"/"+p.Name] = named[j].PartUUID, named[j].SizeBytes
+		}
+		l.disks = append(l.disks, chosen[i])
+		if i == 0 {
+			l.effect.Target, l.effect.Partitions = chosen[i].Ref(), parts
+		} else {
+			l.effect.Also = append(l.effect.Also, PlannedDisk{chosen[i].Ref(), parts})
+		}
+	}
+	for _, a := range want.Arrays {
+		p := PlannedArray{Name: a.Name, Metadata: "1.2", UUID: uuid("array " + a.Name), FS: a.FS, Mount: a.Mount}
+		if slices.ContainsFunc(a.Members, func(m string) bool { return slices.Contains(bootParts, m) }) {
+			p.Metadata = "1.0"
+		}
+		for _, m := range a.Members {
+			p.Members = append(p.Members, partUUID[m])
+			if n := size[m] - arrayOverhead(size[m]); p.SizeBytes == 0 || n < p.SizeBytes {
+				p.SizeBytes = n
+			}
+		}
+		if p.FS != "" {
+			p.FSUUID = uuid("filesystem of array " + a.Name)
+		}
+		size[a.Name] = p.SizeBytes
+		l.effect.Arrays = append(l.effect.Arrays, p)
+	}
+	for _, g := range want.Groups {
+		p := PlannedGroup{Name: g.Name + "_" + uuid("group " + g.Name)[:8]}
+		var room int64
+		for _, on := range g.On {
+			room += (size[on] - 4*mib) / extentBytes * extentBytes
+			p.On = append(p.On, cmp.Or(partUUID[on], on))
+		}
+		for _, v := range g.Volumes {
+			n := room
+			if v.Size != "rest" {
+				n, _ = ParseSize(v.Size)
+				n = (n + extentBytes - 1) / extentBytes * extentBytes
+			}
+			if n > room || room < minFilesystemBytes && v.Size == "rest" {
+				return l, "The volume group " + g.Name + " has no room for its volume " + v.Name + ": " + FormatBytes(max(room, 0)) + " are left."
+			}
+			room -= n
+			p.Volumes = append(p.Volumes, PlannedVolume{v.Name, n, v.Size == "rest", v.FS, uuid("volume " + g.Name + "/" + v.Name), v.Mount})
+		}
+		l.effect.Groups = append(l.effect.Groups, p)
+	}
+	if root, _ := l.effect.Root(); root.SizeBytes < img.SizeBytes {
+		return l, "The filesystem at / is too small: " + FormatBytes(root.SizeBytes) + ", and the image needs " + FormatBytes(img.SizeBytes) + "."
+	}
+	return l, ""
+}
+
+// extentBytes is LVM's unit.
+const extentBytes = 4 * mib
+
+// arrayOverhead is what mdadm keeps of a member for itself, at most: the space
+// before the data that lets an array be reshaped, and the bitmap.
+func arrayOverhead(member int64) int64 { return min(member/16, 132*mib) }
+
+// bootParts are the partitions, "a/boot", that carry what the boot loader reads.
+func (l Layout) bootParts() []string {
+	for _, mount := range []string{"/boot", "/"} {
+		for _, a := range l.Arrays {
+			if a.Mount == mount {
+				return a.Members
+			}
+		}
+		for _, d := range l.Disks {
+			for _, p := range d.Partitions {
+				if p.Mount == mount {
+					return []string{d.Name + "/" + p.Name}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// partitions divides one disk.
+func (l laid) partitions(d LayoutDisk, disk Disk, bootParts []string, uuid func(string) string) ([]PlannedPartition, string) {
+	var out []PlannedPartition
+	id := func(what string) string { return uuid("disk " + d.Name + " " + what) }
+	if slices.ContainsFunc(d.Partitions, func(p LayoutPartition) bool { return slices.Contains(bootParts, d.Name+"/"+p.Name) }) {
+		fat := strings.ToUpper(strings.ReplaceAll(id("esp filesystem"), "-", ""))
+		out = append(out,
+			PlannedPartition{Role: "bios-boot", SizeBytes: biosBootBytes, PartUUID: id("bios-boot")},
+			PlannedPartition{Role: "esp", SizeBytes: espBytes, FS: "vfat", UUID: fat[:4] + "-" + fat[4:8], PartUUID: id("esp")})
+		if len(l.disks) == 0 {
+			out[1].Mount = "/boot/efi" // of the first disk; the others are copies
+		}
+	}
+	room := (disk.SizeBytes - 2*GPTReserveBytes) / mib * mib
+	for _, p := range out {
+		room -= p.SizeBytes
+	}
+	for _, p := range d.Partitions {
+		n := room
+		if p.Size != "rest" {
+			n, _ = ParseSize(p.Size)
+		}
+		if n > room || n < 64*mib {
+			return nil, "The disk " + disk.Ref().String() + " is too small for the layout: " + FormatBytes(max(room, 0)) + " are left for its partition " + p.Name + "."
+		}
+		room -= n
+		q := PlannedPartition{Role: "data", SizeBytes: n, FS: p.FS, PartUUID: id("partition " + p.Name), Mount: p.Mount}
+		switch {
+		case p.Mount == "/":
+			q.Role = "root"
+		case p.Mount == "/boot":
+			q.Role = "boot"
+		case p.FS == "swap":
+			q.Role = "swap"
+		case p.FS == "":
+			q.Role = "lvm"
+			if slices.Contains(l.members, d.Name+"/"+p.Name) {
+				q.Role = "raid"
+			}
+		}
+		if p.FS != "" {
+			q.UUID = id("filesystem " + p.Name)
+		}
+		out = append(out, q)
+	}
+	for i := range out {
+		out[i].Number = i + 1
+	}
+	return out, ""
+}
+
+// chooseDisks finds a disk of the machine for each of the layout, in its order.
+// Rules that name a disk come first, so that no other takes it.
+func chooseDisks(t *Task, h *Hardware, want Layout) ([]Disk, string) {
+	chosen := make([]Disk, len(want.Disks))
+	taken := map[DiskRef]bool{}
+	if t.TargetDisk != nil {
+		d, err := h.Disk(*t.TargetDisk)
+		switch {
+		case err != nil:
+			return nil, "The disk asked for (" + t.TargetDisk.String() + ") is not in this machine."
+		case !d.Installable():
+			return nil, "The disk asked for (" + t.TargetDisk.String() + ") is removable, read-only or not local."
+		}
+		chosen[0], taken[d.Ref()] = d, true
+	}
+	for _, named := range []bool{true, false} {
+		for i, w := range want.Disks {
+			if (w.Serial != "" || w.WWN != "") != named || chosen[i].Device != "" {
+				continue
+			}
+			var fit []Disk
+			for _, d := range h.Disks {
+				if d.Installable() && d.Serial+d.WWN != "" && !taken[d.Ref()] && w.matches(d) {
+					fit = append(fit, d)
+				}
+			}
+			if len(fit) == 0 {
+				return nil, "The layout needs " + strconv.Itoa(len(want.Disks)) + " disks, and no disk of the machine is left for its disk " + w.Name + w.rule() + "."
+			}
+			slices.SortStableFunc(fit, leastDestructive)
+			chosen[i], taken[fit[0].Ref()] = fit[0], true
+		}
+	}
+	for _, d := range chosen {
+		if h.BootMode == "bios" && d.SectorBytes != 512 {
+			return nil, "The disk " + d.Ref().String() + " has sectors of " + strconv.Itoa(d.SectorBytes) + " bytes, which a BIOS cannot boot."
+		}
+	}
+	return chosen, ""
+}
+
+func (w LayoutDisk) matches(d Disk) bool {
+	return (w.Serial == "" || w.Serial == d.Serial) && (w.WWN == "" || w.WWN == d.WWN) &&
+		d.SizeBytes >= max(w.MinBytes, w.need()) && (w.MaxBytes == 0 || d.SizeBytes <= w.MaxBytes)
+}
+
+// need is the least size of the disk, whatever it boots.
+func (w LayoutDisk) need() int64 {
+	n := int64(2*GPTReserveBytes + biosBootBytes + espBytes)
+	for _, p := range w.Partitions {
+		if p.Size == "rest" {
+			n += minFilesystemBytes
+			continue
+		}
+		bytes, _ := ParseSize(p.Size)
+		n += bytes
+	}
+	return n
+}
+
+// rule says in words what a disk has to be.
+func (w LayoutDisk) rule() string {
+	var s []string
+	if w.Serial != "" {
+		s = append(s, "serial "+w.Serial)
+	}
+	if w.WWN != "" {
+		s = append(s, "WWN "+w.WWN)
+	}
+	s = append(s, "at least "+FormatBytes(max(w.MinBytes, w.need())))
+	if w.MaxBytes > 0 {
+		s = append(s, "at most "+FormatBytes(w.MaxBytes))
+	}
+	return " (" + strings.Join(s, ", ") + ")"
+}
