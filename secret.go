@@ -65,7 +65,7 @@ type PlannedSecret struct {
 
 // SecretSet is the secrets of one task with their salts. It exists in memory
 // and sealed, never otherwise.
-type SecretSet struct{ p *map[string]saltedSecret }
+type SecretSet struct{ get func() map[string]saltedSecret } // fmt follows no function
 
 // LogValue hides the values from log/slog.
 func (s SecretSet) LogValue() slog.Value { return slog.StringValue(redacted) }
@@ -74,10 +74,14 @@ func (s SecretSet) LogValue() slog.Value { return slog.StringValue(redacted) }
 func (s SecretSet) String() string { return redacted }
 
 func (s SecretSet) values() map[string]saltedSecret {
-	if s.p == nil {
+	if s.get == nil {
 		return nil
 	}
-	return *s.p
+	return s.get()
+}
+
+func secretSet(values map[string]saltedSecret) SecretSet {
+	return SecretSet{func() map[string]saltedSecret { return values }}
 }
 
 // Empty reports whether there are none.
@@ -105,7 +109,7 @@ func NewSecretSet(values map[string]Secret) (SecretSet, error) {
 		rand.Read(salt[:])
 		set[name] = saltedSecret{hex.EncodeToString(salt[:]), s.Reveal()}
 	}
-	return SecretSet{&set}, nil
+	return secretSet(set), nil
 }
 
 // Planned is the commitments to all secrets of the set, by name.
@@ -147,7 +151,7 @@ func ParseSecretSet(b []byte) (SecretSet, error) {
 		// The cause would quote what was read.
 		return SecretSet{}, &InvalidError{Field: "secrets", Problem: "cannot be read"}
 	}
-	return SecretSet{&values}, nil
+	return secretSet(values), nil
 }
 
 // SealedSecrets is what is stored of a task's secrets: for the control plane

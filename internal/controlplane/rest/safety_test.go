@@ -63,6 +63,9 @@ func TestLockAndLimits(t *testing.T) {
 	p.problem("PUT", "/api/v1/machines/x/lock", `{"reason":"y"}`, 400)
 	p.problem("DELETE", "/api/v1/machines/x/lock", "", 400)
 	p.problem("PUT", lock, `{"reason":" "}`, 400)
+	for _, path := range []string{lock, "/api/v1/stop", "/api/v1/limits"} {
+		p.problem("PUT", path, `{}`, 415, "Content-Type", "text/plain")
+	}
 	if l := want[lpmos.Lock](p, "PUT", lock, `{"reason":"being repaired"}`, 200); l.Reason != "being repaired" || l.By == "" {
 		t.Errorf("lock = %+v", l)
 	}
