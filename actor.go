@@ -6,8 +6,9 @@ import "context"
 // so that what is written down about a change names a person, whatever lies
 // between the edge and the store.
 type Actor struct {
-	Name string // "anna", "token:ci", "agent", "orchestrator"
+	Name string // "anna", "agent", "orchestrator"
 	From string // the peer's address as the listener saw it, "" when there is none
+	Via  string // what a person used, when it was not a browser: "token ci"
 }
 
 type actorKey struct{}

@@ -21,6 +21,13 @@ var ErrChanged = errors.New("changed meanwhile")
 // has no quorum, a region is not in sync. The same request may be repeated.
 var ErrUnavailable = errors.New("unavailable")
 
+// ErrSignedOut is wrapped by errors about a request of nobody: there was no
+// credential, or it is one no longer.
+var ErrSignedOut = errors.New("not signed in")
+
+// ErrForbidden is wrapped by errors about what somebody known may not do.
+var ErrForbidden = errors.New("not allowed")
+
 // InvalidError says that a value given from outside cannot be accepted,
 // whatever the state of the system is.
 type InvalidError struct {

@@ -23,6 +23,9 @@ type Capabilities struct {
 	AgentURL  string    `json:"agent_url"`
 	Unknown   string    `json:"unknown_machines"` // ignore, discover
 	StartedAt time.Time `json:"started_at"`
+	// Fetcher is the SHA-256 of what the region shows to fetch blobs from a
+	// control plane, made anew at each start. The control plane never shows it.
+	Fetcher string `json:"fetcher,omitempty"`
 	// Own is the host the region runs on, which is never installed.
 	Own Host `json:"own,omitzero"`
 }

@@ -54,6 +54,7 @@ Every flag can be given in the environment: LPMOS_LISTEN_ADDR and so on.`,
 				return err
 			}
 			defer closeStore()
+			cfg.FirstUser = controlplane.TellFirstUser(os.Stderr)
 			c, err := controlplane.New(cfg, st, log)
 			if err != nil {
 				return err
@@ -70,6 +71,7 @@ Every flag can be given in the environment: LPMOS_LISTEN_ADDR and so on.`,
 	f.BoolVar(&cfg.InsecureHTTP, "insecure-http", false, "serve plain HTTP beyond loopback: anyone on the path can approve")
 	f.StringVar(&cfg.DataDir, "data-dir", "lpmos-data", "signing key, images, and the embedded store")
 	f.StringVar(&cfg.SigningKey, "signing-key", "", "PEM file of the key that signs approvals, shared by replicas (default: made in --data-dir)")
+	cfg.AccessFlags(f)
 	f.StringVar(&cfg.SiteName, "site-name", "", "shown in the pages")
 	return cmd
 }

@@ -70,7 +70,9 @@ REGION_ID works too.`,
 				return err
 			}
 			defer closeStore()
-			source := images.HTTPSource{URL: control, Client: &http.Client{Transport: &http.Transport{
+			var secret string
+			secret, cfg.Fetcher = region.NewFetchSecret()
+			source := images.HTTPSource{URL: control, Token: func() string { return secret }, Client: &http.Client{Transport: &http.Transport{
 				ResponseHeaderTimeout: time.Minute, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: time.Minute,
 			}}}
 			cache, err := images.New(images.Config{Dir: filepath.Join(cfg.DataDir, "images"), MaxBytes: cacheGB << 30}, source, log)

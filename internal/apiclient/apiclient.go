@@ -24,6 +24,24 @@ type Client struct {
 	base *url.URL
 	http *http.Client
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	token func() string
+}
+
+// UseToken shows a token with every request. It must be called before any.
+func (c *Client) UseToken(token string) { c.token = func() string { return token } }
+
+// UseTokenFile shows what a file holds, which is read anew for each request: a
+// control plane writes another local-token at each start. While there is no
+// such file, nothing is shown.
+func (c *Client) UseTokenFile(path string) {
+	c.token = func() string {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return "" // the server says that nobody is signed in
+		}
+		return strings.TrimSpace(string(b))
+	}
 }
 
 // New makes a client of the control plane at server, such as
@@ -56,6 +74,10 @@ type Problem struct {
 	Plan       *lpmos.Plan  `json:"plan"`
 	// Lines are all lines of a batch that cannot be accepted.
 	Lines []lpmos.BatchLine `json:"lines"`
+	// NeedRole is the role that may do what was refused, TriesLeft how many more
+	// passwords will be looked at.
+	NeedRole  lpmos.Role `json:"need_role"`
+	TriesLeft *int       `json:"tries_left"`
 }
 
 func (p *Problem) Error() string {
@@ -76,6 +98,10 @@ func (p *Problem) Is(target error) bool {
 		return p.Status == http.StatusServiceUnavailable
 	case lpmos.ErrChanged:
 		return p.Status == http.StatusPreconditionFailed
+	case lpmos.ErrSignedOut:
+		return p.Status == http.StatusUnauthorized
+	case lpmos.ErrForbidden:
+		return p.Status == http.StatusForbidden
 	}
 	return false
 }
@@ -91,6 +117,7 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 	for k, v := range header {
 		req.Header[k] = v
 	}
+	c.authorize(req.Header)
 	if n, ok := body.(interface{ contentLength() int64 }); ok {
 		req.ContentLength = n.contentLength()
 	}
@@ -123,6 +150,15 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 		return fmt.Errorf("read answer of %s: %w", c.base, err)
 	}
 	return nil
+}
+
+func (c *Client) authorize(h http.Header) {
+	if c.token == nil {
+		return
+	}
+	if token := c.token(); token != "" {
+		h.Set("Authorization", "Bearer "+token)
+	}
 }
 
 func (c *Client) get(ctx context.Context, path string, out any) error {

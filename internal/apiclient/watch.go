@@ -73,7 +73,9 @@ func (c *Client) watchOnce(ctx context.Context, taskID string, after *int64, yie
 		u.RawQuery = url.Values{"after": {strconv.FormatInt(*after, 10)}}.Encode()
 	}
 	d := websocket.Dialer{NetDialContext: c.dial, HandshakeTimeout: 10 * time.Second}
-	ws, resp, err := d.DialContext(ctx, u.String(), nil)
+	h := http.Header{}
+	c.authorize(h)
+	ws, resp, err := d.DialContext(ctx, u.String(), h)
 	if err != nil {
 		if resp != nil && resp.StatusCode >= 400 && resp.StatusCode < 500 {
 			return &Problem{Status: resp.StatusCode, Title: http.StatusText(resp.StatusCode)}

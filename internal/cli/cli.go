@@ -36,6 +36,7 @@ const (
 	ExitConflict    = 4   // the state it was based on is no longer so
 	ExitUnavailable = 5   // try again later
 	ExitTimeout     = 6   // --timeout passed
+	ExitDenied      = 7   // nobody is signed in, or who is may not do this
 	ExitInterrupted = 130 // a signal, as shells count
 )
 
@@ -87,6 +88,10 @@ func nextStep(err error) string {
 		return ""
 	}
 	switch {
+	case p.Status == http.StatusUnauthorized && p.TriesLeft == nil:
+		return "lpmos login, or --token, or --token-file DATA-DIR/local-token on the host of the control plane"
+	case p.Status == http.StatusForbidden:
+		return "lpmos whoami says who you are; an admin changes it with lpmos user set"
 	case p.Status == http.StatusConflict && p.Plan != nil:
 		return "look at the plan as it is now (lpmos task plan TASK) and approve that one"
 	case p.Status == http.StatusConflict && p.TaskStatus != "":
@@ -143,6 +148,8 @@ func exitCode(err error) int {
 		return ExitInterrupted
 	case errors.As(err, &usage), errors.As(err, &invalid), errors.As(err, &problem) && (problem.Status == 400 || problem.Status == 413):
 		return ExitUsage
+	case errors.Is(err, lpmos.ErrSignedOut), errors.Is(err, lpmos.ErrForbidden):
+		return ExitDenied
 	case errors.Is(err, lpmos.ErrNotFound):
 		return ExitNotFound
 	case errors.Is(err, lpmos.ErrConflict):
@@ -158,6 +165,8 @@ type app struct {
 	asks     bool // in is a terminal: questions can be put
 	out, err io.Writer
 	server   string
+	token    string // --token
+	tokenIn  string // --token-file
 	format   string
 
 	// transport, if not nil, is put around the client's; the tests hold every
@@ -171,7 +180,7 @@ var groups = []struct {
 	commands  []string
 }{
 	{"operate", "Operate a site:", []string{"task", "machine", "region", "image", "profile", "template", "stop", "resume", "limits"}},
-	{"run", "Run a site:", []string{"up", "doctor", "bootimage", "user", "token", "audit", "login"}},
+	{"run", "Run a site:", []string{"up", "doctor", "bootimage", "user", "token", "audit", "login", "logout", "whoami"}},
 	{"try", "Try it out:", []string{"lab", "sim"}},
 }
 
@@ -211,10 +220,12 @@ Every flag is also taken from the environment: --server from LPMOS_SERVER.`,
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.server, "server", "http://localhost:8080", "control plane")
+	f.StringVar(&a.token, "token", "", "API token (default: what lpmos login stored for this server)")
+	f.StringVar(&a.tokenIn, "token-file", "", "file with an API token, such as local-token in the data directory of a site on this host")
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json or yaml")
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.profileCommand(), a.templateCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(), a.stopCommand(), a.resumeCommand(), a.limitsCommand(),
-		a.simCommand(), a.versionCommand(), a.doctorCommand(), a.completionCommand(), exitCodesTopic(), outputTopic(), searchTopic())
+		a.simCommand(), a.versionCommand(), a.doctorCommand(), a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.userCommand(), a.tokenCommand(), a.completionCommand(), exitCodesTopic(), outputTopic(), searchTopic())
 	for _, g := range groups {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
 		for _, cmd := range root.Commands() {
@@ -309,6 +320,7 @@ func exitCodesTopic() *cobra.Command {
 4    conflict: what the request was based on is no longer so
 5    unavailable: the same command may work later
 6    --timeout passed; the task itself goes on
+7    you are not signed in, or may not do this
 130  stopped by Ctrl-C or a signal; what was asked for before goes on
 
 A command for several tasks does all it can. Its code is 0 if everything was
@@ -358,6 +370,15 @@ The same search works in the web interface, where its address can be shared.
 }
 
 func (a *app) client() (*apiclient.Client, error) {
+	c, err := a.stranger()
+	if err != nil {
+		return nil, err
+	}
+	return c, a.credit(c)
+}
+
+// stranger is a client that shows no token.
+func (a *app) stranger() (*apiclient.Client, error) {
 	c, err := apiclient.New(a.server, nil)
 	if err == nil && a.transport != nil {
 		c.Wrap(a.transport)

@@ -21,6 +21,7 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/bootimage"
+	"github.com/lpmos/lpmos/internal/controlplane"
 	"github.com/lpmos/lpmos/internal/lab"
 	"github.com/lpmos/lpmos/internal/osimage"
 	"github.com/lpmos/lpmos/internal/region"
@@ -278,6 +279,7 @@ func (b *labBuild) publish(ctx context.Context, s *site.Site) error {
 	if err != nil {
 		return err
 	}
+	c.UseToken(s.ControlPlane.LocalToken("lab"))
 	if err := waitReady(ctx, c); err != nil {
 		return err
 	}
@@ -340,6 +342,7 @@ func (r *labRun) provision(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.UseToken(r.site.ControlPlane.LocalToken("lab"))
 	var machines []*labMachine
 	for i := range r.cfg.machines {
 		m := &labMachine{name: fmt.Sprintf("lab-%02d", i+1), firmware: r.firmwares[i%len(r.firmwares)], mac: lpmos.MAC{0x52, 0x54, 0, 0x77, 1, byte(i + 1)}, marks: map[string]time.Time{}}
@@ -349,10 +352,12 @@ func (r *labRun) provision(ctx context.Context) error {
 		}
 		machines = append(machines, m)
 	}
-	watch := "\n  Watch it live:"
-	for _, m := range machines {
-		watch += fmt.Sprintf("  %s/tasks/%s\n                ", url, m.task)
+	// The link works once; whoever opens it is signed in for everything after.
+	first := "/tasks/" + machines[0].task
+	if len(machines) > 1 {
+		first = "/tasks"
 	}
+	watch := fmt.Sprintf("\n  Watch it live (this link signs you in, once):\n  %s&return=%s", r.site.ControlPlane.SignInLink(), first)
 	fmt.Fprintln(r.out, strings.TrimRight(watch, " "))
 	screen := NewScreen(r.app.out)
 	if len(machines) > 1 {
@@ -401,8 +406,8 @@ func (r *labRun) seen(ctx context.Context, c *apiclient.Client, m *labMachine, t
 		return nil
 	}
 	if !r.cfg.auto {
-		fmt.Fprintf(r.out, "\n  Look at what would be erased, and approve:  %s/tasks/%s/approve\n  or here:  %s task approve %s --server %s --plan %s\n\n",
-			c.Server(), t.ID, os.Args[0], t.ID[:8], c.Server(), t.Plan.Digest)
+		fmt.Fprintf(r.out, "\n  Look at what would be erased, and approve:  %s/tasks/%s/approve\n  or here:  %s task approve %s --server %s --token-file %s --plan %s\n\n",
+			c.Server(), t.ID, os.Args[0], t.ID[:8], c.Server(), filepath.Join(r.dir, "site", controlplane.LocalTokenFile), t.Plan.Digest)
 		return nil
 	}
 	_, err := c.Decide(ctx, t.ID, true, t.Plan.Digest, "approved by the lab (--auto)")

@@ -31,6 +31,8 @@ type plane struct {
 	t    *testing.T
 	site *site.Site
 	api  *apiclient.Client
+
+	token string
 }
 
 func newPlane(t *testing.T) *plane {
@@ -61,7 +63,8 @@ func newPlane(t *testing.T) *plane {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &plane{t, s, c}
+	p := &plane{t, s, c, s.ControlPlane.LocalToken("tester")}
+	c.UseToken(p.token)
 	if err := waitReady(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +99,7 @@ func (p *plane) run(answers string, args ...string) (code int, stdout, stderr st
 	a := &app{in: strings.NewReader(answers), asks: answers != "", out: &out, err: &errs, transport: func(base http.RoundTripper) http.RoundTripper {
 		return contract.NewTransport(p.t, api.OpenAPI, base)
 	}}
-	code = a.main(p.t.Context(), append([]string{"--server=" + p.site.ControlPlane.URL()}, args...))
+	code = a.main(p.t.Context(), append([]string{"--server=" + p.site.ControlPlane.URL(), "--token=" + p.token}, args...))
 	return code, out.String(), errs.String()
 }
 
@@ -207,7 +210,7 @@ func (p *plane) start(args ...string) *running {
 	r := &running{cancel: cancel, code: make(chan int, 1)}
 	go func() {
 		a := &app{in: strings.NewReader(""), out: r, err: r}
-		r.code <- a.main(ctx, append([]string{"--server=" + p.site.ControlPlane.URL()}, args...))
+		r.code <- a.main(ctx, append([]string{"--server=" + p.site.ControlPlane.URL(), "--token=" + p.token}, args...))
 	}()
 	return r
 }

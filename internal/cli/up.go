@@ -12,6 +12,8 @@ import (
 
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/conf"
+	"github.com/lpmos/lpmos/internal/controlplane"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/service"
 	"github.com/lpmos/lpmos/internal/site"
 )
@@ -41,6 +43,7 @@ To serve machines it needs root, --interface and --dhcp.`,
 			if os.Geteuid() != 0 && !cmd.Flags().Changed("tftp-addr") && cfg.Region.DHCP == "off" {
 				cfg.Region.TFTPAddr = "off" // port 69 is root's, and without DHCP nobody is sent there
 			}
+			cfg.ControlPlane.FirstUser = controlplane.TellFirstUser(a.err)
 			s, err := site.New(ctx, cfg, log)
 			if err != nil {
 				return err
@@ -50,6 +53,10 @@ To serve machines it needs root, --interface and --dhcp.`,
 					return err
 				}
 				fmt.Fprintf(a.out, "LPMOS is at %s\n", s.ControlPlane.URL())
+				if !cfg.ControlPlane.NoLogin {
+					fmt.Fprintf(a.out, "This link signs you in as admin, once, within %d min:\n  %s\nOn this host, lpmos works with --token-file %s\n",
+						int(auth.LinkLimit/time.Minute), s.ControlPlane.SignInLink(), filepath.Join(cfg.DataDir, controlplane.LocalTokenFile))
+				}
 				<-ctx.Done()
 				return nil
 			})
@@ -65,6 +72,7 @@ To serve machines it needs root, --interface and --dhcp.`,
 	f.StringVar(&cfg.ControlPlane.TLSCert, "tls-cert", "", "PEM file of the certificate")
 	f.StringVar(&cfg.ControlPlane.TLSKey, "tls-key", "", "PEM file of its key")
 	f.BoolVar(&cfg.ControlPlane.InsecureHTTP, "insecure-http", false, "serve plain HTTP beyond loopback: anyone on the path can approve")
+	cfg.ControlPlane.AccessFlags(f)
 	f.StringVar(&cfg.ControlPlane.SiteName, "site-name", "", "shown in the pages")
 	f.StringVar(&bootDir, "bootimage-dir", filepath.Join(cacheDir(), "bootimage"), "boot image that is published at start, if it was built")
 	return cmd

@@ -26,11 +26,13 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/api"
 	"github.com/lpmos/lpmos/internal/agentapi"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/controlplane/blobs"
 	"github.com/lpmos/lpmos/internal/controlplane/hub"
 	"github.com/lpmos/lpmos/internal/controlplane/metrics"
 	"github.com/lpmos/lpmos/internal/controlplane/orchestrator"
 	"github.com/lpmos/lpmos/internal/controlplane/rest"
+	"github.com/lpmos/lpmos/internal/controlplane/scope"
 	"github.com/lpmos/lpmos/internal/controlplane/state"
 	"github.com/lpmos/lpmos/internal/controlplane/web"
 	"github.com/lpmos/lpmos/internal/service"
@@ -50,6 +52,17 @@ type Config struct {
 	SigningKey   string // PEM file shared by replicas; "" means DataDir/signing.key
 	SiteName     string // shown in the pages
 	Deadlines    orchestrator.Config
+
+	// NoLogin lets everybody in as an admin (--insecure-no-login).
+	NoLogin bool
+	// TrustedProxies are addresses and networks whose X-Forwarded-For and
+	// X-Forwarded-Proto are believed. None are unless they are named.
+	TrustedProxies []string
+	// FirstUser is told, once in the life of a store, who may sign in first and
+	// with which one-time password. nil keeps it to itself.
+	FirstUser func(name, password string)
+	// CheapPasswords is for tests: hashes that cost nothing, and are worth it.
+	CheapPasswords bool
 }
 
 // ControlPlane is one replica.
@@ -59,6 +72,7 @@ type ControlPlane struct {
 	state *state.State
 	orch  *orchestrator.Orchestrator
 	hub   *hub.Hub
+	auth  *auth.Auth
 	blobs *blobs.Dir
 	key   ed25519.PrivateKey
 	srv   *http.Server
@@ -97,11 +111,16 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 	orchCfg := cfg.Deadlines
 	orchCfg.Key = c.key
 	c.orch = orchestrator.New(orchCfg, c.state, st, log)
-	c.hub = hub.New(c.state, log)
+	if err := c.people(tlsConfig != nil); err != nil {
+		return nil, err
+	}
+	c.hub = hub.New(c.state, c.auth, log)
 	c.state.Listen(c.orch.Notice)
 	c.state.Listen(c.hub.Publish)
 
-	pages, err := web.New(c.state, history{st, c.state}, c.orch, web.Config{Version: version.String(), SiteName: cfg.SiteName, Batches: c.orch, Estimate: estimate(c.state)}, log)
+	pages, err := web.New(c.state, history{scope.Remember(c.state, st, auth.Principal{})}, c.orch, web.Config{
+		Version: version.String(), SiteName: cfg.SiteName, Batches: c.orch, Estimate: estimate(c.state), View: c.webView, People: c.auth,
+	}, log)
 	if err != nil {
 		return nil, err
 	}
@@ -111,10 +130,12 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 		return metrics.Hub{Connections: s.Connections, Published: s.Published, Sent: s.Sent, Coalesced: s.Coalesced, Evicted: s.Slow + s.Stalled + s.Silent}
 	}, version.String())
 	rst.Measure(m.Handler(), m.Observe)
+	rst.Narrow(c.restView)
+	rst.Know(c.auth)
 	mux := http.NewServeMux()
 	mux.Handle("/ws", c.hub)
 	mux.Handle("/", rst.Handler(web.Headers(pages.Handler())))
-	var h http.Handler = http.NewCrossOriginProtection().Handler(mux)
+	h := c.auth.Handler(http.NewCrossOriginProtection().Handler(mux))
 	if tlsConfig == nil && !cfg.InsecureHTTP {
 		h = loopbackHost(h)
 	}
@@ -151,10 +172,21 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 	if err := c.publishKey(ctx); err != nil {
 		return err
 	}
+	password, err := c.auth.FirstAdmin(ctx)
+	if err != nil {
+		return err
+	}
+	if password != "" && c.cfg.FirstUser != nil {
+		c.cfg.FirstUser("admin", password)
+	}
+	if c.cfg.NoLogin {
+		c.log.Warn("nobody has to sign in: whoever reaches this address can erase machines", "addr", c.URL(), "flag", "--insecure-no-login")
+	}
 	c.log.Info("control plane serves", "addr", c.URL(), "version", version.String())
 	return service.Run(ctx,
 		c.state.Run,
 		c.hub.Run,
+		c.auth.Run,
 		func(ctx context.Context) error {
 			select {
 			case <-c.state.Synced():
@@ -348,29 +380,4 @@ func writeOnce(path string, b []byte) error {
 	}
 	_, err = f.Write(b)
 	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// estimate is what earlier runs say of a task, as the pages ask it.
-func estimate(st *state.State) func(string) (web.Estimate, bool) {
-	return func(id string) (web.Estimate, bool) {
-		e := st.Estimate(id)
-		if e == nil {
-			return web.Estimate{}, false
-		}
-		return web.Estimate{Model: strings.Contains(e.Basis, "model"), Runs: e.Runs, Expected: e.Expected, Left: e.Left, FasterThan: e.FasterThan}, true
-	}
-}
-
-// history answers what the pages ask beyond the read model.
-type history struct {
-	*store.Store
-	state *state.State
-}
-
-func (h history) Logs(_ context.Context, id string) ([]string, error) {
-	lines, ok := h.state.Logs(id)
-	if !ok {
-		return nil, fmt.Errorf("task %s: %w", id, lpmos.ErrNotFound)
-	}
-	return lines, nil
 }

@@ -40,6 +40,7 @@ import (
 type Config struct {
 	RegionID string
 	DataDir  string // CA, instance id, DHCP leases, image cache
+	Fetcher  string // hash of what this region shows to fetch blobs, see NewFetchSecret; "" where it reads them itself
 
 	// AdvertiseHost is the IPv4 address machines reach this region at; "" means
 	// the first of Interface, or 127.0.0.1 without one.
@@ -133,7 +134,7 @@ func New(cfg Config, st *store.Store, blobs Blobs, log *slog.Logger) (_ *Region,
 	}
 	r.caps = lpmos.Capabilities{
 		Version: version.String(), Hostname: host, DHCP: cfg.DHCP, BootURL: r.BootURL(), AgentURL: r.agentURL(),
-		Unknown: cfg.Unknown, StartedAt: time.Now().UTC(), Own: service.Host(),
+		Unknown: cfg.Unknown, StartedAt: time.Now().UTC(), Fetcher: cfg.Fetcher, Own: service.Host(),
 	}
 	return r, nil
 }

@@ -42,6 +42,7 @@ func serve(t *testing.T) (api *apiclient.Client, regionURL string, img lpmos.Ima
 	if err != nil {
 		t.Fatal(err)
 	}
+	api.UseToken(s.ControlPlane.LocalToken("sim"))
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		regions, err := api.Regions(t.Context())
 		if err == nil && len(regions) == 1 && regions[0].Status == "online" {

@@ -64,6 +64,10 @@ const (
 
 	KindBatchOutcome Kind = "batches/{id}/outcome"
 	KindBatchRequest Kind = "batches/{id}/request"
+
+	KindUser   Kind = "users/{name}"
+	KindSignIn Kind = "sessions/{key}"
+	KindToken  Kind = "tokens/{key}"
 )
 
 // Kinds are all patterns, in the order of docs/keyspace.md.
@@ -74,6 +78,7 @@ var Kinds = []Kind{
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,
 	KindGlobal, KindStop, KindStoreID, KindImage, KindProfile, KindTemplate, KindIdempotency,
 	KindBatchOutcome, KindBatchRequest,
+	KindUser, KindSignIn, KindToken,
 }
 
 // Key is a key taken apart. Only the fields its pattern names are set.
@@ -89,7 +94,7 @@ type Key struct {
 	OS      string
 	Version string
 	Arch    string
-	Name    string // idempotency key, profile, template
+	Name    string // idempotency key, profile, template, user; hash of a session or token
 }
 
 // String builds the key. It panics on a part that is not valid, because parts

@@ -17,6 +17,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
+	"github.com/lpmos/lpmos/internal/controlplane"
 	"github.com/lpmos/lpmos/test/fixture"
 )
 
@@ -49,6 +50,7 @@ func (b *bench) up(data string) (*site, error) {
 	if s.api, err = apiclient.New("http://"+addr, nil); err != nil {
 		return nil, err
 	}
+	s.api.UseTokenFile(filepath.Join(data, controlplane.LocalTokenFile))
 	began := time.Now()
 	if err := s.cmd.Start(); err != nil {
 		return nil, err

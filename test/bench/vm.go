@@ -83,6 +83,7 @@ func (b *bench) guest() error {
 		if err != nil {
 			return err
 		}
+		api.UseToken(s.ControlPlane.LocalToken("bench"))
 		if err := (&site{api: api}).online(ctx); err != nil {
 			return err
 		}

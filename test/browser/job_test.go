@@ -16,6 +16,7 @@ func TestJob(t *testing.T) {
 	img := w.publish("debian", "12", "Debian 12 (bookworm)", 32<<20)
 	mac := lpmos.MustMAC("b0:7b:25:c4:1a:10")
 	b := tab.New(t, w.url)
+	b.SignIn(w.api, "operator")
 	b.Open("/")
 	b.Live()
 	b.Open("/tasks/create")
@@ -63,6 +64,7 @@ func TestJobWithoutScripts(t *testing.T) {
 	img := w.publish("debian", "12", "Debian 12 (bookworm)", 4<<20)
 	mac := lpmos.MustMAC("b0:7b:25:c4:1a:20")
 	b := tab.New(t, w.url)
+	b.SignIn(w.api, "operator")
 	b.ScriptsOff()
 	b.Open("/")
 	b.Click(".page-head a[href='/tasks/create']")
@@ -119,6 +121,7 @@ func TestStaleApproval(t *testing.T) {
 	off := w.power(mac, 2*time.Second, blank)
 	w.until(id, lpmos.AwaitingApproval)
 	b := tab.New(t, w.url)
+	b.SignIn(w.api, "operator")
 	b.Allow = []string{"409 (Conflict)"}
 	b.Open("/tasks/" + id + "/approve")
 	b.Live()

@@ -57,19 +57,19 @@ func TestLabScreenshots(t *testing.T) {
 		}
 	})
 
-	task := term.until(t, 15*time.Minute, `Watch it live:\s+(http://\S+)(/tasks/\S+)`)
+	task := term.until(t, 15*time.Minute, `Watch it live[^\n]*\s+(http://[^/\s]+)(/login\?code=\S+return=(/tasks/\S+))`)
 	b := tab.New(t, task[1])
 	keep := func(name string, height int64) {
 		b.Width(pictureWidth, height)
 		time.Sleep(300 * time.Millisecond) // for the page's transitions
 		picture(t, dir, "lab-"+name, b.Picture())
 	}
-	b.Open(task[2])
+	b.Open(task[2]) // the link signs in, and goes to the task
 	term.until(t, 10*time.Minute, `(awaiting_approval)`)
-	b.Open(task[2] + "/approve")
+	b.Open(task[3] + "/approve")
 	keep("approve", 1100)
 	b.Click("button[name=approved][value=true]")
-	b.Until("come back to the task", 30*time.Second, `location.pathname === '`+task[2]+`' && document.readyState === 'complete'`)
+	b.Until("come back to the task", 30*time.Second, `location.pathname === '`+task[3]+`' && document.readyState === 'complete'`)
 	b.Live()
 	b.Until("be in the middle", 5*time.Minute, `parseInt(document.querySelector('[data-part=percent]')?.textContent) > 30`)
 	keep("task", 1000)

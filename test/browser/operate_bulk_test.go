@@ -33,6 +33,7 @@ func TestTaskList(t *testing.T) {
 	w.publish("debian", "12", "Debian 12 (bookworm)", 1<<20)
 	web, db := w.several(4, "web"), w.several(3, "db")
 	b := tab.New(t, w.url)
+	b.SignIn(w.api, "operator")
 	b.Open("/dashboard")
 	b.Live()
 	b.Until("say what happened last", 10*time.Second, `document.querySelectorAll('recent-events li').length === 7`)
@@ -86,6 +87,7 @@ func TestTaskListWithoutScripts(t *testing.T) {
 	w.publish("debian", "12", "Debian 12 (bookworm)", 1<<20)
 	ids := w.several(5, "web")
 	b := tab.New(t, w.url)
+	b.SignIn(w.api, "operator")
 	b.ScriptsOff()
 	b.Open("/tasks?sort=host")
 	for _, id := range ids[:3] {

@@ -84,6 +84,7 @@ func TestPages(t *testing.T) {
 
 func lookAtPages(t *testing.T, f *fleet, axe, lang, theme string) {
 	b := tab.New(t, f.url)
+	b.SignIn(f.api, "operator")
 	b.Cookie("lpmos_lang", lang)
 	b.Prefer("prefers-color-scheme", theme)
 	for _, p := range pages {

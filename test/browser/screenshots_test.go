@@ -75,6 +75,7 @@ func TestScreenshots(t *testing.T) {
 	}
 
 	b := tab.New(t, w.url)
+	b.SignIn(w.api, "operator")
 	for _, p := range []struct {
 		name, path string
 		height     int64

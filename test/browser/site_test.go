@@ -66,6 +66,7 @@ func newWorld(t testing.TB, name string, opts ...option) *world {
 	if w.api, err = apiclient.New(w.url, nil); err != nil {
 		t.Fatal(err)
 	}
+	w.api.UseToken(s.ControlPlane.LocalToken("operator"))
 	w.wait("the site", func() bool {
 		regions, err := w.api.Regions(ctx)
 		return err == nil && w.api.Ready(ctx) == nil && len(regions) == 1 && regions[0].Status == "online"

@@ -21,11 +21,11 @@ func TestFoundingFlowInBrowser(t *testing.T) {
 
 	// 4: http://localhost:PORT.
 	b := tab.New(t, strings.Replace(s.url, "127.0.0.1", "localhost", 1))
-	b.Open("/")
+	b.SignIn(s.api, "anna")
 	b.Live()
 	// A second person looks at the dashboard all the while.
 	dashboard := tab.New(t, s.url)
-	dashboard.Open("/dashboard")
+	dashboard.SignIn(s.api, "ben")
 	dashboard.Live()
 
 	// 5: create the task.

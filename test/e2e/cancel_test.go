@@ -105,6 +105,7 @@ func newRace(t *testing.T) *race {
 	if r.api, err = apiclient.New(s.ControlPlane.URL(), nil); err != nil {
 		t.Fatal(err)
 	}
+	r.api.UseToken(s.ControlPlane.LocalToken("test"))
 	waitFor(t, "site", 20*time.Second, func() error { return r.api.Ready(ctx) })
 	dir := t.TempDir()
 	if r.image, err = fixture.Image(ctx, dir, "race", "1", "Race 1", 128<<10); err != nil {

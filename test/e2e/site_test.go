@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
+	"github.com/lpmos/lpmos/internal/controlplane"
 	"github.com/lpmos/lpmos/test/fixture"
 )
 
@@ -62,6 +64,7 @@ func (s *site) newControlPlane(addr, dir string, more ...string) (*process, stri
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	c.UseTokenFile(filepath.Join(dir, controlplane.LocalTokenFile))
 	waitFor(s.t, "control plane", 20*time.Second, func() error { return c.Ready(s.t.Context()) })
 	return p, "http://" + addr, c
 }

@@ -35,6 +35,7 @@ type scenario struct {
 // target is the site that is driven.
 type target struct {
 	addr     string // of the control plane
+	token    string // for it
 	api      *apiclient.Client
 	image    lpmos.Image
 	region   string
@@ -115,10 +116,10 @@ func (sc scenario) drive(ctx context.Context, t *target, say func(string, ...any
 	crowd := &crowd{rec: rec}
 	defer crowd.close()
 	began := time.Now()
-	if err := crowd.connect(ctx, t.addr, "", sc.Clients, func(i int) string { return ids[i%len(ids)] }); err != nil {
+	if err := crowd.connect(ctx, t.addr, t.token, sc.Clients, func(i int) string { return ids[i%len(ids)] }); err != nil {
 		return nil, err
 	}
-	if err := crowd.connect(ctx, t.addr, "", sc.All, func(int) string { return "" }); err != nil {
+	if err := crowd.connect(ctx, t.addr, t.token, sc.All, func(int) string { return "" }); err != nil {
 		return nil, err
 	}
 	r.SetUp = time.Since(began)
@@ -249,7 +250,7 @@ func (r *result) steady(ctx context.Context, t *target, rec *recorder, _ *observ
 	}
 	first, began := t.observe(), time.Now()
 	rec.steady.Store(true)
-	stalls, err := stall(ctx, t.addr, r.Stalled)
+	stalls, err := stall(ctx, t.addr, t.token, r.Stalled)
 	if err != nil {
 		return stalls, err
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/controlplane/hub"
 	"github.com/lpmos/lpmos/internal/service"
 )
@@ -37,6 +39,16 @@ type noModel struct{}
 func (noModel) StoreID() string              { return "load" }
 func (noModel) Counts() map[lpmos.Status]int { return map[lpmos.Status]int{lpmos.Installing: 1} }
 
+func (noModel) RegionCounts(string) map[lpmos.Status]int { return nil }
+func (noModel) TaskRegion(string) (string, bool)         { return "dc1", true }
+
+// noDoor lets everybody stay.
+type noDoor struct{}
+
+func (noDoor) Still(p auth.Principal) (auth.Principal, bool) { return p, true }
+func (noDoor) Changed() int64                                { return 0 }
+func (noDoor) Origin(r *http.Request) string                 { return "http://" + r.Host }
+
 // serveHub is the process: it prints its address, waits for a line, publishes,
 // and ends at the end of its input.
 func serveHub(rate, seconds int, in io.Reader, out io.Writer) error {
@@ -45,13 +57,15 @@ func serveHub(rate, seconds int, in io.Reader, out io.Writer) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	h := hub.New(noModel{}, log)
+	h := hub.New(noModel{}, noDoor{}, log)
 	h.Publish(api.Update{Rev: 1, Reset: true})
 	ctx, cancel := context.WithCancel(context.Background())
 	input := bufio.NewScanner(in)
 	fmt.Fprintln(out, l.Addr())
 	return service.Run(ctx, h.Run,
-		func(ctx context.Context) error { return service.Serve(ctx, service.HTTPServer(h, log), l) },
+		func(ctx context.Context) error {
+			return service.Serve(ctx, service.HTTPServer(auth.As(auth.Principal{Kind: auth.Token, Role: lpmos.Viewer}, h), log), l)
+		},
 		func(context.Context) error {
 			defer cancel()
 			if !input.Scan() {

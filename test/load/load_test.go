@@ -47,6 +47,8 @@ func newSite(t *testing.T, sc scenario) *target {
 	if tg.api, err = apiclient.New(s.ControlPlane.URL(), nil); err != nil {
 		t.Fatal(err)
 	}
+	tg.token = s.ControlPlane.LocalToken("load")
+	tg.api.UseToken(tg.token)
 	if err := waitFor(t.Context(), "the region", func() error {
 		regions, err := tg.api.Regions(t.Context())
 		if err == nil && (len(regions) != 1 || regions[0].Status != "online") {

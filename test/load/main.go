@@ -17,6 +17,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
+	"github.com/lpmos/lpmos/internal/controlplane"
 	"github.com/lpmos/lpmos/internal/sim"
 	"github.com/lpmos/lpmos/test/fixture"
 )
@@ -180,6 +181,12 @@ func onSite(ctx context.Context, bin, keep string, sc scenario, say func(string,
 	if err := waitFor(ctx, "the control plane", func() error { return t.api.Ready(ctx) }); err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, &control.said)
 	}
+	token, err := os.ReadFile(filepath.Join(dir, "control", controlplane.LocalTokenFile))
+	if err != nil {
+		return nil, err
+	}
+	t.token = strings.TrimSpace(string(token))
+	t.api.UseToken(t.token)
 	if t.image, err = fixture.Placeholder(filepath.Join(dir, "fixture"), "simulated", "1", "Simulated 1"); err != nil {
 		return nil, err
 	}

@@ -24,9 +24,9 @@ type socket struct {
 
 var sources atomic.Uint32
 
-// dial opens a WebSocket at addr. Connections come from several loopback
+// dial opens a WebSocket at addr with a token. Connections come from several loopback
 // addresses, because one has too few ports for tens of thousands.
-func dial(ctx context.Context, addr, query string) (*socket, error) {
+func dial(ctx context.Context, addr, token string) (*socket, error) {
 	d := net.Dialer{Timeout: 30 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+sources.Add(1)%8))}}
 	c, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
@@ -34,7 +34,7 @@ func dial(ctx context.Context, addr, query string) (*socket, error) {
 	}
 	s := &socket{conn: c, r: bufio.NewReaderSize(c, 1<<10)}
 	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
-	_, err = fmt.Fprintf(c, "GET /ws%s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", query, addr)
+	_, err = fmt.Fprintf(c, "GET /ws HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer %s\r\n\r\n", addr, token)
 	if err == nil {
 		var resp *http.Response
 		if resp, err = http.ReadResponse(s.r, nil); err == nil && resp.StatusCode != http.StatusSwitchingProtocols {

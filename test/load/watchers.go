@@ -46,7 +46,7 @@ type crowd struct {
 
 // connect opens n sockets, a bounded number at a time; taskOf says what each
 // watches.
-func (c *crowd) connect(ctx context.Context, addr, query string, n int, taskOf func(int) string) error {
+func (c *crowd) connect(ctx context.Context, addr, token string, n int, taskOf func(int) string) error {
 	const atOnce = 32
 	fresh := make([]*watcher, n)
 	errs := make(chan error, n)
@@ -55,7 +55,7 @@ func (c *crowd) connect(ctx context.Context, addr, query string, n int, taskOf f
 		slots <- struct{}{}
 		go func() {
 			defer func() { <-slots }()
-			s, err := dial(ctx, addr, query)
+			s, err := dial(ctx, addr, token)
 			if err == nil {
 				fresh[i] = &watcher{s: s, taskID: taskOf(i), statuses: map[string][]lpmos.Status{}, percent: map[string]int{}, attempt: map[string]int{}}
 				err = s.subscribe(fresh[i].taskID)
@@ -214,10 +214,10 @@ type stalled struct {
 }
 
 // stall opens n of them.
-func stall(ctx context.Context, addr string, n int) ([]*stalled, error) {
+func stall(ctx context.Context, addr, token string, n int) ([]*stalled, error) {
 	var out []*stalled
 	for range n {
-		s, err := dial(ctx, addr, "")
+		s, err := dial(ctx, addr, token)
 		if err != nil {
 			return out, err
 		}

@@ -168,6 +168,7 @@ func onSite(t *testing.T, image string, edit func(*site.Config)) *world {
 	if w.client, err = apiclient.New(s.ControlPlane.URL(), nil); err != nil {
 		t.Fatal(err)
 	}
+	w.client.UseToken(s.ControlPlane.LocalToken("test"))
 	w.publish(image)
 	return w
 }

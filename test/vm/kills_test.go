@@ -10,6 +10,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
+	"github.com/lpmos/lpmos/internal/controlplane"
 	"github.com/lpmos/lpmos/internal/lab"
 )
 
@@ -67,6 +68,7 @@ func TestKills(t *testing.T) {
 	if w.client, err = apiclient.New(url, w.net.DialContext); err != nil {
 		t.Fatal(err)
 	}
+	w.client.UseTokenFile(filepath.Join(w.dir, "cp", controlplane.LocalTokenFile))
 	data, regionData := filepath.Join(w.dir, "cp"), filepath.Join(w.dir, "region")
 	w.blobs = filepath.Join(data, "blobs")
 	control := &process{w: w, name: "control-plane", args: []string{

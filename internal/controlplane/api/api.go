@@ -17,6 +17,7 @@ import (
 type Query struct {
 	Statuses []lpmos.Status // any of these
 	RegionID string
+	Within   []string     // what who asks may see; nil: everywhere, empty: nothing
 	Filter   query.Filter // what was typed, see query.Parse
 	Sort     Sort         // zero: newest first
 	Limit    int          // of tasks in the page; 0 means 100
@@ -177,6 +178,7 @@ type MachineQuery struct {
 	// turns it round.
 	Text     string
 	RegionID string
+	Within   []string // as in Query
 	State    lpmos.MachineState
 	Limit    int    // 0 means 100
 	Cursor   string // NextCursor of the page before

@@ -16,6 +16,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 )
 
 // conn is one client. Its subscriptions are guarded by the hub's mutex, its
@@ -28,6 +29,8 @@ type conn struct {
 	since int64           // as Hub.at has it, like all instants here
 
 	// Guarded by the hub's mutex.
+	who    auth.Principal
+	all    bool           // who sees everything
 	after  int64          // the client has everything up to here
 	topics map[*topic]int // → its place in the topic
 	pinged int64
@@ -58,6 +61,12 @@ type request struct {
 // served until it leaves. That the handler's goroutine, with all that the HTTP
 // server keeps for a request, ends here is most of why an idle client is cheap.
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	who := auth.Of(r.Context())
+	if err := who.May(auth.See); err != nil {
+		h.stats.refused.Add(1)
+		auth.Problem(w, auth.StatusOf(err), "No live connection", err.Error(), 0)
+		return
+	}
 	h.mu.Lock()
 	full, closed := len(h.conns) >= maxConnections, h.closed
 	h.mu.Unlock()
@@ -75,7 +84,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return // the upgrader has answered
 	}
 	now := time.Now()
-	c := &conn{hub: h, ws: ws, net: m.Conn, since: h.at(now)}
+	c := &conn{hub: h, ws: ws, net: m.Conn, who: who, all: who.Everywhere(), since: h.at(now)}
 	c.pinged = c.since
 	c.heard.Store(c.since)
 	m.c = c
@@ -212,6 +221,17 @@ func (h *Hub) serve(c *conn, req request) {
 		}
 		return
 	}
+	// What is not for this client is as unknown as what never was. A task that
+	// this replica has not heard of yet may be subscribed to: whatever comes of
+	// it is looked at then.
+	if region, known := h.read.TaskRegion(req.TaskID); req.TaskID != "" && known && !c.who.Sees(region) {
+		c.push(newMessage(body{Type: "error", Message: "there is no such task", TaskID: req.TaskID, Rev: h.rev}), now)
+		return
+	}
+	if req.RegionID != "" && !c.who.Sees(req.RegionID) {
+		c.push(newMessage(body{Type: "error", Message: "there is no such region", RegionID: req.RegionID, Rev: h.rev}), now)
+		return
+	}
 	if len(c.topics) >= maxSubscriptions {
 		c.push(newMessage(body{Type: "error", Message: "too many subscriptions", Rev: h.rev}), now)
 		return
@@ -234,9 +254,13 @@ func (h *Hub) serve(c *conn, req request) {
 	}
 	c.replay(had, now)
 	if req.TaskID == "" && req.RegionID == "" && h.counts != nil {
-		c.push(h.count(), now) // after what was missed, whose revisions are older
+		c.push(h.countFor(c), now) // after what was missed, whose revisions are older
 	}
 }
+
+// sees reports whether what happens in a region is for c. The hub's mutex is
+// held.
+func (c *conn) sees(region string) bool { return c.all || c.who.Sees(region) }
 
 // replay queues those of the messages that c wants now. They are not held
 // against it: however long a client was away, it may have what is kept. The

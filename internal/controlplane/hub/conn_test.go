@@ -21,6 +21,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 )
 
 // until waits for something that other goroutines bring about.
@@ -367,7 +368,7 @@ func TestPing(t *testing.T) {
 // Over TLS nothing can be written without waiting; the messages are the same.
 func TestTLS(t *testing.T) {
 	s := serve(t)
-	srv := httptest.NewTLSServer(s.Hub)
+	srv := httptest.NewTLSServer(auth.As(program, s.Hub))
 	defer srv.Close()
 	d := websocket.Dialer{TLSClientConfig: srv.Client().Transport.(*http.Transport).TLSClientConfig}
 	ws, resp, err := d.DialContext(t.Context(), "wss"+strings.TrimPrefix(srv.URL, "https"), nil)
@@ -400,7 +401,7 @@ func TestTLS(t *testing.T) {
 
 func TestSubscriptionsAreCapped(t *testing.T) {
 	s := serve(t)
-	c := &conn{hub: s.Hub}
+	c := &conn{hub: s.Hub, who: program, all: true}
 	for i := range maxSubscriptions {
 		s.serve(c, request{Type: "subscribe", TaskID: taskID(i)})
 	}
@@ -566,7 +567,7 @@ var nowhere, _ = os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 func BenchmarkPublish(b *testing.B) {
 	for _, own := range []bool{true, false} {
 		b.Run(map[bool]string{true: "own", false: "all"}[own], func(b *testing.B) {
-			h := New(&model{}, slog.New(slog.DiscardHandler))
+			h := New(&model{}, &doorkeeper{}, slog.New(slog.DiscardHandler))
 			h.Publish(api.Update{Rev: 1, Reset: true})
 			const n = 10_000
 			for i := range n {

@@ -20,9 +20,9 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
-	"net/url"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +31,8 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
+	"github.com/lpmos/lpmos/internal/controlplane/scope"
 )
 
 // Limits of a connection.
@@ -49,16 +51,27 @@ const (
 	ringBytes        = 16 << 20              // and at most about so much
 	aheadPatience    = 5 * time.Second
 	tickEvery        = time.Second
+	checkEvery       = 3 * time.Second // sessions end by themselves, too
 )
 
 type reader interface {
 	StoreID() string
 	Counts() map[lpmos.Status]int
+	RegionCounts(region string) map[lpmos.Status]int
+	TaskRegion(id string) (region string, ok bool)
+}
+
+// keeper knows whether who connected still may.
+type keeper interface {
+	Still(auth.Principal) (auth.Principal, bool)
+	Changed() int64                // grows with every change about anybody
+	Origin(r *http.Request) string // what a page of this site says as its Origin
 }
 
 // Hub knows all connections.
 type Hub struct {
 	read     reader
+	keep     keeper
 	log      *slog.Logger
 	up       websocket.Upgrader
 	patience time.Duration // of one write to one client
@@ -78,6 +91,9 @@ type Hub struct {
 	ringed  int                  // bytes of ring, about
 	counts  map[lpmos.Status]int // nil before the first tick
 	counted *message             // counts, as they were last sent
+	some    map[string]*counted  // the same for those who see some regions, by their regions
+	checked int64                // keeper.Changed, when all were last looked at
+	check   int64                // instant at which all are looked at again
 	closed  bool
 	wg      sync.WaitGroup
 }
@@ -99,17 +115,19 @@ type Stats struct {
 	Stalled       int64 // connections cut off because a write stood still
 	Silent        int64 // connections cut off because nothing was heard
 	Flooded       int64 // connections closed with 1008
+	Expelled      int64 // connections closed because their user may not look any more
 }
 
 type counters struct {
 	accepted, refused, published, sent, writes, bytes, coalesced, replayed, resyncs atomic.Int64
-	slow, stalled, silent, flooded                                                  atomic.Int64
+	slow, stalled, silent, flooded, expelled                                        atomic.Int64
 }
 
-// New makes a hub. Publish must be a listener of the read model.
-func New(read reader, log *slog.Logger) *Hub {
+// New makes a hub. Publish must be a listener of the read model. Who connects
+// is what auth.Of says of the handshake.
+func New(read reader, keep keeper, log *slog.Logger) *Hub {
 	h := &Hub{
-		read: read, log: log, patience: writeTimeout, pace: paceTime, epoch: time.Now(),
+		read: read, keep: keep, log: log, some: map[string]*counted{}, patience: writeTimeout, pace: paceTime, epoch: time.Now(),
 		conns: map[*conn]struct{}{}, tasks: map[string]*topic{}, regions: map[string]*topic{},
 	}
 	h.writers.most = max(1, runtime.GOMAXPROCS(0)/2) // the clients and the rest want to run, too
@@ -117,20 +135,18 @@ func New(read reader, log *slog.Logger) *Hub {
 	h.up = websocket.Upgrader{
 		// With a pool for it, a connection holds no write buffer: all we write
 		// through it is what it answers to broken frames.
-		ReadBufferSize: readBuffer, WriteBufferPool: &sync.Pool{}, CheckOrigin: sameOrigin,
+		ReadBufferSize: readBuffer, WriteBufferPool: &sync.Pool{}, CheckOrigin: h.originFits,
 	}
 	return h
 }
 
-// sameOrigin lets programs in, which send no Origin, and pages of this very
-// host, scheme aside: a browser never sends another page's Origin as ours.
-func sameOrigin(r *http.Request) bool {
-	origin := r.Header.Get("Origin")
-	if origin == "" {
-		return true
-	}
-	u, err := url.Parse(origin)
-	return err == nil && u.Host == r.Host
+// originFits lets programs in, which show a token and need no Origin: no browser
+// sends their credential by itself. What a browser does send by itself, its
+// cookie, counts only from a page of exactly this origin; so does nothing at
+// all, where --insecure-no-login lets everybody in.
+func (h *Hub) originFits(r *http.Request) bool {
+	origin, kind := r.Header.Get("Origin"), auth.Of(r.Context()).Kind
+	return origin == "" && (kind == auth.Token || kind == auth.Open) || origin == h.keep.Origin(r)
 }
 
 // at is an instant as connections keep it: never 0.
@@ -210,7 +226,7 @@ func (h *Hub) missed(after int64) []*message {
 // deliver queues m for everyone who wants it, once.
 func (h *Hub) deliver(m *message, rev int64, now time.Time) {
 	give := func(c *conn) {
-		if rev > c.after {
+		if rev > c.after && c.sees(m.regionID) {
 			c.push(m, now)
 		}
 	}
@@ -240,6 +256,9 @@ func (h *Hub) deliver(m *message, rev int64, now time.Time) {
 
 // wants reports whether m is for c.
 func (h *Hub) wants(c *conn, m *message) bool {
+	if !c.sees(m.regionID) {
+		return false
+	}
 	if t := h.tasks[m.taskID]; t != nil && c.reads(t) {
 		return true
 	}
@@ -276,11 +295,18 @@ func (h *Hub) tick(now time.Time) {
 	defer h.mu.Unlock()
 	if h.counts == nil || !maps.Equal(counts, h.counts) {
 		h.counts, h.counted = counts, nil
+		for _, one := range h.some {
+			one.stale = true
+		}
 		for _, c := range h.all.conns {
-			c.push(h.count(), now)
+			c.push(h.countFor(c), now)
 		}
 	}
 	at := h.at(now)
+	if changed := h.keep.Changed(); changed != h.checked || at >= h.check {
+		h.checked, h.check = changed, at+int64(checkEvery)
+		h.lookAgain()
+	}
 	for c := range h.conns {
 		if c.after > h.rev && at-c.since > int64(aheadPatience) {
 			c.after = 0
@@ -308,6 +334,55 @@ func (h *Hub) count() *message {
 		h.counted.subject = subject{kind: "counts"}
 	}
 	return h.counted
+}
+
+// counted are the counts of some regions, as they were last sent.
+type counted struct {
+	m     *message
+	of    map[lpmos.Status]int
+	stale bool // something was counted since
+}
+
+// countFor is the message with the counts that c may see. The hub's mutex is
+// held.
+func (h *Hub) countFor(c *conn) *message {
+	if c.all {
+		return h.count()
+	}
+	regions := c.who.Within()
+	key := strings.Join(regions, " ")
+	one := h.some[key]
+	if one == nil {
+		one = &counted{stale: true}
+		h.some[key] = one
+	}
+	if one.stale {
+		one.stale = false
+		if now := scope.CountsOf(h.read, regions); one.of == nil || !maps.Equal(now, one.of) {
+			one.of = now
+			one.m = newMessage(body{Type: "counts", Counts: now, Rev: h.rev})
+			one.m.subject = subject{kind: "counts"}
+		}
+	}
+	return one.m
+}
+
+// lookAgain lets go whoever may not look any more, and narrows who may look at
+// less. The hub's mutex is held.
+func (h *Hub) lookAgain() {
+	used := map[string]bool{}
+	for c := range h.conns {
+		now, ok := h.keep.Still(c.who)
+		if !ok || now.May(auth.See) != nil {
+			if c.end(websocket.ClosePolicyViolation, "signed out") {
+				h.stats.expelled.Add(1)
+			}
+			continue
+		}
+		c.who, c.all = now, now.Everywhere()
+		used[strings.Join(now.Within(), " ")] = true
+	}
+	maps.DeleteFunc(h.some, func(regions string, _ *counted) bool { return !used[regions] })
 }
 
 func (h *Hub) resync() *message {
@@ -354,6 +429,6 @@ func (h *Hub) Stats() Stats {
 		Accepted: s.accepted.Load(), Refused: s.refused.Load(), Published: s.published.Load(),
 		Sent: s.sent.Load(), Writes: s.writes.Load(), SentBytes: s.bytes.Load(), Coalesced: s.coalesced.Load(),
 		Replayed: s.replayed.Load(), Resyncs: s.resyncs.Load(),
-		Slow: s.slow.Load(), Stalled: s.stalled.Load(), Silent: s.silent.Load(), Flooded: s.flooded.Load(),
+		Slow: s.slow.Load(), Stalled: s.stalled.Load(), Silent: s.silent.Load(), Flooded: s.flooded.Load(), Expelled: s.expelled.Load(),
 	}
 }

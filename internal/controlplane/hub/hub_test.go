@@ -18,6 +18,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -39,19 +40,62 @@ func (m *model) Counts() map[lpmos.Status]int {
 	return m.counts
 }
 
+func (m *model) RegionCounts(string) map[lpmos.Status]int {
+	return map[lpmos.Status]int{lpmos.Pending: 1}
+}
+
+// Tasks 1 and 3 are in dc1, 2 is in dc2, as status and progress below have it.
+func (m *model) TaskRegion(id string) (string, bool) {
+	region, ok := map[string]string{task1: "dc1", task2: "dc2"}[id]
+	return region, ok
+}
+
+// doorkeeper lets everybody stay as they are, unless told otherwise.
+type doorkeeper struct {
+	mu      sync.Mutex
+	changed int64
+	now     func(auth.Principal) (auth.Principal, bool)
+}
+
+func (d *doorkeeper) Still(p auth.Principal) (auth.Principal, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.now == nil {
+		return p, true
+	}
+	return d.now(p)
+}
+
+func (d *doorkeeper) Changed() int64 { d.mu.Lock(); defer d.mu.Unlock(); return d.changed }
+
+func (d *doorkeeper) Origin(r *http.Request) string { return "http://" + r.Host }
+
+// program is who connects in most tests: with a token, an admin of everything.
+var program = auth.Principal{Kind: auth.Token, Name: "tester", Role: lpmos.Admin}
+
 // server is a hub behind a real listener that stands at revision 10.
 type server struct {
 	*Hub
 	t    *testing.T
 	url  string
 	stop func()
+	door *doorkeeper
+	as   func(auth.Principal) // who connects from now on
 }
 
 func serve(t *testing.T) *server {
 	t.Helper()
-	h := New(&model{counts: map[lpmos.Status]int{lpmos.Pending: 2}}, slog.New(slog.DiscardHandler))
+	door := &doorkeeper{}
+	h := New(&model{counts: map[lpmos.Status]int{lpmos.Pending: 2}}, door, slog.New(slog.DiscardHandler))
 	h.Publish(api.Update{Rev: 10, Reset: true})
-	srv := httptest.NewServer(h)
+	who := &program
+	var mu sync.Mutex
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		now := *who
+		mu.Unlock()
+		auth.As(now, h).ServeHTTP(w, r)
+	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -59,7 +103,7 @@ func serve(t *testing.T) *server {
 			t.Error(err)
 		}
 	})
-	s := &server{Hub: h, t: t, url: "ws" + strings.TrimPrefix(srv.URL, "http"), stop: func() { cancel(); wg.Wait() }}
+	s := &server{Hub: h, t: t, door: door, as: func(p auth.Principal) { mu.Lock(); defer mu.Unlock(); who = &p }, url: "ws" + strings.TrimPrefix(srv.URL, "http"), stop: func() { cancel(); wg.Wait() }}
 	t.Cleanup(func() { s.stop(); srv.Close() })
 	return s
 }
@@ -393,11 +437,13 @@ func TestStatusIsNeverLost(t *testing.T) {
 	}
 }
 
+// W03: what a browser sends by itself counts only from a page of this origin.
 func TestOrigin(t *testing.T) {
 	s := serve(t)
+	s.as(auth.Principal{Kind: auth.Session, Name: "anna", Role: lpmos.Viewer})
 	host := strings.TrimPrefix(s.url, "ws://")
 	for origin, want := range map[string]int{
-		"": 101, "http://" + host: 101, "https://evil.example": 403, "http://" + host + ".evil.example": 403, "null": 403, "http://localhost": 403, "file://": 403,
+		"": 403, "http://" + host: 101, "https://" + host: 403, "https://evil.example": 403, "http://" + host + ".evil.example": 403, "null": 403, "http://localhost": 403, "file://": 403,
 	} {
 		h := http.Header{}
 		if origin != "" {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 )
 
 // Limits of request bodies, in bytes.
@@ -106,8 +107,10 @@ type API struct {
 	blobs Blobs
 	boot  func(context.Context, lpmos.BootImage) error
 	spec  []byte
-	docs  docs
+	docs  *docs
 	log   *slog.Logger
+	view  func(auth.Principal) View
+	who   People
 
 	metrics http.Handler
 	observe func(method, route string, status int, took time.Duration)
@@ -116,7 +119,7 @@ type API struct {
 // New makes the API. publish registers a boot image; spec is api/openapi.yaml.
 func New(read Reader, act Actions, store Store, blobs Blobs, publish func(context.Context, lpmos.BootImage) error, spec []byte, log *slog.Logger) *API {
 	return &API{
-		read: read, act: act, store: store, blobs: blobs, boot: publish, spec: spec, log: log,
+		read: read, act: act, store: store, blobs: blobs, boot: publish, spec: spec, docs: &docs{}, log: log,
 		metrics: http.NotFoundHandler(), observe: func(string, string, int, time.Duration) {},
 	}
 }
@@ -130,59 +133,74 @@ func (a *API) Measure(metrics http.Handler, observe func(method, route string, s
 // Route is one entry of the route table.
 type Route struct {
 	Method, Path string // Path as Gin spells it
-	handler      gin.HandlerFunc
+	Need         auth.Permission
+	handler      func(*API, *gin.Context)
 }
 
 func (a *API) routes() []Route {
 	const v1 = "/api/v1"
 	return []Route{
-		{"GET", "/healthz", a.healthz},
-		{"GET", "/readyz", a.readyz},
-		{"GET", "/metrics", gin.WrapF(func(w http.ResponseWriter, r *http.Request) { a.metrics.ServeHTTP(w, r) })},
-		{"GET", v1 + "/openapi.yaml", a.openapi},
-		{"GET", v1 + "/docs", a.reference},
-		{"GET", v1 + "/docs/style.css", a.referenceStyle},
-		{"POST", v1 + "/tasks", a.createTask},
-		{"GET", v1 + "/tasks", a.listTasks},
-		{"GET", v1 + "/tasks/ids", a.listTaskIDs},
-		{"POST", v1 + "/tasks/batch", a.createBatch},
-		{"GET", v1 + "/batches/:id", a.getBatch},
-		{"GET", v1 + "/tasks/:id", a.getTask},
-		{"DELETE", v1 + "/tasks/:id", a.deleteTask},
-		{"PUT", v1 + "/tasks/:id/approve", a.approveTask},
-		{"POST", v1 + "/tasks/:id/cancel", a.cancelTask},
-		{"POST", v1 + "/tasks/:id/retry", a.retryTask},
-		{"GET", v1 + "/tasks/:id/events", a.taskEvents},
-		{"GET", v1 + "/tasks/:id/logs", a.taskLogs},
-		{"GET", v1 + "/tasks/:id/plan", a.taskPlan},
-		{"GET", v1 + "/regions", a.listRegions},
-		{"GET", v1 + "/regions/:id", a.getRegion},
-		{"GET", v1 + "/machines", a.listMachines},
-		{"GET", v1 + "/machines/:mac", a.getMachine},
-		{"PUT", v1 + "/machines/:mac/lock", a.lockMachine},
-		{"DELETE", v1 + "/machines/:mac/lock", a.unlockMachine},
-		{"GET", v1 + "/stop", a.getStop},
-		{"PUT", v1 + "/stop", a.putStop},
-		{"DELETE", v1 + "/stop", a.deleteStop},
-		{"GET", v1 + "/limits", a.getLimits},
-		{"PUT", v1 + "/limits", a.putLimits},
-		{"GET", v1 + "/profiles", a.listProfiles},
-		{"GET", v1 + "/profiles/:name", a.getProfile},
-		{"PUT", v1 + "/profiles/:name", a.putProfile},
-		{"DELETE", v1 + "/profiles/:name", a.deleteProfile},
-		{"GET", v1 + "/templates", a.listTemplates},
-		{"GET", v1 + "/templates/:name", a.getTemplate},
-		{"PUT", v1 + "/templates/:name", a.putTemplate},
-		{"DELETE", v1 + "/templates/:name", a.deleteTemplate},
-		{"POST", v1 + "/templates/:name/preview", a.previewTemplate},
-		{"GET", v1 + "/images", a.listImages},
-		{"GET", v1 + "/images/:os/:version/:arch", a.getImage},
-		{"PUT", v1 + "/images/:os/:version/:arch", a.putImage},
-		{"DELETE", v1 + "/images/:os/:version/:arch", a.deleteImage},
-		{"PUT", v1 + "/bootimage", a.putBootImage},
-		{"GET", v1 + "/blobs/:sha256", a.getBlob},
-		{"HEAD", v1 + "/blobs/:sha256", a.getBlob},
-		{"PUT", v1 + "/blobs/:sha256", a.putBlob},
+		{"GET", "/healthz", auth.Public, (*API).healthz},
+		{"GET", "/readyz", auth.Public, (*API).readyz},
+		{"GET", "/metrics", auth.Monitor, (*API).serveMetrics},
+		{"GET", v1 + "/openapi.yaml", auth.Public, (*API).openapi},
+		{"GET", v1 + "/docs", auth.Public, (*API).reference},
+		{"GET", v1 + "/docs/style.css", auth.Public, (*API).referenceStyle},
+		{"POST", v1 + "/tasks", auth.Operate, (*API).createTask},
+		{"GET", v1 + "/tasks", auth.See, (*API).listTasks},
+		{"GET", v1 + "/tasks/ids", auth.See, (*API).listTaskIDs},
+		{"POST", v1 + "/tasks/batch", auth.Operate, (*API).createBatch},
+		{"GET", v1 + "/batches/:id", auth.See, (*API).getBatch},
+		{"GET", v1 + "/tasks/:id", auth.See, (*API).getTask},
+		{"DELETE", v1 + "/tasks/:id", auth.Operate, (*API).deleteTask},
+		{"PUT", v1 + "/tasks/:id/approve", auth.Approve, (*API).approveTask},
+		{"POST", v1 + "/tasks/:id/cancel", auth.Operate, (*API).cancelTask},
+		{"POST", v1 + "/tasks/:id/retry", auth.Operate, (*API).retryTask},
+		{"GET", v1 + "/tasks/:id/events", auth.See, (*API).taskEvents},
+		{"GET", v1 + "/tasks/:id/logs", auth.See, (*API).taskLogs},
+		{"GET", v1 + "/tasks/:id/plan", auth.See, (*API).taskPlan},
+		{"GET", v1 + "/regions", auth.See, (*API).listRegions},
+		{"GET", v1 + "/regions/:id", auth.See, (*API).getRegion},
+		{"GET", v1 + "/machines", auth.See, (*API).listMachines},
+		{"GET", v1 + "/machines/:mac", auth.See, (*API).getMachine},
+		{"PUT", v1 + "/machines/:mac/lock", auth.Operate, (*API).lockMachine},
+		{"DELETE", v1 + "/machines/:mac/lock", auth.Approve, (*API).unlockMachine},
+		{"GET", v1 + "/stop", auth.See, (*API).getStop},
+		{"PUT", v1 + "/stop", auth.Operate, (*API).putStop},
+		{"DELETE", v1 + "/stop", auth.Approve, (*API).deleteStop},
+		{"GET", v1 + "/limits", auth.See, (*API).getLimits},
+		{"PUT", v1 + "/limits", auth.Administer, (*API).putLimits},
+		{"GET", v1 + "/profiles", auth.See, (*API).listProfiles},
+		{"GET", v1 + "/profiles/:name", auth.See, (*API).getProfile},
+		{"PUT", v1 + "/profiles/:name", auth.Configure, (*API).putProfile},
+		{"DELETE", v1 + "/profiles/:name", auth.Configure, (*API).deleteProfile},
+		{"GET", v1 + "/templates", auth.See, (*API).listTemplates},
+		{"GET", v1 + "/templates/:name", auth.See, (*API).getTemplate},
+		{"PUT", v1 + "/templates/:name", auth.Configure, (*API).putTemplate},
+		{"DELETE", v1 + "/templates/:name", auth.Configure, (*API).deleteTemplate},
+		{"POST", v1 + "/templates/:name/preview", auth.See, (*API).previewTemplate},
+		{"GET", v1 + "/images", auth.See, (*API).listImages},
+		{"GET", v1 + "/images/:os/:version/:arch", auth.See, (*API).getImage},
+		{"PUT", v1 + "/images/:os/:version/:arch", auth.Administer, (*API).putImage},
+		{"DELETE", v1 + "/images/:os/:version/:arch", auth.Administer, (*API).deleteImage},
+		{"PUT", v1 + "/bootimage", auth.Administer, (*API).putBootImage},
+		{"GET", v1 + "/blobs/:sha256", auth.Fetch, (*API).getBlob},
+		{"HEAD", v1 + "/blobs/:sha256", auth.Fetch, (*API).getBlob},
+		{"PUT", v1 + "/blobs/:sha256", auth.Administer, (*API).putBlob},
+		{"POST", v1 + "/login", auth.Public, (*API).login},
+		{"POST", v1 + "/logout", auth.Self, (*API).logout},
+		{"GET", v1 + "/me", auth.Self, (*API).me},
+		{"PUT", v1 + "/me/password", auth.Self, (*API).changePassword},
+		{"DELETE", v1 + "/me/sessions/:id", auth.Self, (*API).endSession},
+		{"GET", v1 + "/users", auth.Administer, (*API).listUsers},
+		{"POST", v1 + "/users", auth.Administer, (*API).createUser},
+		{"GET", v1 + "/users/:name", auth.Administer, (*API).getUser},
+		{"PUT", v1 + "/users/:name", auth.Administer, (*API).putUser},
+		{"DELETE", v1 + "/users/:name", auth.Administer, (*API).deleteUser},
+		{"POST", v1 + "/users/:name/reset-password", auth.Administer, (*API).resetPassword},
+		{"GET", v1 + "/tokens", auth.See, (*API).listTokens},
+		{"POST", v1 + "/tokens", auth.See, (*API).createToken},
+		{"DELETE", v1 + "/tokens/:id", auth.See, (*API).deleteToken},
 	}
 }
 
@@ -199,7 +217,14 @@ func (a *API) Handler(other http.Handler) http.Handler {
 	}
 	e.Use(a.measure, a.recover)
 	for _, r := range a.routes() {
-		e.Handle(r.Method, r.Path, r.handler)
+		e.Handle(r.Method, r.Path, func(c *gin.Context) {
+			p := auth.Of(c.Request.Context())
+			if err := p.May(r.Need); err != nil {
+				a.fail(c, err)
+				return
+			}
+			r.handler(a.of(p), c)
+		})
 	}
 	e.NoMethod(func(c *gin.Context) {
 		if strings.HasPrefix(c.Request.URL.Path, "/api/") {
@@ -218,6 +243,29 @@ func (a *API) Handler(other http.Handler) http.Handler {
 	})
 	return e
 }
+
+// View is what one principal sees and may do.
+type View struct {
+	Reader
+	Actions
+	Store
+}
+
+// Narrow makes every request see no more than view gives its principal. It must
+// be called before Handler.
+func (a *API) Narrow(view func(auth.Principal) View) { a.view = view }
+
+// of is the API as p may use it.
+func (a *API) of(p auth.Principal) *API {
+	if a.view == nil {
+		return a
+	}
+	v, b := a.view(p), *a
+	b.read, b.act, b.store = v.Reader, v.Actions, v.Store
+	return &b
+}
+
+func (a *API) serveMetrics(c *gin.Context) { a.metrics.ServeHTTP(c.Writer, c.Request) }
 
 // measure tells how long each route took. Pages are one route here: they count
 // themselves if they like.
@@ -256,6 +304,10 @@ type Problem struct {
 	Plan       *lpmos.Plan  `json:"plan,omitempty"`
 	// Lines are all lines of a batch that cannot be accepted.
 	Lines []lpmos.BatchLine `json:"lines,omitempty"`
+	// NeedRole is the role that may do what was refused, TriesLeft how many more
+	// passwords will be looked at.
+	NeedRole  lpmos.Role `json:"need_role,omitempty"`
+	TriesLeft *int       `json:"tries_left,omitempty"`
 }
 
 func (a *API) problem(c *gin.Context, status int, title, detail string) {
@@ -283,6 +335,8 @@ func (a *API) fail(c *gin.Context, err error) {
 	var conflict *lpmos.ConflictError
 	var old stale
 	var batch *lpmos.BatchError
+	var denied *auth.DeniedError
+	var throttled *auth.ThrottledError
 	switch {
 	case errors.As(err, &batch):
 		p.Title, p.Status, p.Lines = "Lines cannot be accepted", http.StatusBadRequest, batch.Lines
@@ -301,6 +355,19 @@ func (a *API) fail(c *gin.Context, err error) {
 		p.Title, p.Status = "Conflict", http.StatusConflict
 	case errors.Is(err, lpmos.ErrNotFound):
 		p.Title, p.Status = "Not found", http.StatusNotFound
+	case errors.Is(err, lpmos.ErrSignedOut):
+		c.Header("WWW-Authenticate", `Bearer realm="lpmos"`)
+		p.Title, p.Status = "Not signed in", http.StatusUnauthorized
+		if wrong, ok := errors.AsType[*auth.WrongError](err); ok {
+			p.TriesLeft = &wrong.Left
+		}
+	case errors.As(err, &denied):
+		p.Title, p.Status, p.NeedRole = "Not allowed", http.StatusForbidden, denied.Need
+	case errors.Is(err, lpmos.ErrForbidden):
+		p.Title, p.Status = "Not allowed", http.StatusForbidden
+	case errors.As(err, &throttled):
+		c.Header("Retry-After", auth.RetryAfter(throttled.Wait))
+		p.Title, p.Status = "Too many wrong passwords", http.StatusTooManyRequests
 	case errors.Is(err, lpmos.ErrUnavailable):
 		c.Header("Retry-After", "2")
 		p.Title, p.Status = "Unavailable", http.StatusServiceUnavailable
@@ -329,14 +396,8 @@ func (a *API) decodeUpTo(c *gin.Context, limit int64, v any) bool {
 	return true
 }
 
-// who is the person behind a request, as long as nobody logs in.
-func who(c *gin.Context) string {
-	host, _, _ := strings.Cut(c.Request.RemoteAddr, ":")
-	if host == "" || strings.HasPrefix(c.Request.RemoteAddr, "@") {
-		host = "local"
-	}
-	return "operator@" + host
-}
+// who is the person behind a request.
+func who(c *gin.Context) string { return auth.Of(c.Request.Context()).Name }
 
 func (a *API) healthz(c *gin.Context) { c.String(http.StatusOK, "ok\n") }
 

@@ -23,10 +23,13 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/api"
 	"github.com/lpmos/lpmos/internal/contract"
+	"github.com/lpmos/lpmos/internal/controlplane"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/controlplane/blobs"
 	"github.com/lpmos/lpmos/internal/controlplane/metrics"
 	"github.com/lpmos/lpmos/internal/controlplane/orchestrator"
 	"github.com/lpmos/lpmos/internal/controlplane/rest"
+	"github.com/lpmos/lpmos/internal/controlplane/scope"
 	"github.com/lpmos/lpmos/internal/controlplane/state"
 	"github.com/lpmos/lpmos/internal/store"
 	"github.com/lpmos/lpmos/internal/store/storetest"
@@ -35,6 +38,20 @@ import (
 // Every exchange of these tests is held against api/openapi.yaml, and they fail
 // as a whole if an answer that is described there was never given.
 func TestMain(m *testing.M) { os.Exit(contract.Main(m, api.OpenAPI)) }
+
+// past is the store as the composition gives it to the API.
+type past struct {
+	*scope.Past
+	store *store.Store
+}
+
+func (r past) Healthy(ctx context.Context) error { return r.store.Healthy(ctx) }
+func (r past) PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (int64, error) {
+	return r.store.PutImageIf(ctx, i, rev)
+}
+
+// tester is an admin of everything.
+var tester = auth.Principal{Kind: auth.Token, Name: "tester", Role: lpmos.Admin, Label: "test"}
 
 var discard = slog.New(slog.DiscardHandler)
 
@@ -50,6 +67,8 @@ type plane struct {
 
 	api     *rest.API
 	handler http.Handler
+	auth    *auth.Auth
+	who     *auth.Principal // nil: the tester
 }
 
 func newPlane(t *testing.T) *plane {
@@ -68,10 +87,27 @@ func newPlane(t *testing.T) *plane {
 		return st.UpdateGlobal(ctx, func(g *store.Global) error { g.BootImage = &b; return nil })
 	}
 	a := rest.New(p.state, orch, st, dir, boot, api.OpenAPI, discard)
+	p.auth = auth.New(auth.Config{CheapPasswords: true}, st, discard)
+	p.state.Follow(func(b store.Batch) { p.auth.Apply(b.Rev, b.Reset, controlplane.People(b, discard)) })
+	a.Know(p.auth)
+	a.Narrow(func(who auth.Principal) rest.View {
+		return rest.View{Reader: scope.Read(p.state, who), Actions: scope.Act(p.state, orch, nil, who), Store: past{scope.Remember(p.state, st, who), st}}
+	})
 	m := metrics.New(p.state, nil, "test")
 	a.Measure(m.Handler(), m.Observe)
 	p.api, p.handler = a, a.Handler(http.NotFoundHandler())
-	srv := httptest.NewServer(p.handler)
+	// Who asks is the tester, unless a test says another.
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		who := tester
+		if p.who != nil {
+			who = *p.who
+		}
+		if r.Header.Get("Test-Real") != "" {
+			p.auth.Handler(p.handler).ServeHTTP(w, r)
+			return
+		}
+		auth.As(who, p.handler).ServeHTTP(w, r)
+	}))
 	t.Cleanup(srv.Close)
 	p.url = srv.URL
 	p.http = &http.Client{Transport: contract.NewTransport(t, api.OpenAPI, nil)}
@@ -275,7 +311,7 @@ func TestLifeOverREST(t *testing.T) {
 	if got := want[lpmos.Task](p, "PUT", task+"/approve", `{"approved":true,"notes":"ok","plan_digest":"`+plan.Digest+`"}`, 200); got.Status != lpmos.Approved || got.Approval.Notes != "ok" {
 		t.Errorf("approved task = %+v", got)
 	}
-	if pr := p.problem("PUT", task+"/approve", `{"approved":false}`, 409); !strings.Contains(pr.Detail, "approved by operator@") {
+	if pr := p.problem("PUT", task+"/approve", `{"approved":false}`, 409); !strings.Contains(pr.Detail, "approved by tester") {
 		t.Errorf("deciding twice = %q; want to hear who decided", pr.Detail)
 	}
 	if got := want[lpmos.Task](p, "POST", task+"/cancel", `{"reason":"not today"}`, 200); got.Status != lpmos.Canceled {

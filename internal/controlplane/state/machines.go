@@ -515,7 +515,7 @@ func (s *State) Machines(q api.MachineQuery) api.MachinePage {
 	defer s.mu.RUnlock()
 	page := api.MachinePage{Rev: s.rev, Counts: map[lpmos.MachineState]int{}}
 	for _, m := range s.fleet.order {
-		if m.hidden || q.RegionID != "" && m.sum.RegionID != q.RegionID || !terms.match(m) {
+		if m.hidden || q.RegionID != "" && m.sum.RegionID != q.RegionID || q.Within != nil && !slices.Contains(q.Within, m.sum.RegionID) || !terms.match(m) {
 			continue
 		}
 		page.Counts[m.sum.State]++

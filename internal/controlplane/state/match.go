@@ -41,6 +41,17 @@ func (s *State) prepare(q api.Query, now time.Time) *matcher {
 		m.none = m.none || !ok
 		m.rest = append(m.rest, func(r *row) bool { return r.region == n })
 	}
+	if q.Within != nil {
+		seen := make([]bool, len(s.names))
+		any := false
+		for _, name := range q.Within {
+			if n, ok := s.nameOf[name]; ok {
+				seen[n], any = true, true
+			}
+		}
+		m.none = m.none || !any
+		m.rest = append(m.rest, func(r *row) bool { return seen[r.region] })
+	}
 	var slow []condition // those that follow pointers come last
 	for _, t := range q.Filter.Terms {
 		if t.Key == "status" {

@@ -72,6 +72,26 @@ func (s *State) Status(id string) (lpmos.Status, bool) {
 	return t.Status, true
 }
 
+// TaskRegion is where a task's machine stands. It looks at no more than memory.
+func (s *State) TaskRegion(id string) (string, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	t, ok := s.tasks[id]
+	if !ok || t.Status == "" {
+		return "", false
+	}
+	return t.RegionID, true
+}
+
+// Fetcher finds the region that published the hash of its fetch secret: who
+// shows the secret is that region, since only it may write there.
+func (s *State) Fetcher(hash string) (region string, ok bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	region, ok = s.fetchers[hash]
+	return region, ok
+}
+
 // loadTimeout bounds how long a page waits for what is not in memory.
 const loadTimeout = 2 * time.Second
 

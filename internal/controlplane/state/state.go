@@ -40,6 +40,7 @@ type State struct {
 	src    source
 	log    *slog.Logger
 	listen []func(api.Update)
+	follow []func(store.Batch)
 	synced chan struct{}
 	now    func() time.Time
 
@@ -57,8 +58,9 @@ type State struct {
 	nameOf       map[string]uint16
 	runs         map[kind]*runs // what earlier installs took
 
-	regions map[string]*region
-	images  map[string]lpmos.Image
+	regions  map[string]*region
+	fetchers map[string]string // hash of a region's fetch secret → its id
+	images   map[string]lpmos.Image
 
 	imageRevs map[string]int64 // that wrote the entries of images
 	global    store.Global
@@ -89,7 +91,8 @@ type reports struct {
 
 type region struct {
 	lpmos.Region
-	alive bool
+	alive   bool
+	fetcher string // see State.Fetcher
 }
 
 // New makes an empty read model. Listeners are called by Run, one update at a
@@ -105,7 +108,7 @@ func (s *State) clear() {
 	s.regionCounts, s.names, s.nameOf = map[uint16]map[lpmos.Status]int{}, nil, map[string]uint16{}
 	s.imageRevs = map[string]int64{}
 	s.runs = map[kind]*runs{}
-	s.regions, s.images = map[string]*region{}, map[string]lpmos.Image{}
+	s.regions, s.images, s.fetchers = map[string]*region{}, map[string]lpmos.Image{}, map[string]string{}
 	s.profiles, s.templates = map[string]lpmos.Profile{}, map[string]lpmos.Template{}
 	s.global, s.fleet, s.safety = store.Global{}, newFleet(), newSafety()
 }
@@ -113,11 +116,18 @@ func (s *State) clear() {
 // Listen adds a listener. It must not be called once Run has begun.
 func (s *State) Listen(f func(api.Update)) { s.listen = append(s.listen, f) }
 
+// Follow adds somebody who sees the batches themselves, before what was made
+// of them can be read. It must not be called once Run has begun.
+func (s *State) Follow(f func(store.Batch)) { s.follow = append(s.follow, f) }
+
 // Run follows the store until ctx ends.
 func (s *State) Run(ctx context.Context) error {
 	for b, err := range s.src.Changes(ctx, store.All) {
 		if err != nil {
 			return err
+		}
+		for _, f := range s.follow {
+			f(b)
 		}
 		u := s.apply(b)
 		for _, f := range s.listen {
@@ -374,6 +384,16 @@ func (s *State) applyRegion(c store.Change) (api.Event, bool) {
 	if c.Key.Kind == store.KindCapabilities {
 		caps, err := pointer[lpmos.Capabilities](c)
 		s.report(err, c)
+		if r.Capabilities != nil {
+			delete(s.fetchers, r.fetcher)
+		}
+		r.fetcher = ""
+		if caps != nil && lpmos.ValidDigest(caps.Fetcher) {
+			// It opens something to who knows what it is the hash of; nobody who
+			// looks at a region needs it.
+			r.fetcher, caps.Fetcher = caps.Fetcher, ""
+			s.fetchers[r.fetcher] = r.ID
+		}
 		r.Capabilities = caps
 		return api.Event{}, false
 	}

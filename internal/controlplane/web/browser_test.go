@@ -126,7 +126,7 @@ func newTab(t testing.TB, s *fakeSite) *tab {
 	path := chromium(t)
 	hub := &fakeHub{conns: map[*websocket.Conn]string{}}
 	mux := http.NewServeMux()
-	mux.Handle("/", newTestWeb(t, s).Handler())
+	mux.Handle("/", signedIn(newTestWeb(t, s)))
 	mux.Handle("/ws", hub)
 	mux.HandleFunc("/api/v1/tasks/{id}", func(rw http.ResponseWriter, r *http.Request) {
 		task, _ := s.Task(r.PathValue("id"))

@@ -30,7 +30,7 @@ func TestBulk(t *testing.T) {
 	with := func(action string) url.Values { return sent("", url.Values{"task": some["task"], "action": {action}}) }
 	t.Run("shows what would become of each and changes nothing", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		rev := s.Rev()
 		for action, want := range map[string][]string{
 			"cancel": {"Cancel 2 tasks?", "stop before anything is erased", "erasing has begun", "they have ended already", "5 tasks are selected"},
@@ -53,7 +53,7 @@ func TestBulk(t *testing.T) {
 	})
 	t.Run("wants the number typed, then does it task by task", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		_, page := post(t, h, "/tasks/bulk", with("cancel"))
 		for _, typed := range []string{"", "3", "two", "2 tasks"} {
 			res, body := post(t, h, "/tasks/bulk/run", sent(page, url.Values{"count": {typed}, "reason": {"moved"}}))
@@ -74,7 +74,7 @@ func TestBulk(t *testing.T) {
 	})
 	t.Run("rejects only with a reason", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		form := url.Values{"action": {"reject"}, "ids": {idBlank + "," + idData}, "count": {"2"}}
 		if res, body := post(t, h, "/tasks/bulk/run", form); res.StatusCode != 400 || !strings.Contains(body, "#f-reason") {
 			t.Errorf("without a reason = %d", res.StatusCode)
@@ -86,7 +86,7 @@ func TestBulk(t *testing.T) {
 	})
 	t.Run("says of each what went wrong and offers to try those again", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		s.fail = errors.New("disk full")
 		res, body := post(t, h, "/tasks/bulk/run", url.Values{"action": {"retry"}, "ids": {idFailed + "," + idCompleted}})
 		plain := html.UnescapeString(body)
@@ -105,7 +105,7 @@ func TestBulk(t *testing.T) {
 	t.Run("takes all that match, up to a bound", func(t *testing.T) {
 		s := newSite(t, testNow)
 		s.addMany(bulkMost + 7)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		res, body := post(t, h, "/tasks/bulk", url.Values{"action": {"cancel"}, "all": {"1"}, "q": {"many-"}, "task": {idBlank}})
 		if res.StatusCode != 200 || !strings.Contains(body, "Cancel 1,000 tasks?") || !strings.Contains(body, "7 more tasks match and stay as they are") {
 			t.Errorf("all = %d", res.StatusCode)
@@ -117,7 +117,7 @@ func TestBulk(t *testing.T) {
 	})
 	t.Run("leads to the plans instead of approving", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		for _, c := range []struct {
 			tasks []string
 			code  int
@@ -137,7 +137,7 @@ func TestBulk(t *testing.T) {
 		}
 	})
 	t.Run("refuses a selection of nothing and an action that is none", func(t *testing.T) {
-		h := newTestWeb(t, newSite(t, testNow)).Handler()
+		h := signedIn(newTestWeb(t, newSite(t, testNow)))
 		for _, form := range []url.Values{{"action": {"cancel"}}, {"action": {"explode"}, "task": {idBlank}}, {"action": {"delete"}, "all": {"1"}, "q": {"colour:red"}}} {
 			if res, body := post(t, h, "/tasks/bulk", form); res.StatusCode != 400 {
 				t.Errorf("%v = %d; want 400", form, res.StatusCode)
@@ -147,7 +147,7 @@ func TestBulk(t *testing.T) {
 		}
 	})
 	t.Run("counts what each action would change", func(t *testing.T) {
-		h := newTestWeb(t, newSite(t, testNow)).Handler()
+		h := signedIn(newTestWeb(t, newSite(t, testNow)))
 		_, body := post(t, h, "/tasks/bulk/counts", url.Values{"ids": {strings.Join([]string{idPending, idBlank, idStuck, idFailed}, ",")}})
 		var got struct {
 			Counts            map[string]int
@@ -161,7 +161,7 @@ func TestBulk(t *testing.T) {
 
 func TestTaskOrderAndRows(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	res, body := get(t, h, "/tasks/order?q=status%3Apending,failed&sort=host")
 	if res.StatusCode != 200 || len(body) != 3*16 || res.Header.Get("Lpmos-Total") != "3" {
 		t.Fatalf("order = %d with %d bytes, total %s", res.StatusCode, len(body), res.Header.Get("Lpmos-Total"))
@@ -198,7 +198,7 @@ func TestTaskOrderAndRows(t *testing.T) {
 
 func TestTaskListQuery(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	for path, want := range map[string][]string{
 		"/tasks?status=failed&region_id=bj-1":    {`value="status:failed region:bj-1"`, `lpmos task list -q &#39;status:failed region:bj-1&#39;`},
 		"/tasks?q=status%3Afailed":               {`href="/tasks?q=status%3Afailed" aria-current="page"`},
@@ -219,7 +219,7 @@ func TestTaskListQuery(t *testing.T) {
 
 func TestServiceWorker(t *testing.T) {
 	w := newTestWeb(t, newSite(t, testNow))
-	res, body := get(t, w.Handler(), "/sw.js")
+	res, body := get(t, signedIn(w), "/sw.js")
 	if res.StatusCode != 200 || !strings.HasPrefix(res.Header.Get("Content-Type"), "text/javascript") || res.Header.Get("Cache-Control") != "no-cache" {
 		t.Errorf("/sw.js = %d %v", res.StatusCode, res.Header)
 	}

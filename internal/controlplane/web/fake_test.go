@@ -15,6 +15,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/controlplane/query"
 )
 
@@ -494,6 +495,12 @@ func newTestWeb(t testing.TB, s *fakeSite) *Web {
 	}
 	return w
 }
+
+// tester is who looks in most tests: an admin of everything.
+var tester = auth.Principal{Kind: auth.Session, Name: "chen.yu", Role: lpmos.Admin}
+
+// signedIn serves the pages to the tester.
+func signedIn(w *Web) http.Handler { return auth.As(tester, w.Handler()) }
 
 // The fleet is what its tasks reported, one machine each, and one that was found.
 func (s *fakeSite) fleet() []lpmos.Machine {

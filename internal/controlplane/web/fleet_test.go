@@ -10,7 +10,7 @@ import (
 
 func TestMachinePages(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	_, list := get(t, h, "/machines")
 	for _, want := range []string{"Pending approval", "Discovered", "HPE DL380 Gen11", "CZ2D4107", "lpmos machine list", "unnamed"} {
 		if !strings.Contains(list, want) {
@@ -41,7 +41,7 @@ func TestMachinePages(t *testing.T) {
 
 func TestRegionAndImagePages(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	_, regions := get(t, h, "/regions")
 	for _, want := range []string{"Awaiting approval", "Queued", "/machines?region_id=bj-1", "HTTP boot", "lpmos region list"} {
 		if !strings.Contains(regions, want) {
@@ -69,7 +69,7 @@ func TestRegionAndImagePages(t *testing.T) {
 
 func TestProfilePages(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGluZm8 ada@desk"
 	form := url.Values{"name": {"web"}, "description": {"Web servers"}, "image": {"ubuntu/24.04/amd64"}, "hostname_pattern": {"web-{serial}"}, "template": {"base"},
 		"ssh_keys": {"# team\r\n" + key + "\r\n"}, "verify": {"no"}, "notes": {"two\r\nlines"}}
@@ -117,7 +117,7 @@ func TestProfilePages(t *testing.T) {
 
 func TestTemplatePages(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	_, page := get(t, h, "/templates/base")
 	if !strings.Contains(page, "fqdn: {{hostname}}.example.net") || !strings.Contains(page, "fqdn: web-01.example.net") {
 		t.Error("the page shows neither the text nor what a sample machine gets")

@@ -310,7 +310,7 @@ func TestTemplatesHoldNoText(t *testing.T) {
 }
 
 func TestLanguageIsChosen(t *testing.T) {
-	h := newTestWeb(t, newSite(t, testNow)).Handler()
+	h := signedIn(newTestWeb(t, newSite(t, testNow)))
 	for _, tt := range []struct{ accept, cookie, want string }{
 		{"", "", "en"}, {"fr", "", "en"}, {"zh", "", "zh-CN"}, {"zh-CN,zh;q=0.9,en;q=0.8", "", "zh-CN"}, {"zh-Hans-SG", "", "zh-CN"},
 		{"en;q=0.5,zh;q=0.4", "", "en"}, {"zh-CN", "en", "en"}, {"en", "zh-CN", "zh-CN"}, {"en", "de", "en"}, {";;;\x00", "", "en"},

@@ -100,7 +100,7 @@ func manyForm(csv string) url.Values {
 func TestCreateOneHasASummary(t *testing.T) {
 	s := newSite(t, testNow)
 	s.addDiscovered()
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	form := goodForm()
 	form.Set("step", "check")
 	res, body := post(t, h, "/tasks/create", form)
@@ -201,7 +201,7 @@ func carried(body string) url.Values {
 func TestCreateMany(t *testing.T) {
 	t.Run("shows what it would create, then creates it once", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		res, body := post(t, h, "/tasks/create", manyForm(goodCSV))
 		if res.StatusCode != 200 || s.created != 0 {
 			t.Fatalf("check = %d, %d created", res.StatusCode, s.created)
@@ -257,7 +257,7 @@ func TestCreateMany(t *testing.T) {
 	} {
 		t.Run("names "+name+" and creates nothing", func(t *testing.T) {
 			s := newSite(t, testNow)
-			h := newTestWeb(t, s).Handler()
+			h := signedIn(newTestWeb(t, s))
 			for _, step := range []string{"check", "create"} {
 				if step == "create" && strings.HasPrefix(name, "a machine with a live") {
 					continue // then it is the orchestrator's to refuse
@@ -280,7 +280,7 @@ func TestCreateMany(t *testing.T) {
 	}
 	t.Run("reads a file without a header, with semicolons and a byte order mark", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		_, body := post(t, h, "/tasks/create", manyForm("\ufeff7c:c2:55:10:90:72;app-119;bj-1;ubuntu/24.04\r\n7c:c2:55:10:90:73;app-120;;ubuntu\r\n"))
 		if !strings.Contains(body, "Create these 2 tasks?") || strings.Count(body, "ubuntu 24.04") < 2 {
 			t.Error("the lines were not read")
@@ -288,7 +288,7 @@ func TestCreateMany(t *testing.T) {
 	})
 	t.Run("goes on with the good lines only when asked to, and creates no others", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		form := manyForm("mac\nb0:7b:25:9e:41:88\nb0:7b\n")
 		_, body := post(t, h, "/tasks/create", form)
 		if !strings.Contains(body, "Go on with the 1 good line") {
@@ -314,7 +314,7 @@ func TestCreateMany(t *testing.T) {
 	t.Run("shows what the orchestrator refuses at its line of the file", func(t *testing.T) {
 		s := newSite(t, testNow)
 		s.refuse = []lpmos.BatchLine{{Line: 2, Field: "target_mac", Detail: "machine 7c:c2:55:10:90:74 already has live task 4"}}
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		form := manyForm(goodCSV)
 		form.Set("step", "create")
 		form.Set("expect", "2")
@@ -326,7 +326,7 @@ func TestCreateMany(t *testing.T) {
 	})
 	t.Run("refuses a file with too many lines", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		var b strings.Builder
 		for i := range lpmos.MaxBatchLines + 1 {
 			fmt.Fprintf(&b, "b0:7b:25:%02x:%02x:%02x\n", i>>16, i>>8&255, i&255)
@@ -341,7 +341,7 @@ func TestApproveTogether(t *testing.T) {
 	open := func(t *testing.T) (*fakeSite, func(url.Values) (int, string), url.Values, []string) {
 		s := newSite(t, testNow)
 		ids := s.addAlike(3)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		res, body := get(t, h, "/tasks/approve?ids="+strings.Join(ids, ","))
 		if res.StatusCode != 200 {
 			t.Fatalf("GET = %d", res.StatusCode)
@@ -368,7 +368,7 @@ func TestApproveTogether(t *testing.T) {
 	t.Run("groups by what happens, the data disk apart", func(t *testing.T) {
 		s := newSite(t, testNow)
 		ids := s.addAlike(3)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		_, body := get(t, h, "/tasks/approve?like="+ids[0])
 		if n := len(carried(body)["listed"]); n != 3 {
 			t.Errorf("alike are %d; want the 3 blank ones", n)
@@ -467,7 +467,7 @@ func TestTimeline(t *testing.T) {
 		return "time=" + testNow.Add(-ago).Format("2006-01-02T15:04:05.000Z07:00") + ` level=INFO msg="stage begins" stage=` + stage + " percent=0"
 	}
 	s.logs[idInstalling] = []string{log(2*time.Hour, "installing"), log(65*time.Second, "partitioning"), log(56*time.Second, "downloading"), "words of a machine", `time=2026-11-23T14:31:39Z level=WARN msg="chunk 81 differs"`}
-	_, body := get(t, newTestWeb(t, s).Handler(), "/tasks/"+idInstalling)
+	_, body := get(t, signedIn(newTestWeb(t, s)), "/tasks/"+idInstalling)
 	plain := html.UnescapeString(body)
 	for _, want := range []string{"2\u00a0h\u00a05\u00a0min later", "data-long", "Stage <bdi>1</bdi> of 4, <bdi>partitioning</bdi>, began.", "Stage <bdi>2</bdi> of 4", "Stage <bdi>2</bdi> of 4, <bdi>downloading</bdi>, goes on.", "<strong>1 partitioning</strong><span>9\u00a0s</span>", "54\u00a0s so far", "Usual for this model: <bdi>6\u00a0min</bdi> in all; this run is faster than <bdi>58\u00a0%</bdi> of <bdi>41</bdi>.", "<dd>5\u00a0min <small>until", `data-level="warn"`} {
 		if !strings.Contains(plain, want) {
@@ -484,7 +484,7 @@ func TestLogSearch(t *testing.T) {
 	for i := range 700 {
 		s.logs[idInstalling] = append(s.logs[idInstalling], fmt.Sprintf("2026-11-23T14:31:07Z chunk %d written", i))
 	}
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	_, body := get(t, h, "/tasks/"+idInstalling)
 	if strings.Contains(body, "chunk 499 written") || !strings.Contains(body, "chunk 699 written") || !strings.Contains(body, "the last 200 of 700 lines") {
 		t.Error("the page does not show the last 200 lines")
@@ -507,7 +507,7 @@ func TestHardwareDifferences(t *testing.T) {
 	was.Disks = append(was.Disks, lpmos.Disk{Device: "/dev/sdx", SizeBytes: 480 * gb, Model: "Intel S4520", Serial: "PHYGONE", Transport: "sata"})
 	task.Previous = &lpmos.Sighting{At: testNow.Add(-90 * 24 * time.Hour), RegionID: "bj-1", TaskID: idCompleted, Hardware: &was}
 	s.tasks[idBlank] = task
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	_, body := get(t, h, "/tasks/"+idBlank)
 	plain := html.UnescapeString(body)
 	for _, want := range []string{"3 differences to when it was last seen", "25 Aug 2026", "firmware: version", "2.1.0", "2.4.4", "disk PHYGONE", "480 GB Intel S4520", "disk Y3A0A02KTJX8", ">new</span>", "/tasks/" + idCompleted} {
@@ -524,7 +524,7 @@ func TestHardwareDifferences(t *testing.T) {
 func TestChinesePagesOfOneTask(t *testing.T) {
 	s := newSite(t, testNow)
 	s.addAlike(2)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	english := regexp.MustCompile(`>[^<]*\b(?:the|is|are|was|of|and|machine|disk)\b[^<]*<`)
 	for _, path := range []string{"/tasks/create", "/tasks/create?mode=many", "/tasks/approve", "/tasks/" + idInstalling, "/tasks/" + idFailed, "/tasks/" + idCompleted, "/tasks/" + idRejected, "/tasks/" + idData, "/tasks/" + idData + "/approve", "/tasks/" + idProblem + "/approve"} {
 		r := httptest.NewRequest("GET", path, nil)

@@ -188,7 +188,7 @@ func (w *Web) newTaskView(ctx context.Context, t lpmos.Task, search string) task
 		v.Plan = w.newPlan(t, images)
 	}
 	v.Receipt = w.newReceipt(t)
-	v.Actions = w.actionsFor(t)
+	v.Actions = w.allowed(w.actionsFor(t))
 	v.Log = w.newLog(t, lines, search)
 	return v
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/auth"
 )
 
 // Reader is the read model in memory. Its answers are never changed after
@@ -84,8 +85,14 @@ type Actions interface {
 type Config struct {
 	Version  string                     // shown at the foot of the rail
 	SiteName string                     // shown under the product's name
-	Person   func(*http.Request) string // who is asking; nil means "operator"
+	Person   func(*http.Request) string // who is asking; nil means the name of auth.Of
 	Now      func() time.Time           // nil means time.Now
+
+	// View is what one principal sees and may do; nil: everybody the same.
+	View func(auth.Principal) View
+	// People is who may sign in. nil: nobody can here, and the pages about them
+	// are not found.
+	People People
 
 	Batches Batches // nil: one task at a time
 	// Estimate is what earlier runs say of a task; ok is false where nothing is
@@ -108,13 +115,22 @@ type Web struct {
 	static  assets
 	mux     *http.ServeMux
 	in      map[string]*Web // by tag
+	me      auth.Principal  // who asks, in the copy for a request
+}
+
+// View is what one principal sees and may do.
+type View struct {
+	Reader
+	History
+	Actions
+	Batches
 }
 
 // New parses the templates and prepares the static files; it fails only when
 // those that were built in are broken.
 func New(reader Reader, history History, actions Actions, cfg Config, log *slog.Logger) (*Web, error) {
 	if cfg.Person == nil {
-		cfg.Person = func(*http.Request) string { return "operator" }
+		cfg.Person = func(r *http.Request) string { return auth.Of(r.Context()).Name }
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -137,16 +153,33 @@ func New(reader Reader, history History, actions Actions, cfg Config, log *slog.
 	}
 	w := in[tagNames[0]]
 	for _, r := range routes {
-		mux.HandleFunc(r.pattern, func(rw http.ResponseWriter, req *http.Request) { r.handler(w.speaking(req), rw, req) })
+		mux.HandleFunc(r.pattern, func(rw http.ResponseWriter, req *http.Request) {
+			w := w.speaking(req)
+			if err := w.me.May(r.need); err != nil {
+				w.refuse(rw, req, err)
+				return
+			}
+			r.handler(w, rw, req)
+		})
 	}
 	return w, nil
 }
 
-// speaking is the copy for the language of a request.
-func (w *Web) speaking(r *http.Request) *Web { return w.in[tagOf(r)] }
+// speaking is the copy for a request: in its language, and with what who asks
+// sees.
+func (w *Web) speaking(r *http.Request) *Web {
+	one := *w.in[tagOf(r)]
+	one.me = auth.Of(r.Context())
+	if one.cfg.View != nil {
+		v := one.cfg.View(one.me)
+		one.reader, one.history, one.actions, one.cfg.Batches = v.Reader, v.History, v.Actions, v.Batches
+	}
+	return &one
+}
 
 type route struct {
 	pattern string // of http.ServeMux: method and path
+	need    auth.Permission
 	handler func(*Web, http.ResponseWriter, *http.Request)
 }
 
@@ -160,49 +193,64 @@ var routes = func() []route {
 	}
 	asset := func(w *Web, rw http.ResponseWriter, r *http.Request) { w.static.serve(rw, r) }
 	return []route{
-		{"GET /{$}", home},
-		{"GET /dashboard", (*Web).dashboard},
-		{"GET /tasks", (*Web).taskList},
-		{"GET /tasks/order", (*Web).taskOrder},
-		{"GET /tasks/rows", (*Web).taskRows},
-		{"GET /tasks/bulk", toList},
-		{"GET /tasks/bulk/run", toList},
-		{"POST /tasks/bulk", (*Web).bulk},
-		{"POST /tasks/bulk/counts", (*Web).bulkCounts},
-		{"POST /tasks/bulk/run", (*Web).bulkRun},
-		{"GET /tasks/create", (*Web).createForm},
-		{"POST /tasks/create", (*Web).create},
-		{"GET /batches/{id}", (*Web).batch},
-		{"GET /tasks/approve", (*Web).togetherForm},
-		{"POST /tasks/approve", (*Web).together},
-		{"GET /tasks/{id}", (*Web).task},
-		{"GET /tasks/{id}/approve", (*Web).approveForm},
-		{"POST /tasks/{id}/approve", (*Web).decide},
-		{"POST /tasks/{id}/cancel", (*Web).cancel},
-		{"POST /tasks/{id}/retry", (*Web).retry},
-		{"POST /tasks/{id}/delete", (*Web).delete},
-		{"GET /tasks/{id}/log", (*Web).taskLog},
-		{"GET /stop", (*Web).stopPage},
-		{"POST /stop", (*Web).stop},
-		{"POST /resume", (*Web).resume},
-		{"GET /regions", (*Web).regions},
-		{"GET /machines", (*Web).machineList},
-		{"GET /machines/{mac}", (*Web).machine},
-		{"GET /images", (*Web).images},
-		{"POST /images/{os}/{version}/{arch}/delete", (*Web).deleteImage},
-		{"GET /profiles", (*Web).profileList},
-		{"POST /profiles", (*Web).putProfile},
-		{"GET /profiles/{name}", (*Web).profile},
-		{"POST /profiles/{name}", (*Web).putProfile},
-		{"POST /profiles/{name}/delete", (*Web).deleteProfile},
-		{"GET /templates", (*Web).templateList},
-		{"POST /templates", (*Web).putTemplate},
-		{"GET /templates/{name}", (*Web).templatePage},
-		{"POST /templates/{name}", (*Web).putTemplate},
-		{"POST /templates/{name}/delete", (*Web).deleteTemplate},
-		{"POST /preferences", (*Web).preferences},
-		{"GET /static/{hash}/{path...}", asset},
-		{"GET /sw.js", func(w *Web, rw http.ResponseWriter, r *http.Request) { w.static.serveWorker(rw, r) }},
+		{"GET /{$}", auth.Self, home},
+		{"GET /dashboard", auth.See, (*Web).dashboard},
+		{"GET /tasks", auth.See, (*Web).taskList},
+		{"GET /tasks/order", auth.See, (*Web).taskOrder},
+		{"GET /tasks/rows", auth.See, (*Web).taskRows},
+		{"GET /tasks/bulk", auth.See, toList},
+		{"GET /tasks/bulk/run", auth.See, toList},
+		{"POST /tasks/bulk", auth.Operate, (*Web).bulk},
+		{"POST /tasks/bulk/counts", auth.See, (*Web).bulkCounts},
+		{"POST /tasks/bulk/run", auth.Operate, (*Web).bulkRun},
+		{"GET /tasks/create", auth.Operate, (*Web).createForm},
+		{"POST /tasks/create", auth.Operate, (*Web).create},
+		{"GET /batches/{id}", auth.See, (*Web).batch},
+		{"GET /tasks/approve", auth.See, (*Web).togetherForm},
+		{"POST /tasks/approve", auth.Approve, (*Web).together},
+		{"GET /tasks/{id}", auth.See, (*Web).task},
+		{"GET /tasks/{id}/approve", auth.See, (*Web).approveForm},
+		{"POST /tasks/{id}/approve", auth.Approve, (*Web).decide},
+		{"POST /tasks/{id}/cancel", auth.Operate, (*Web).cancel},
+		{"POST /tasks/{id}/retry", auth.Operate, (*Web).retry},
+		{"POST /tasks/{id}/delete", auth.Operate, (*Web).delete},
+		{"GET /tasks/{id}/log", auth.See, (*Web).taskLog},
+		{"GET /stop", auth.See, (*Web).stopPage},
+		{"POST /stop", auth.Operate, (*Web).stop},
+		{"POST /resume", auth.Approve, (*Web).resume},
+		{"GET /regions", auth.See, (*Web).regions},
+		{"GET /machines", auth.See, (*Web).machineList},
+		{"GET /machines/{mac}", auth.See, (*Web).machine},
+		{"GET /images", auth.See, (*Web).images},
+		{"POST /images/{os}/{version}/{arch}/delete", auth.Administer, (*Web).deleteImage},
+		{"GET /profiles", auth.See, (*Web).profileList},
+		{"POST /profiles", auth.Configure, (*Web).putProfile},
+		{"GET /profiles/{name}", auth.See, (*Web).profile},
+		{"POST /profiles/{name}", auth.Configure, (*Web).putProfile},
+		{"POST /profiles/{name}/delete", auth.Configure, (*Web).deleteProfile},
+		{"GET /templates", auth.See, (*Web).templateList},
+		{"POST /templates", auth.Configure, (*Web).putTemplate},
+		{"GET /templates/{name}", auth.See, (*Web).templatePage},
+		{"POST /templates/{name}", auth.Configure, (*Web).putTemplate},
+		{"POST /templates/{name}/delete", auth.Configure, (*Web).deleteTemplate},
+		{"POST /preferences", auth.Public, (*Web).preferences},
+		{"GET /login", auth.Public, (*Web).loginForm},
+		{"POST /login", auth.Public, (*Web).login},
+		{"POST /logout", auth.Public, (*Web).logout},
+		{"GET /account", auth.Self, (*Web).account},
+		{"POST /account/password", auth.Self, (*Web).changePassword},
+		{"POST /account/sessions/{id}/end", auth.Self, (*Web).endSession},
+		{"GET /users", auth.Administer, (*Web).userList},
+		{"POST /users", auth.Administer, (*Web).createUser},
+		{"GET /users/{name}", auth.Administer, (*Web).user},
+		{"POST /users/{name}", auth.Administer, (*Web).setAccess},
+		{"POST /users/{name}/reset", auth.Administer, (*Web).resetPassword},
+		{"POST /users/{name}/delete", auth.Administer, (*Web).deleteUser},
+		{"GET /tokens", auth.See, (*Web).tokenList},
+		{"POST /tokens", auth.See, (*Web).createToken},
+		{"POST /tokens/{id}/delete", auth.See, (*Web).deleteToken},
+		{"GET /static/{hash}/{path...}", auth.Public, asset},
+		{"GET /sw.js", auth.Public, func(w *Web, rw http.ResponseWriter, r *http.Request) { w.static.serveWorker(rw, r) }},
 	}
 }()
 
@@ -224,6 +272,10 @@ func (w *Web) Handler() http.Handler {
 		_, pattern := w.mux.Handler(r)
 		if pattern != "" {
 			w.mux.ServeHTTP(rw, r)
+			return
+		}
+		if !w.me.SignedIn() { // what is there and what is not is nobody's business
+			w.refuse(rw, r, w.me.May(auth.Self))
 			return
 		}
 		// The mux knows whether another method would do; only its header and
@@ -281,11 +333,23 @@ type page struct {
 	Stop     *lpmos.Stop // shown on every page while it stands
 	Now      time.Time
 	Body     any
+
+	Me      auth.Principal
+	Role    string // what it may do and where, in words
+	NoLogin bool   // everybody is let in
+	web     *Web
 }
+
+// No says why who looks may not do what needs a permission; "" if they may.
+func (p page) No(need string) string { return p.web.no(auth.Permission(need)) }
 
 // show renders a page completely before it answers, so that a broken template
 // is a 500 and not half a page.
 func (w *Web) show(rw http.ResponseWriter, r *http.Request, status int, name string, p page) {
+	p.Me, p.web, p.NoLogin = w.me, w, w.me.Kind == auth.Open
+	if w.me.Role != "" {
+		p.Role = w.accessWord(w.me.Role) + ", " + w.regionsWord(w.me.Regions)
+	}
 	p.Site, p.Version, p.Person = w.cfg.SiteName, w.cfg.Version, w.cfg.Person(r)
 	p.Theme, p.Lang, p.Return, p.Now = theme(r), w.tag, "/dashboard", w.cfg.Now()
 	if r.Method == http.MethodGet {
@@ -363,6 +427,8 @@ func (w *Web) fail(rw http.ResponseWriter, r *http.Request, err error) {
 		p.Link, p.LinkLabel = "/tasks/"+id, w.T("Open the task")
 	}
 	switch {
+	case errors.Is(err, lpmos.ErrForbidden):
+		p.Status, p.Icon, p.Title, p.Text = http.StatusForbidden, "lock", w.T("This is not yours to do"), w.T("%s Nothing was changed.", w.refusal(err))
 	case errors.Is(err, lpmos.ErrNotFound):
 		p.Status, p.Icon, p.Title = http.StatusNotFound, "search", w.T("There is no such task")
 		p.Text = w.T("It may have been deleted, or the address is incomplete: ids have 32 hexadecimal digits.")

@@ -70,7 +70,7 @@ func everyPage(s *fakeSite) map[string]int {
 func TestPages(t *testing.T) {
 	s := newSite(t, testNow)
 	s.addHostile()
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	for path, status := range everyPage(s) {
 		t.Run(path, func(t *testing.T) {
 			res, body := get(t, h, path)
@@ -149,7 +149,7 @@ func checkMarkup(t *testing.T, body string) {
 
 func TestLinksLeadToPages(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	link := regexp.MustCompile(` (?:href|src|action)="(/[^"#]*)`)
 	seen := map[string]bool{}
 	for path := range everyPage(s) {
@@ -172,7 +172,7 @@ func TestLinksLeadToPages(t *testing.T) {
 
 func TestTaskPageSaysWhatMayBeDone(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	for id, want := range map[string][]string{
 		idPending:    {"waits for its machine to boot", "Not now: the machine has not reported its hardware yet.", "Cancel this task…"},
 		idData:       {"waits for a decision", "Review and decide", "CentOS Linux 7.9 of host old-db-07", "412\u00a0GB in use"},
@@ -195,7 +195,7 @@ func TestTaskPageSaysWhatMayBeDone(t *testing.T) {
 }
 
 func TestHeaders(t *testing.T) {
-	h := newTestWeb(t, newSite(t, testNow)).Handler()
+	h := signedIn(newTestWeb(t, newSite(t, testNow)))
 	for _, path := range []string{"/dashboard", "/no-such-page", "/static/x/app.css"} {
 		res, _ := get(t, h, path)
 		for name, want := range map[string]string{
@@ -214,7 +214,7 @@ func TestHeaders(t *testing.T) {
 
 func TestStaticFiles(t *testing.T) {
 	w := newTestWeb(t, newSite(t, testNow))
-	h := w.Handler()
+	h := signedIn(w)
 	for name, kind := range map[string]string{"app.css": "text/css; charset=utf-8", "js/app.js": "text/javascript; charset=utf-8", "icons.svg": "image/svg+xml"} {
 		res, body := get(t, h, w.static.dir+"/"+name)
 		if res.StatusCode != 200 || res.Header.Get("Content-Type") != kind || !strings.Contains(res.Header.Get("Cache-Control"), "immutable") || body == "" {
@@ -259,7 +259,7 @@ func TestRoutes(t *testing.T) {
 	if len(names) != len(routes) || names[0] != "GET /{$}" {
 		t.Errorf("Routes() = %q", names)
 	}
-	h := w.Handler()
+	h := signedIn(w)
 	if res, _ := get(t, h, "/"); res.StatusCode != 302 || res.Header.Get("Location") != "/dashboard" {
 		t.Errorf("/ = %d %q", res.StatusCode, res.Header.Get("Location"))
 	}
@@ -281,7 +281,7 @@ func goodForm() url.Values {
 
 func TestCreate(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	t.Run("makes the task and opens it", func(t *testing.T) {
 		res, _ := post(t, h, "/tasks/create", goodForm())
 		if res.StatusCode != 303 || !strings.HasPrefix(res.Header.Get("Location"), "/tasks/00000001-") {
@@ -379,7 +379,7 @@ func approvalForm(t testing.TB, h http.Handler, id string) url.Values {
 func TestApprove(t *testing.T) {
 	t.Run("asks for the disk's serial number where data was found", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		form := approvalForm(t, h, idData)
 		form.Set("approved", "true")
 		for _, typed := range []string{"", "9999"} {
@@ -410,7 +410,7 @@ func TestApprove(t *testing.T) {
 	})
 	t.Run("does not ask where the disk is blank", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		_, body := get(t, h, "/tasks/"+idBlank+"/approve")
 		if strings.Contains(body, "serial_end") {
 			t.Error("the page of a blank disk asks for its serial number")
@@ -423,7 +423,7 @@ func TestApprove(t *testing.T) {
 	})
 	t.Run("wants a reason to reject", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		form := approvalForm(t, h, idData)
 		form.Set("approved", "false")
 		if res, body := post(t, h, "/tasks/"+idData+"/approve", form); res.StatusCode != 400 || !strings.Contains(body, "#f-notes") {
@@ -436,7 +436,7 @@ func TestApprove(t *testing.T) {
 	})
 	t.Run("takes no decision that names none of the two", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		form := approvalForm(t, h, idBlank)
 		for _, v := range []string{"", "yes", "TRUE"} {
 			form.Set("approved", v)
@@ -448,7 +448,7 @@ func TestApprove(t *testing.T) {
 	})
 	t.Run("offers no approval of a plan that cannot be carried out", func(t *testing.T) {
 		s := newSite(t, testNow)
-		h := newTestWeb(t, s).Handler()
+		h := signedIn(newTestWeb(t, s))
 		_, body := get(t, h, "/tasks/"+idProblem+"/approve")
 		if strings.Contains(body, `value="true"`) || !strings.Contains(body, "Not now: the plan cannot be carried out.") {
 			t.Error("the page offers to approve")
@@ -479,7 +479,7 @@ func changePlan(s *fakeSite, id string) {
 
 func TestApproveStale(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	form := approvalForm(t, h, idBlank)
 	form.Set("approved", "true")
 	form.Set("notes", "ticket 4471")
@@ -513,7 +513,7 @@ func TestApproveStale(t *testing.T) {
 
 func TestActions(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	for _, c := range []struct {
 		id, action string
 		status     int
@@ -536,7 +536,7 @@ func TestActions(t *testing.T) {
 }
 
 func TestPreferences(t *testing.T) {
-	h := newTestWeb(t, newSite(t, testNow)).Handler()
+	h := signedIn(newTestWeb(t, newSite(t, testNow)))
 	for to, want := range map[string]string{"/tasks?status=failed": "/tasks?status=failed", "//evil.example": "/dashboard", `/\evil.example`: "/dashboard", "https://evil.example": "/dashboard", "": "/dashboard"} {
 		res, _ := post(t, h, "/preferences", url.Values{"theme": {"dark"}, "return": {to}})
 		if res.StatusCode != 303 || res.Header.Get("Location") != want {
@@ -555,7 +555,7 @@ func TestPreferences(t *testing.T) {
 
 func TestFailMapsErrors(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	for err, want := range map[error]int{
 		lpmos.ErrNotFound: 404, &lpmos.InvalidError{Problem: "no"}: 400, &lpmos.ConflictError{Problem: "no"}: 409,
 		lpmos.ErrUnavailable: 503, errors.New("disk full"): 500,
@@ -572,7 +572,7 @@ func TestFailMapsErrors(t *testing.T) {
 }
 
 func TestFormBoundedBody(t *testing.T) {
-	h := newTestWeb(t, newSite(t, testNow)).Handler()
+	h := signedIn(newTestWeb(t, newSite(t, testNow)))
 	res, _ := post(t, h, "/tasks/create", url.Values{"notes": {strings.Repeat("x", MaxFormBytes+1)}})
 	if res.StatusCode != 400 {
 		t.Errorf("a form of more than %d bytes = %d; want 400", MaxFormBytes, res.StatusCode)

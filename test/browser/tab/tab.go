@@ -4,6 +4,7 @@ package tab
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -14,6 +15,8 @@ import (
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
 
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/tier"
 )
 
@@ -110,6 +113,39 @@ func (b *Tab) Do(what string, steps ...chromedp.Action[chromedp.Void]) {
 		at, _ := chromedp.Run(b.ctx, chromedp.Location())
 		b.t.Fatalf("%s (at %s): %v; the page says:\n%s", what, at, err, b.text())
 	}
+}
+
+// password is that of everybody who signs in by SignIn.
+const password = "correct horse battery staple"
+
+// SignIn makes an admin of this name, if there is none yet, and signs in as
+// that through the form. api must be an admin's.
+func (b *Tab) SignIn(api *apiclient.Client, name string) {
+	b.t.Helper()
+	u, err := api.CreateUser(b.ctx, name, apiclient.Access{Role: lpmos.Admin})
+	if err == nil {
+		err = b.choosePassword(u)
+	}
+	if err != nil && !errors.Is(err, lpmos.ErrConflict) {
+		b.t.Fatalf("make the user %s: %v", name, err)
+	}
+	b.Open("/login")
+	b.Do("sign in", chromedp.SendKeys(chromedp.CSS("#u"), name), chromedp.SendKeys(chromedp.CSS("#p"), password), chromedp.Click(chromedp.CSS("form.panel button")))
+	b.Until("be signed in", 30*time.Second, `location.pathname === '/dashboard' && document.readyState === 'complete'`)
+}
+
+func (b *Tab) choosePassword(u apiclient.User) error {
+	c, err := apiclient.New(b.URL, nil)
+	if err != nil {
+		return err
+	}
+	if _, err := c.Login(b.ctx, u.Name, u.OneTimePassword); err != nil {
+		return err
+	}
+	if err := c.ChangePassword(b.ctx, u.OneTimePassword, password); err != nil {
+		return err
+	}
+	return c.Logout(b.ctx)
 }
 
 // Open goes to a path of the server.

@@ -1,0 +1,229 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lpmos/lpmos"
+)
+
+// Users, sessions and tokens. Secrets never come here: a session or a token is
+// named by the SHA-256 of what its holder shows, in lower-case hexadecimal.
+
+func userKey(name string) (string, error) {
+	if !lpmos.ValidName(name) {
+		return "", &lpmos.InvalidError{Field: "name", Problem: "is not a user name: lower-case letters, digits, dot, hyphen and underscore, 64 at most", Value: name}
+	}
+	return Key{Kind: KindUser, Name: name}.String(), nil
+}
+
+func hashKey(kind Kind, id string) (string, error) {
+	if !lpmos.ValidDigest(id) {
+		return "", fmt.Errorf("%w: no such credential", lpmos.ErrNotFound)
+	}
+	return Key{Kind: kind, Name: id}.String(), nil
+}
+
+// CreateUser stores a new user and returns the revision that did. One that
+// exists is an lpmos.ErrConflict.
+func (s *Store) CreateUser(ctx context.Context, u lpmos.User) (int64, error) {
+	key, err := userKey(u.Name)
+	if err != nil {
+		return 0, err
+	}
+	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)}, []clientv3.Op{clientv3.OpPut(key, string(encode(u)))}, nil)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("store user %s: %w", u.Name, err)
+	case !r.Succeeded:
+		return 0, &lpmos.ConflictError{Problem: "there is a user " + u.Name + " already"}
+	}
+	return r.Header.Revision, nil
+}
+
+// CreateFirstUser stores u if there is no user at all, and reports whether it
+// did. Of several replicas that start at once, one does.
+func (s *Store) CreateFirstUser(ctx context.Context, u lpmos.User) (bool, error) {
+	key, err := userKey(u.Name)
+	if err != nil {
+		return false, err
+	}
+	none := clientv3.Compare(clientv3.CreateRevision(prefix+"users/"), "=", 0).WithPrefix()
+	r, err := s.txn(ctx, []clientv3.Cmp{none}, []clientv3.Op{clientv3.OpPut(key, string(encode(u)))}, nil)
+	if err != nil {
+		return false, fmt.Errorf("store the first user: %w", err)
+	}
+	return r.Succeeded, nil
+}
+
+// UpdateUser changes a user, however many do at once. change may be called
+// several times; its error ends the attempt and is returned.
+func (s *Store) UpdateUser(ctx context.Context, name string, change func(*lpmos.User) error) (u lpmos.User, rev int64, err error) {
+	key, err := userKey(name)
+	if err != nil {
+		return u, 0, err
+	}
+	for range maxRaces {
+		was, at, err := readVersion[lpmos.User](ctx, s, key)
+		switch {
+		case err != nil:
+			return u, 0, err
+		case at == 0:
+			return u, 0, fmt.Errorf("user %s: %w", name, lpmos.ErrNotFound)
+		}
+		u = was
+		if err := change(&u); err != nil {
+			return u, 0, err
+		}
+		r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", at)}, []clientv3.Op{clientv3.OpPut(key, string(encode(u)))}, nil)
+		if err != nil {
+			return u, 0, fmt.Errorf("store user %s: %w", name, err)
+		}
+		if r.Succeeded {
+			return u, r.Header.Revision, nil
+		}
+	}
+	return u, 0, fmt.Errorf("store user %s: %w: too many writers at once", name, lpmos.ErrUnavailable)
+}
+
+// DeleteUser removes a user.
+func (s *Store) DeleteUser(ctx context.Context, name string) (int64, error) {
+	key, err := userKey(name)
+	if err != nil {
+		return 0, err
+	}
+	return s.remove(ctx, key, "user "+name)
+}
+
+func (s *Store) remove(ctx context.Context, key, what string) (int64, error) {
+	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}, []clientv3.Op{clientv3.OpDelete(key)}, nil)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("delete %s: %w", what, err)
+	case !r.Succeeded:
+		return 0, fmt.Errorf("%s: %w", what, lpmos.ErrNotFound)
+	}
+	return r.Header.Revision, nil
+}
+
+// CreateSignIn stores a session for at most ttl, if its user still has the
+// session's epoch; one who has not is an lpmos.ErrConflict.
+func (s *Store) CreateSignIn(ctx context.Context, id string, si lpmos.SignIn, ttl time.Duration) (int64, error) {
+	key, err := hashKey(KindSignIn, id)
+	if err != nil {
+		return 0, err
+	}
+	user, err := userKey(si.User)
+	if err != nil {
+		return 0, err
+	}
+	u, at, err := readVersion[lpmos.User](ctx, s, user)
+	if err != nil {
+		return 0, err
+	}
+	if at == 0 || u.Disabled || u.Epoch != si.Epoch {
+		return 0, &lpmos.ConflictError{Problem: "the user was changed meanwhile: sign in again"}
+	}
+	lease, err := s.grant(ctx, ttl)
+	if err != nil {
+		return 0, fmt.Errorf("store session: %w", err)
+	}
+	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0), clientv3.Compare(clientv3.ModRevision(user), "=", at)},
+		[]clientv3.Op{clientv3.OpPut(key, string(encode(si)), clientv3.WithLease(lease))}, nil)
+	if err == nil && !r.Succeeded {
+		err = &lpmos.ConflictError{Problem: "the user was changed meanwhile: sign in again"}
+	}
+	if err != nil {
+		_, _ = s.c.Revoke(ctx, lease) // it ends by itself, too
+		return 0, fmt.Errorf("store session: %w", err)
+	}
+	return r.Header.Revision, nil
+}
+
+// TouchSignIn notes that a session was used. One that is gone stays so, which
+// is no error.
+func (s *Store) TouchSignIn(ctx context.Context, id string, si lpmos.SignIn) error {
+	key, err := hashKey(KindSignIn, id)
+	if err != nil {
+		return err
+	}
+	return s.touch(ctx, key, si, clientv3.WithIgnoreLease())
+}
+
+func (s *Store) touch(ctx context.Context, key string, v any, opts ...clientv3.OpOption) error {
+	_, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}, []clientv3.Op{clientv3.OpPut(key, string(encode(v)), opts...)}, nil)
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return nil
+	}
+	return err
+}
+
+// DeleteSignIn ends a session.
+func (s *Store) DeleteSignIn(ctx context.Context, id string) (int64, error) {
+	key, err := hashKey(KindSignIn, id)
+	if err != nil {
+		return 0, err
+	}
+	return s.remove(ctx, key, "session")
+}
+
+// SignIn reads a session and the revision that wrote it.
+func (s *Store) SignIn(ctx context.Context, id string) (lpmos.SignIn, int64, error) {
+	return readHashed[lpmos.SignIn](ctx, s, KindSignIn, id)
+}
+
+func readHashed[T any](ctx context.Context, s *Store, kind Kind, id string) (v T, rev int64, err error) {
+	key, err := hashKey(kind, id)
+	if err != nil {
+		return v, 0, err
+	}
+	v, rev, err = readVersion[T](ctx, s, key)
+	if err == nil && rev == 0 {
+		err = fmt.Errorf("credential: %w", lpmos.ErrNotFound)
+	}
+	return v, rev, err
+}
+
+// CreateToken stores a token.
+func (s *Store) CreateToken(ctx context.Context, id string, t lpmos.APIToken) (int64, error) {
+	key, err := hashKey(KindToken, id)
+	if err != nil {
+		return 0, err
+	}
+	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)}, []clientv3.Op{clientv3.OpPut(key, string(encode(t)))}, nil)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("store token: %w", err)
+	case !r.Succeeded:
+		return 0, &lpmos.ConflictError{Problem: "there is such a token already"}
+	}
+	return r.Header.Revision, nil
+}
+
+// TouchToken notes that a token was used, unless it is gone.
+func (s *Store) TouchToken(ctx context.Context, id string, t lpmos.APIToken) error {
+	key, err := hashKey(KindToken, id)
+	if err != nil {
+		return err
+	}
+	return s.touch(ctx, key, t)
+}
+
+// DeleteToken ends a token.
+func (s *Store) DeleteToken(ctx context.Context, id string) (int64, error) {
+	key, err := hashKey(KindToken, id)
+	if err != nil {
+		return 0, err
+	}
+	return s.remove(ctx, key, "token")
+}
+
+// Token reads a token and the revision that wrote it.
+func (s *Store) Token(ctx context.Context, id string) (lpmos.APIToken, int64, error) {
+	return readHashed[lpmos.APIToken](ctx, s, KindToken, id)
+}
