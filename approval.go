@@ -22,18 +22,25 @@ type Approval struct {
 	PlanDigest     string    `json:"plan_digest"`
 	HardwareDigest string    `json:"hardware_digest"`
 	ExpiresAt      time.Time `json:"expires_at"`
-	FirstAttempt   int       `json:"first_attempt"`       // the attempt that was decided on
-	LastAttempt    int       `json:"last_attempt"`        // the last that may go on without a person
-	AgentKey       string    `json:"agent_key,omitempty"` // fingerprint of the key the agent made, when it made one
-	Signature      Signature `json:"signature,omitzero"`
+	FirstAttempt   int       `json:"first_attempt"` // the attempt that was decided on
+	LastAttempt    int       `json:"last_attempt"`  // the last that may go on without a person
+	// AgentKey is the fingerprint of the key the machine's agent had when it was
+	// decided. A machine that starts again has another, which is normal, unless
+	// KeyCompared says that the approver compared its words with the console:
+	// then the approval is for the boot with this key alone.
+	AgentKey    string    `json:"agent_key,omitempty"`
+	KeyCompared bool      `json:"key_compared,omitempty"`
+	Signature   Signature `json:"signature,omitzero"`
 }
 
-// Permit allows one attempt to write. It answers the nonce the agent made for
-// that attempt and is granted in the transaction that opens the attempt.
+// Permit allows one attempt of one boot to write. It answers the nonce the
+// agent made for that attempt, names the agent's key, and is granted in the
+// transaction that opens the attempt.
 type Permit struct {
 	TaskID         string    `json:"task_id"`
 	Attempt        int       `json:"attempt"`
-	Nonce          string    `json:"nonce"` // 64 hex digits
+	Nonce          string    `json:"nonce"`     // 64 hex digits
+	AgentKey       string    `json:"agent_key"` // fingerprint
 	PlanDigest     string    `json:"plan_digest"`
 	HardwareDigest string    `json:"hardware_digest"`
 	GrantedAt      time.Time `json:"granted_at"`
@@ -102,6 +109,7 @@ type Verifier struct {
 	Keys     []ed25519.PublicKey
 	TaskID   string
 	Hardware *Hardware
+	AgentKey string // fingerprint of this boot's own key
 	Now      time.Time
 }
 
@@ -135,6 +143,8 @@ func (v Verifier) Check(plan *Plan, a *Approval, permit *Permit, attempt int, no
 		return refuse("the approval expired at %s", a.ExpiresAt.UTC().Format(time.RFC3339))
 	case v.Hardware.Digest() != a.HardwareDigest:
 		return refuse("the hardware is not what was approved")
+	case a.KeyCompared && a.AgentKey != v.AgentKey:
+		return refuse("the approval is for a boot with another key")
 	}
 	for _, d := range plan.Effect.Disks() {
 		if _, err := v.Hardware.Disk(d.Disk); err != nil {
@@ -153,6 +163,9 @@ func (v Verifier) Check(plan *Plan, a *Approval, permit *Permit, attempt int, no
 	}
 	if err := permit.Verify(v.Keys); err != nil {
 		return err
+	}
+	if permit.AgentKey != v.AgentKey {
+		return refuse("the permit is for an agent with another key")
 	}
 	if permit.TaskID != v.TaskID || permit.Attempt != attempt || permit.Nonce != nonce ||
 		permit.PlanDigest != a.PlanDigest || permit.HardwareDigest != a.HardwareDigest {

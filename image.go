@@ -452,8 +452,9 @@ func ValidName(s string) bool { return nameRE.MatchString(s) && s != "." && s !=
 type BootImage struct {
 	Version    string          `json:"version"` // kernel release and agent version, for people
 	Kernel     Blob            `json:"kernel"`
-	Initrd     Blob            `json:"initrd"`      // modules, tools, agent
-	KernelArgs string          `json:"kernel_args"` // "console=tty0 console=ttyS0,115200 …"
-	Files      map[string]Blob `json:"files"`       // by the name TFTP and HTTP boot serve: undionly.kpxe, snponly.efi, localboot.efi, localboot.0
+	Initrd     Blob            `json:"initrd"`        // modules, tools, agent
+	Site       Blob            `json:"site,omitzero"` // what agents of this site trust; the control plane makes it
+	KernelArgs string          `json:"kernel_args"`   // "console=tty0 console=ttyS0,115200 …"
+	Files      map[string]Blob `json:"files"`         // by the name TFTP and HTTP boot serve: undionly.kpxe, snponly.efi, localboot.efi, localboot.0
 	CreatedAt  time.Time       `json:"created_at,omitzero"`
 }

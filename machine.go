@@ -60,6 +60,7 @@ type Machine struct {
 	DiskCount    int          `json:"disk_count,omitempty"` // without removable ones
 	DiskBytes    int64        `json:"disk_bytes,omitempty"`
 	TaskCount    int          `json:"task_count,omitempty"`
+	Lock         *Lock        `json:"lock,omitempty"` // no task may be created for it
 
 	HardwareAt  time.Time     `json:"hardware_at,omitzero"`
 	Tasks       []MachineTask `json:"tasks,omitempty"`    // newest first

@@ -39,6 +39,8 @@ type Effect struct {
 	// UserData is the task's template with the machine's facts in it: cloud-init
 	// reads it at the first boot, beside what LPMOS itself asks of it.
 	UserData string `json:"user_data,omitempty"`
+	// Secrets are used but not shown: the plan commits to them.
+	Secrets []PlannedSecret `json:"secrets,omitempty"`
 	// Unverified leaves out what would report the first boot: nobody waits.
 	Unverified bool `json:"unverified,omitempty"`
 
@@ -153,6 +155,7 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 		Hostname: t.Hostname,
 		SSHKeys:  append([]string{}, t.SSHKeys...),
 		Network:  PlannedNetwork{Mode: "dhcp", MACs: h.MACs()},
+		Secrets:  t.Committed,
 	}
 	laid, problem := layOut(t, h, img)
 	if problem == "" && img.Arch != h.CPU.Architecture {

@@ -26,6 +26,15 @@ type Capabilities struct {
 	// Fetcher is the SHA-256 of what the region shows to fetch blobs from a
 	// control plane, made anew at each start. The control plane never shows it.
 	Fetcher string `json:"fetcher,omitempty"`
+	// Own is the host the region runs on, which is never installed.
+	Own Host `json:"own,omitzero"`
+}
+
+// Host names a computer by what its hardware report would say of it.
+type Host struct {
+	Hostname string `json:"hostname,omitempty"`
+	MACs     []MAC  `json:"macs,omitempty"`
+	UUID     string `json:"uuid,omitempty"` // SMBIOS; "" when it cannot be read
 }
 
 // Order is what the control plane wants of a region for one task. It is durable
@@ -80,6 +89,13 @@ type AgentRecord struct {
 	BootedAt      time.Time `json:"booted_at"`
 	Quarantined   string    `json:"quarantined,omitempty"` // why, when two agents claimed the same permit
 	HardwareKnown bool      `json:"hardware_known,omitempty"`
+	// Key is what the agent of this boot registered with its first report. From
+	// then on the credential counts only together with a TLS connection that
+	// proved possession of it.
+	Key *AgentPublic `json:"key,omitempty"`
+	// Alarm is the newest thing about this attempt's agents that a person should
+	// know of and that did not stop the task.
+	Alarm *Alarm `json:"alarm,omitempty"`
 
 	// Older are earlier boots whose credentials are still recognised, newest
 	// first, and Holder is the BootSeq of the one among them that holds the
@@ -100,6 +116,17 @@ type AgentBoot struct {
 	Credential string    `json:"credential"` // "sha256:…"
 	Used       bool      `json:"used"`
 	BootedAt   time.Time `json:"booted_at"`
+
+	Key *AgentPublic `json:"key,omitempty"`
+}
+
+// Alarm is something that should not happen and that a person should look at.
+type Alarm struct {
+	Code    string    `json:"code"`    // stable: credential_stolen, key_changed …
+	Message string    `json:"message"` // a sentence
+	Address string    `json:"address,omitempty"`
+	Count   int       `json:"count"` // how often, in this attempt
+	At      time.Time `json:"at"`    // of the newest
 }
 
 // PermitRequest travels up when an agent is about to write.
@@ -110,7 +137,9 @@ type PermitRequest struct {
 	PlanDigest     string    `json:"plan_digest"`
 	HardwareDigest string    `json:"hardware_digest"`
 	BootSeq        int64     `json:"boot_seq"`
-	At             time.Time `json:"at"`
+	At             time.Time `json:"at"` // when it was first asked
+	// AgentKey is the key the boot registered.
+	AgentKey *AgentPublic `json:"agent_key,omitempty"`
 }
 
 // Result is how an attempt ended, as the agent tells it.

@@ -59,6 +59,7 @@ const (
 	CauseCalledHome       Cause = "called_home"
 	CauseFailed           Cause = "failed"
 	CauseDeadline         Cause = "deadline_passed"
+	CauseAlarm            Cause = "alarm" // somebody should look; the task goes on
 	CauseRetried          Cause = "retried"
 )
 
@@ -67,21 +68,21 @@ var transitions = map[Status]map[Cause]Status{
 	"": {CauseCreated: Pending},
 	Pending: {
 		CauseHardwareReported: AwaitingApproval, CauseCanceled: Canceled,
-		CauseFailed: Failed, CauseDeadline: Failed,
+		CauseFailed: Failed, CauseDeadline: Failed, CauseAlarm: Pending,
 	},
 	AwaitingApproval: {
 		CausePlanChanged: AwaitingApproval, CauseApproved: Approved, CauseRejected: Rejected,
-		CauseCanceled: Canceled, CauseFailed: Failed, CauseDeadline: Failed,
+		CauseCanceled: Canceled, CauseFailed: Failed, CauseDeadline: Failed, CauseAlarm: AwaitingApproval,
 	},
 	Approved: {
 		CausePermitGranted: Installing, CausePlanChanged: AwaitingApproval, CauseApprovalExpired: AwaitingApproval,
-		CauseCanceled: Canceled, CauseFailed: Failed,
+		CauseCanceled: Canceled, CauseFailed: Failed, CauseAlarm: Approved,
 	},
 	Installing: {
 		CauseResultReported: Verifying, CauseNotVerified: Completed, CauseNextAttempt: Installing,
-		CauseFailed: Failed, CauseDeadline: Failed,
+		CauseFailed: Failed, CauseDeadline: Failed, CauseAlarm: Installing,
 	},
-	Verifying: {CauseCalledHome: Completed, CauseFailed: Failed, CauseDeadline: Failed},
+	Verifying: {CauseCalledHome: Completed, CauseFailed: Failed, CauseDeadline: Failed, CauseAlarm: Verifying},
 	// A receipt that comes after the verify deadline still completes the task;
 	// the orchestrator checks that the failure was that one and that no newer
 	// task owns the machine.
@@ -131,6 +132,9 @@ type Spec struct {
 	// disk that can be installed on, or the smallest that is large enough.
 	TargetDisk *DiskRef `json:"target_disk,omitempty"`
 	Notes      string   `json:"notes,omitempty"`
+	// Secrets are values that only the agent of an approved attempt may see. They
+	// are taken out and sealed when the task is created, and encode as "redacted".
+	Secrets map[string]Secret `json:"secrets,omitempty"`
 	// Profile fills what is not said here. As given it is "web" or "web@3"; a
 	// task has the version that was taken.
 	Profile string `json:"profile,omitempty"`
@@ -188,8 +192,37 @@ type Task struct {
 	Differences []Difference `json:"differences,omitempty"`
 	Claims      []MAC        `json:"claims,omitempty"` // all addresses of the machine, once reported
 	ClaimUUID   string       `json:"claim_uuid,omitempty"`
-	Rev         int64        `json:"rev"` // of the store, when this was newest
+	// Committed is the secrets the task was given: names and commitments.
+	Committed []PlannedSecret `json:"committed_secrets,omitempty"`
+	// AgentKey is the key of the agent that answers for the machine now.
+	AgentKey *AgentIdentity `json:"agent_key,omitempty"`
+	// Alarm is the newest thing a person should look at, of this attempt.
+	Alarm *Alarm `json:"alarm,omitempty"`
+	// PermitWait says why an approved machine that asked to write may not yet.
+	PermitWait *PermitWait `json:"permit_wait,omitempty"`
+	Rev        int64       `json:"rev"` // of the store, when this was newest
 }
+
+// AgentIdentity is an agent's key as people compare it.
+type AgentIdentity struct {
+	Fingerprint string    `json:"fingerprint"` // "sha256:…"
+	Words       string    `json:"words"`       // the same on the machine's console, see KeyWords
+	BootSeq     int64     `json:"boot_seq"`    // of the boot that made it, counted by the region
+	BootedAt    time.Time `json:"booted_at"`
+}
+
+// PermitWait is a place in the queue for a permit to write.
+type PermitWait struct {
+	Reason string `json:"reason"` // WaitRate, WaitStop, WaitLock
+	Before int    `json:"before"` // how many of the region are served first
+}
+
+// Why a permit is not given at once.
+const (
+	WaitRate = "rate"    // the region's limit of permits a minute
+	WaitStop = "stopped" // the emergency stop
+	WaitLock = "locked"  // the machine is locked
+)
 
 // Failure is why a task failed and what a person can do about it.
 type Failure struct {

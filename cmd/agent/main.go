@@ -134,7 +134,7 @@ type machine struct {
 // the interface it names.
 func (m *machine) readConfig() (lpmos.MAC, error) {
 	var err error
-	m.cfg, err = agent.ReadBootConfig(agentapi.BootConfigPath)
+	m.cfg, err = agent.ReadBootConfig(agentapi.BootConfigPath, agentapi.SiteConfigPath)
 	return m.cfg.BootMAC, err
 }
 

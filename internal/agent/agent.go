@@ -88,7 +88,7 @@ type Agent struct {
 	nonce   string // of this boot, for its permit
 }
 
-// New makes the agent of a boot. logs collects the lines of log for the
+// New makes the agent of a boot, whose key is cfg.Key. logs collects the lines of log for the
 // region; it may be nil. A nil clock is the machine's.
 func New(cfg agentapi.BootConfig, region Region, installer Installer, machine Machine, clock Clock, pauses Pauses, logs *Logs, log *slog.Logger) *Agent {
 	var nonce [32]byte
@@ -115,6 +115,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}
 	a.log.Info("agent started", "mac", a.cfg.BootMAC, "region", a.cfg.RegionID, "task", a.cfg.TaskID, "boot", a.cfg.BootSeq)
+	a.log.Info("compare these words with the page where the plan is approved", "words", lpmos.KeyWords(a.fingerprint()))
 	for {
 		next, err := a.round(ctx)
 		if err != nil {
@@ -147,6 +148,14 @@ func (a *Agent) again(why string) next { return next{pause: a.pauses.Again, why:
 
 func (a *Agent) leave(why string) next {
 	return next{reboot: true, pause: a.pauses.Reboot, why: why}
+}
+
+// fingerprint names the key of this boot, "" when it has none.
+func (a *Agent) fingerprint() string {
+	if a.cfg.Key == nil {
+		return ""
+	}
+	return a.cfg.Key.Public().Fingerprint()
 }
 
 // round reports and follows the task, if there is one, as far as it goes.
@@ -228,7 +237,7 @@ func (a *Agent) awaitApproval(ctx context.Context, taskID string) (*agentapi.App
 		}
 		if ap.Status != said {
 			said = ap.Status
-			a.log.Info("waiting for a person to approve", "task", taskID, "status", ap.Status)
+			a.log.Info("waiting for a person to approve", "task", taskID, "status", ap.Status, "words", lpmos.KeyWords(a.fingerprint()))
 		}
 		if a.clock.Now().Sub(began) < a.pauses.Breath {
 			if err := a.clock.Sleep(ctx, a.pauses.Breath); err != nil {

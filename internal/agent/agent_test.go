@@ -461,15 +461,33 @@ func TestReadBootConfig(t *testing.T) {
 	p := filepath.Join(t.TempDir(), "boot.json")
 	text := string(lpmos.CanonicalJSON(b.cfg))
 	os.WriteFile(p, []byte(text), 0o600)
-	got, err := ReadBootConfig(p)
-	if err != nil || got.Credential != testSecret {
+	site := filepath.Join(t.TempDir(), "site.json")
+	siteText := string(lpmos.CanonicalJSON(agentapi.SiteConfig{Keys: b.cfg.Keys}))
+	if _, err := ReadBootConfig(p, site); err == nil || !strings.Contains(err.Error(), "bootimage publish") {
+		t.Errorf("ReadBootConfig without a site = %v; want what to do", err)
+	}
+	os.WriteFile(site, []byte(siteText), 0o600)
+	got, err := ReadBootConfig(p, site)
+	if err != nil || got.Credential != testSecret || got.Key == nil || len(got.Keys) != 1 {
 		t.Fatalf("ReadBootConfig = %+v, %v", got, err)
 	}
 	if _, err := os.Stat(p); !errors.Is(err, os.ErrNotExist) {
 		t.Error("the credential is still in the initramfs")
 	}
-	for name, bad := range map[string]string{"no keys": strings.Replace(text, `"keys":["`, `"keys":["AA`, 1), "unknown field": strings.Replace(text, "{", `{"x":1,`, 1), "nothing": ""} {
-		if _, err := ParseBootConfig(strings.NewReader(bad)); err == nil {
+	again, err := ParseBootConfig(strings.NewReader(text), strings.NewReader(siteText))
+	if err != nil || again.Key.Public().Fingerprint() == got.Key.Public().Fingerprint() {
+		t.Errorf("a second boot has the key of the first, %v", err)
+	}
+	keys := string(lpmos.CanonicalJSON(agentapi.SiteConfig{Keys: b.cfg.Keys}))[1:]
+	for name, bad := range map[string][2]string{
+		"no keys":                   {text, `{"keys":[]}`},
+		"a key that is none":        {text, strings.Replace(siteText, `"keys":["`, `"keys":["AA`, 1)},
+		"an unknown field":          {strings.Replace(text, "{", `{"x":1,`, 1), siteText},
+		"keys that the region says": {"{" + strings.TrimSuffix(keys, "}") + "," + text[1:], siteText},
+		"nothing":                   {"", siteText},
+		"nothing of the site":       {text, ""},
+	} {
+		if _, err := ParseBootConfig(strings.NewReader(bad[0]), strings.NewReader(bad[1])); err == nil {
 			t.Errorf("ParseBootConfig with %s = nil", name)
 		}
 	}

@@ -42,10 +42,11 @@ func (a *Agent) attempt(ctx context.Context, order agentapi.Approval) (next, err
 	}
 	a.log.Info("approval verified", "task", order.TaskID, "by", order.Decision.By, "attempt", number)
 
-	permit, token, n, err := a.awaitPermit(ctx, order)
-	if err != nil || permit == nil {
+	ans, n, err := a.awaitPermit(ctx, order)
+	if err != nil || ans.Permit == nil {
 		return n, err
 	}
+	permit := ans.Permit
 	// It may have taken long: look again.
 	if hw, err = a.collect(ctx); err != nil {
 		return next{}, err
@@ -58,11 +59,38 @@ func (a *Agent) attempt(ctx context.Context, order agentapi.Approval) (next, err
 		return a.conclude(ctx, order, number, refusal(order.Plan, hw, err), false)
 	}
 	a.log.Info("permit verified", "task", order.TaskID, "attempt", permit.Attempt)
-	return a.carryOut(ctx, order, permit.Attempt, token)
+	secrets, err := a.secrets(order, permit.Attempt, ans.Secrets)
+	if err != nil {
+		f := refusal(order.Plan, hw, err)
+		f.Code, f.NextStep = "secrets_invalid", "Find out what the region did with the secrets of this task, then retry the task."
+		return a.conclude(ctx, order, permit.Attempt, f, false)
+	}
+	return a.carryOut(ctx, order, permit.Attempt, ans.CallhomeToken, secrets)
+}
+
+// secrets opens what came with the permit. The values count only if the plan
+// committed to them.
+func (a *Agent) secrets(order agentapi.Approval, attempt int, sealed []byte) (map[string]lpmos.Secret, error) {
+	planned := order.Plan.Effect.Secrets
+	if len(planned) == 0 {
+		return nil, nil
+	}
+	if a.cfg.Key == nil || len(sealed) == 0 {
+		return nil, errors.New("the plan has secrets, and none came with the permit")
+	}
+	b, err := a.cfg.Key.Open(lpmos.SecretContext(order.TaskID, attempt, order.Decision.PlanDigest), sealed)
+	if err != nil {
+		return nil, err
+	}
+	set, err := lpmos.ParseSecretSet(b)
+	if err != nil {
+		return nil, err
+	}
+	return set.Check(planned)
 }
 
 func (a *Agent) check(order agentapi.Approval, hw *lpmos.Hardware, permit *lpmos.Permit, attempt int) error {
-	v := lpmos.Verifier{Keys: a.keys, TaskID: order.TaskID, Hardware: hw, Now: a.clock.Now()}
+	v := lpmos.Verifier{Keys: a.keys, TaskID: order.TaskID, Hardware: hw, AgentKey: a.fingerprint(), Now: a.clock.Now()}
 	return v.Check(order.Plan, order.Decision, permit, attempt, a.nonce)
 }
 
@@ -87,7 +115,8 @@ func (a *Agent) finished(order agentapi.Approval, hw *lpmos.Hardware) bool {
 const permitPolls = 10
 
 // awaitPermit returns the permit for this boot, or what to do instead.
-func (a *Agent) awaitPermit(ctx context.Context, order agentapi.Approval) (*lpmos.Permit, string, next, error) {
+func (a *Agent) awaitPermit(ctx context.Context, order agentapi.Approval) (agentapi.PermitAnswer, next, error) {
+	var none agentapi.PermitAnswer
 	req := agentapi.PermitRequest{MACAddress: a.cfg.BootMAC, TaskID: order.TaskID, Nonce: a.nonce,
 		PlanDigest: order.Decision.PlanDigest, HardwareDigest: order.Decision.HardwareDigest}
 	for others := 0; ; {
@@ -95,31 +124,31 @@ func (a *Agent) awaitPermit(ctx context.Context, order agentapi.Approval) (*lpmo
 		ans, err := a.region.Permit(ctx, req, a.pauses.Wait)
 		if err != nil {
 			if c := agentapi.Refused(err); c == http.StatusConflict || c == http.StatusNotFound {
-				return nil, "", a.again("the permit was refused: " + err.Error()), nil
+				return none, a.again("the permit was refused: " + err.Error()), nil
 			}
 			n, err := a.refused(ctx, "ask for the permit", err)
-			return nil, "", n, err
+			return none, n, err
 		}
 		if ans.Refused != "" {
-			return nil, "", a.again("the permit was refused: " + ans.Refused), nil
+			return none, a.again("the permit was refused: " + ans.Refused), nil
 		}
 		if p := ans.Permit; p != nil {
 			if p.Nonce == a.nonce || others == permitPolls || p.Verify(a.keys) != nil {
-				return p, ans.CallhomeToken, next{}, nil
+				return ans, next{}, nil
 			}
 			others++
 			a.log.Warn("permit is for another boot", "attempt", p.Attempt)
 		}
 		if a.clock.Now().Sub(began) < a.pauses.Breath {
 			if err := a.clock.Sleep(ctx, a.pauses.Breath); err != nil {
-				return nil, "", next{}, err
+				return none, next{}, err
 			}
 		}
 	}
 }
 
 // carryOut writes the disk and tells how that ended.
-func (a *Agent) carryOut(ctx context.Context, order agentapi.Approval, attempt int, token string) (next, error) {
+func (a *Agent) carryOut(ctx context.Context, order agentapi.Approval, attempt int, token string, secrets map[string]lpmos.Secret) (next, error) {
 	a.logs.Begin(order.TaskID, a.cfg.BootMAC, attempt)
 	bar := newProgress(a.region, a.clock, a.pauses.ProgEvery, agentapi.Progress{MACAddress: a.cfg.BootMAC, TaskID: order.TaskID, Attempt: attempt}, a.log)
 	over, stop := context.WithCancel(ctx)
@@ -131,7 +160,7 @@ func (a *Agent) carryOut(ctx context.Context, order agentapi.Approval, attempt i
 	background.Go(func() { a.logs.run(ctx, over, a.region, a.pauses.LogEvery) })
 
 	var written atomic.Bool
-	job := install.Job{TaskID: order.TaskID, Attempt: attempt, Plan: order.Plan, Callhome: a.callhome(order, attempt, token),
+	job := install.Job{TaskID: order.TaskID, Attempt: attempt, Plan: order.Plan, Callhome: a.callhome(order, attempt, token), Secrets: secrets,
 		OnWrite: func() { written.Store(true) }, OnStep: bar.step}
 	err := protect(func() error { return a.install.Install(ctx, job) })
 	if err == nil {

@@ -13,36 +13,48 @@ import (
 
 const maxBootConfigBytes = 256 << 10
 
-// ReadBootConfig reads what the region told this boot; see
-// agentapi.BootConfigPath. The file is removed from the initramfs, because it
-// holds the credential and nothing needs it again.
-func ReadBootConfig(path string) (agentapi.BootConfig, error) {
+// ReadBootConfig reads what the region told this boot and what the control
+// plane put into the boot image; see agentapi.BootConfigPath. The region's file
+// is removed from the initramfs, because it holds the credential and nothing
+// needs it again.
+func ReadBootConfig(path, sitePath string) (agentapi.BootConfig, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return agentapi.BootConfig{}, fmt.Errorf("read boot configuration: %w", err)
 	}
 	defer f.Close()
-	cfg, err := ParseBootConfig(f)
+	site, err := os.Open(sitePath)
+	if err != nil {
+		return agentapi.BootConfig{}, fmt.Errorf("read site configuration: %w (publish the boot image again: lpmos bootimage publish)", err)
+	}
+	defer site.Close()
+	cfg, err := ParseBootConfig(f, site)
 	if err == nil {
 		os.Remove(path)
 	}
 	return cfg, err
 }
 
-// ParseBootConfig reads a boot configuration and checks that an agent can work
-// with it.
-func ParseBootConfig(r io.Reader) (agentapi.BootConfig, error) {
+// ParseBootConfig reads a boot configuration and the site's, checks that an
+// agent can work with them, and makes the key of this boot.
+func ParseBootConfig(r, site io.Reader) (agentapi.BootConfig, error) {
 	var cfg agentapi.BootConfig
+	var s agentapi.SiteConfig
+	if err := lpmos.DecodeJSON(site, maxBootConfigBytes, &s); err != nil {
+		return cfg, fmt.Errorf("read site configuration: %w", err)
+	}
 	if err := lpmos.DecodeJSON(r, maxBootConfigBytes, &cfg); err != nil {
 		return cfg, fmt.Errorf("read boot configuration: %w", err)
 	}
 	if cfg.BootMAC.IsZero() {
 		return cfg, fmt.Errorf("read boot configuration: %w", &lpmos.InvalidError{Field: "boot_mac", Problem: "is missing"})
 	}
-	if len(keys(cfg)) == 0 {
-		return cfg, fmt.Errorf("read boot configuration: %w", &lpmos.InvalidError{Field: "keys", Problem: "hold no public key of the control plane, so no order could be trusted"})
+	if cfg.Keys = s.Keys; len(keys(cfg)) == 0 {
+		return cfg, fmt.Errorf("read site configuration: %w", &lpmos.InvalidError{Field: "keys", Problem: "hold no public key of the control plane, so no order could be trusted"})
 	}
-	return cfg, nil
+	var err error
+	cfg.Key, err = lpmos.NewAgentKey()
+	return cfg, err
 }
 
 func keys(cfg agentapi.BootConfig) []ed25519.PublicKey {
@@ -57,5 +69,5 @@ func keys(cfg agentapi.BootConfig) []ed25519.PublicKey {
 
 // NewClient is the client for cfg's region and boot.
 func NewClient(cfg agentapi.BootConfig, log *slog.Logger) (*agentapi.Client, error) {
-	return agentapi.NewClient(agentapi.ClientConfig{URL: cfg.AgentURL, ServerName: cfg.ServerName, CA: cfg.CA, Credential: cfg.Credential}, log)
+	return agentapi.NewClient(agentapi.ClientConfig{URL: cfg.AgentURL, ServerName: cfg.ServerName, CA: cfg.CA, Credential: cfg.Credential, Key: cfg.Key}, log)
 }

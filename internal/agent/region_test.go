@@ -60,6 +60,7 @@ type region struct {
 	lines    []string
 	results  []agentapi.Result
 	nonces   map[string]bool
+	agentKey string // fingerprint of the key that was registered last
 	blobs    map[string][]byte
 	fetched  int
 }
@@ -170,6 +171,7 @@ func (s *region) report(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reports = append(s.reports, v)
+	s.agentKey = v.AgentKey.Fingerprint()
 	json.NewEncoder(w).Encode(agentapi.ReportAnswer{TaskID: s.order.TaskID, Status: s.status, Attempt: s.attempt})
 }
 
@@ -202,7 +204,7 @@ func (s *region) grant(w http.ResponseWriter, r *http.Request) {
 		}
 		s.status = lpmos.Installing
 	}
-	p := &lpmos.Permit{TaskID: s.order.TaskID, Attempt: s.attempt, Nonce: v.Nonce, PlanDigest: v.PlanDigest, HardwareDigest: v.HardwareDigest, GrantedAt: time.Now().UTC()}
+	p := &lpmos.Permit{TaskID: s.order.TaskID, Attempt: s.attempt, Nonce: v.Nonce, AgentKey: s.agentKey, PlanDigest: v.PlanDigest, HardwareDigest: v.HardwareDigest, GrantedAt: time.Now().UTC()}
 	if s.permit != nil {
 		s.permit(v, p)
 	}
@@ -304,8 +306,13 @@ func (s *region) approve(hw *lpmos.Hardware, img lpmos.Image) *lpmos.Plan {
 }
 
 func (s *region) config() agentapi.BootConfig {
+	s.t.Helper()
+	agentKey, err := lpmos.NewAgentKey()
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	return agentapi.BootConfig{RegionID: "dc1", AgentURL: "https://" + s.addr, ServerName: serverName, CA: s.ca, BootURL: "https://" + s.addr,
-		Keys: [][]byte{s.key.Public().(ed25519.PublicKey)}, TaskID: testTask, Attempt: 1, BootSeq: 7, BootMAC: testMAC, Credential: testSecret, Time: time.Now()}
+		Keys: [][]byte{s.key.Public().(ed25519.PublicKey)}, TaskID: testTask, Attempt: 1, BootSeq: 7, BootMAC: testMAC, Credential: testSecret, Time: time.Now(), Key: agentKey}
 }
 
 var testMAC = lpmos.MustMAC("52:54:00:00:00:01")
@@ -424,7 +431,7 @@ func (b *bench) boot(t testing.TB) {
 	t.Helper()
 	logs := NewLogs()
 	log := slog.New(slog.NewMultiHandler(slog.NewTextHandler(t.Output(), nil), slog.NewTextHandler(logs, nil)))
-	client, err := agentapi.NewClient(agentapi.ClientConfig{URL: b.cfg.AgentURL, ServerName: b.cfg.ServerName, CA: b.cfg.CA, Credential: b.cfg.Credential,
+	client, err := agentapi.NewClient(agentapi.ClientConfig{URL: b.cfg.AgentURL, ServerName: b.cfg.ServerName, CA: b.cfg.CA, Credential: b.cfg.Credential, Key: b.cfg.Key,
 		Timeout: 2 * time.Second, RetryMin: 5 * time.Millisecond, RetryMax: 50 * time.Millisecond}, log)
 	if err != nil {
 		t.Fatal(err)

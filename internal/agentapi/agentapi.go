@@ -3,7 +3,9 @@
 // library only; api/agent.yaml is the same in OpenAPI.
 //
 // Every request carries "Authorization: Bearer" and the credential of the boot
-// (or, for Booted, the call-home token). Errors are application/problem+json
+// (or, for Booted, the call-home token). Report registers the agent's key, which
+// the TLS connection must prove (a client certificate over it, self-signed);
+// from then on the credential counts only on connections that prove that key. Errors are application/problem+json
 // (RFC 9457). All requests may be repeated: a late or doubled one changes
 // nothing.
 package agentapi
@@ -32,8 +34,20 @@ const (
 	PathBlobs      = "/blobs/"        // + 64 hex digits
 )
 
-// BootConfigPath is where the boot configuration stands in the initramfs.
-const BootConfigPath = "/lpmos/boot.json"
+// BootConfigPath is where the boot configuration stands in the initramfs, and
+// SiteConfigPath what the control plane put beside it when the boot image was
+// published.
+const (
+	BootConfigPath = "/lpmos/boot.json"
+	SiteConfigPath = "/lpmos/site.json"
+)
+
+// SiteConfig is the site segment of the boot image. It is the same for every
+// machine, made by the control plane and named by digest in the boot image: what
+// an agent trusts does not come from its region.
+type SiteConfig struct {
+	Keys [][]byte `json:"keys"` // the control plane's Ed25519 public keys
+}
 
 // Limits of request bodies, in bytes.
 const (
@@ -53,7 +67,6 @@ type BootConfig struct {
 	ServerName string    `json:"server_name"` // agent.{region}.lpmos, whatever the address is
 	CA         string    `json:"ca"`          // PEM; the only authority that is trusted
 	BootURL    string    `json:"boot_url"`    // http://10.77.0.1:8081, for blobs by digest
-	Keys       [][]byte  `json:"keys"`        // the control plane's Ed25519 public keys
 	TaskID     string    `json:"task_id,omitempty"`
 	Attempt    int       `json:"attempt,omitempty"`
 	BootSeq    int64     `json:"boot_seq"`
@@ -61,12 +74,19 @@ type BootConfig struct {
 	Credential string    `json:"credential"` // 64 hex digits
 	Time       time.Time `json:"time"`       // the region's, when it served this
 	Callhome   string    `json:"callhome_url,omitempty"`
+
+	// Keys are those of the SiteConfig; a region cannot say them. Key is the one
+	// the agent made for this boot.
+	Keys [][]byte        `json:"-"`
+	Key  *lpmos.AgentKey `json:"-"`
 }
 
 // Report is the founding document's hardware report.
 type Report struct {
 	MACAddress lpmos.MAC       `json:"mac_address"`
 	Hardware   *lpmos.Hardware `json:"hardware"`
+	// AgentKey is the key this boot made; it is registered with the first report.
+	AgentKey *lpmos.AgentPublic `json:"agent_key,omitempty"`
 }
 
 // ReportAnswer says what the region makes of a machine.
@@ -123,6 +143,7 @@ type PermitRequest struct {
 // is valid from now on in place of any earlier one.
 type PermitAnswer struct {
 	Permit        *lpmos.Permit `json:"permit,omitempty"`
+	Secrets       []byte        `json:"secrets,omitempty"` // sealed to the agent's key, see lpmos.SecretContext
 	CallhomeToken string        `json:"callhome_token,omitempty"`
 	Refused       string        `json:"refused,omitempty"` // a sentence: the task was canceled, …
 }

@@ -30,6 +30,9 @@ type ClientConfig struct {
 	ServerName string // in the region's certificate, whatever the address is
 	CA         string // PEM; the only authority that is trusted
 	Credential string // of the boot, or the call-home token
+	// Key is what the agent of a boot proves to be on every connection; nil for
+	// the call home.
+	Key *lpmos.AgentKey
 
 	Timeout  time.Duration // of one request, beside the wait of a long poll; 0 is 20 s
 	RetryMin time.Duration // first pause between tries; 0 is 500 ms
@@ -103,11 +106,19 @@ func NewClient(cfg ClientConfig, log *slog.Logger) (*Client, error) {
 	setDefault(&cfg.RetryMin, 500*time.Millisecond)
 	setDefault(&cfg.RetryMax, 15*time.Second)
 	cfg.URL = u.Scheme + "://" + u.Host
+	conf := &tls.Config{RootCAs: roots, ServerName: cfg.ServerName, MinVersion: tls.VersionTLS13, Time: sane(cfg.CA, time.Now)}
+	if cfg.Key != nil {
+		cert, err := Certificate(cfg.Key)
+		if err != nil {
+			return nil, err
+		}
+		conf.Certificates = []tls.Certificate{cert}
+	}
 	return &Client{cfg: cfg, log: log, http: &http.Client{
 		CheckRedirect: noRedirect,
 		Transport: &http.Transport{
 			DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-			TLSClientConfig:     &tls.Config{RootCAs: roots, ServerName: cfg.ServerName, MinVersion: tls.VersionTLS13, Time: sane(cfg.CA, time.Now)},
+			TLSClientConfig:     conf,
 			TLSHandshakeTimeout: 10 * time.Second,
 			IdleConnTimeout:     60 * time.Second,
 			MaxIdleConnsPerHost: 4,
@@ -118,8 +129,12 @@ func NewClient(cfg ClientConfig, log *slog.Logger) (*Client, error) {
 // Close ends idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// Report sends what the machine is made of.
+// Report sends what the machine is made of, and the client's key with it.
 func (c *Client) Report(ctx context.Context, r Report) (a ReportAnswer, err error) {
+	if c.cfg.Key != nil && r.AgentKey == nil {
+		pub := c.cfg.Key.Public()
+		r.AgentKey = &pub
+	}
 	return a, c.repeat(ctx, http.MethodPost, PathReport, 0, r, &a)
 }
 

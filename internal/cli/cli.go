@@ -180,7 +180,7 @@ var groups = []struct {
 	id, title string
 	commands  []string
 }{
-	{"operate", "Operate a site:", []string{"task", "machine", "region", "image", "profile", "template"}},
+	{"operate", "Operate a site:", []string{"task", "machine", "region", "image", "profile", "template", "stop", "resume", "limits"}},
 	{"run", "Run a site:", []string{"up", "doctor", "bootimage", "user", "token", "audit", "login", "logout", "whoami"}},
 	{"try", "Try it out:", []string{"lab", "sim"}},
 }
@@ -226,7 +226,7 @@ Every flag is also taken from the environment: --server from LPMOS_SERVER.`,
 	f.StringVar(&a.tokenIn, "token-file", "", "file with an API token, such as local-token in the data directory of a site on this host")
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json or yaml")
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.profileCommand(), a.templateCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(),
+	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.profileCommand(), a.templateCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(), a.stopCommand(), a.resumeCommand(), a.limitsCommand(),
 		a.simCommand(), a.versionCommand(), a.doctorCommand(), a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.userCommand(), a.tokenCommand(), a.completionCommand(), exitCodesTopic(), outputTopic(), searchTopic())
 	for _, g := range groups {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})

@@ -158,6 +158,7 @@ func (a *app) ask(question string) string {
 type approving struct {
 	plans, serials []string
 	notes          string
+	keyWords       string // as the machine's console shows them
 	count          int
 	wait           waiting
 }
@@ -182,6 +183,7 @@ Only tasks that wait for approval are approved; for others it is said why not.`
 	f.StringVar(&o.notes, "notes", "", "why")
 	f.StringSliceVar(&o.plans, "plan", nil, "digest of the plan that was looked at, once for each task (default: show it and ask)")
 	f.StringSliceVar(&o.serials, "serial-end", nil, "last 4 characters of the serial number of the disk to erase, for each where data was found on it")
+	f.StringVar(&o.keyWords, "key-words", "", "the key words as the machine's console shows them: the approval is then for this start of the machine alone")
 	f.IntVar(&o.count, "count", 0, "how many are meant, when there are several")
 	o.wait.flags(cmd)
 	return cmd
@@ -230,13 +232,28 @@ func (a *app) approve(ctx context.Context, c *apiclient.Client, ids []string, o 
 	if err := a.checkSerials(tasks, o.serials); err != nil {
 		return err
 	}
+	if o.keyWords != "" {
+		said := strings.Join(strings.Fields(strings.ToLower(o.keyWords)), " ")
+		switch {
+		case len(ids) > 1:
+			return usageError{errors.New("--key-words are of one machine: approve the tasks one by one; nothing was approved")}
+		case tasks[0].AgentKey == nil:
+			return errors.New("no agent answers for this machine now; nothing was approved")
+		case said != tasks[0].AgentKey.Words:
+			return fmt.Errorf("the key words are not those of the agent that answers (%s): it started again since, or another machine answers for it; nothing was approved", tasks[0].AgentKey.Words)
+		}
+	}
 	out, err := a.eachTask(ctx, idsOf(tasks), "approved", func(id string) (*lpmos.Task, string, error) {
 		t := tasks[slices.IndexFunc(tasks, func(t lpmos.Task) bool { return t.ID == id })]
 		digest := t.Plan.Digest
 		if len(ids) == 1 {
 			digest = digests[0]
 		}
-		t, err := c.Decide(ctx, id, true, digest, o.notes)
+		key := ""
+		if o.keyWords != "" {
+			key = t.AgentKey.Fingerprint
+		}
+		t, err := c.Approve(ctx, id, digest, o.notes, key)
 		return &t, "approved; follow it with: lpmos task watch " + id[:8], err
 	})
 	if len(refused) > 0 {

@@ -457,6 +457,17 @@ func describeTask(t lpmos.Task, eta *apiclient.ETA, wide bool) *table {
 			v.field("firmware", plain(strings.TrimSpace(h.BIOS.Vendor+" "+h.BIOS.Version+" "+h.BIOS.Date)))
 			v.field("uuid", plain(h.System.UUID))
 		}
+	}
+	if k := t.AgentKey; k != nil {
+		v.field("key words", k.Words+" (as on the machine's console)")
+	}
+	if w := t.PermitWait; w != nil {
+		v.field("waits", permitWait(*w), attention)
+	}
+	if x := t.Alarm; x != nil {
+		v.field("ALARM", plain(x.Message)+" From "+plain(x.Address)+", "+moment(x.At)+". Compare the key words with the console before you approve.", bad)
+	}
+	if h := t.Hardware; h != nil {
 		v.field("cpu", fmt.Sprintf("%d × %s, %d cores", h.CPU.Sockets, plain(h.CPU.Model), h.CPU.Cores))
 		v.field("memory", gib(h.Memory.TotalBytes))
 		for _, d := range h.Disks {
@@ -612,6 +623,17 @@ the image, with mode, digest and text: what stands there is what is written.`
 	return cmd
 }
 
+// permitWait says why an approved machine may not write yet.
+func permitWait(w lpmos.PermitWait) string {
+	switch w.Reason {
+	case lpmos.WaitStop:
+		return "the emergency stop stands: lpmos resume"
+	case lpmos.WaitLock:
+		return "the machine is locked: lpmos machine unlock MAC"
+	}
+	return fmt.Sprintf("for a permit: %d before it", w.Before)
+}
+
 func planTable(t lpmos.Task) *table {
 	p, v := t.Plan, &table{}
 	if p.Problem != "" {
@@ -623,6 +645,9 @@ func planTable(t lpmos.Task) *table {
 		machine += ", serial " + plain(h.System.Serial)
 	}
 	v.field("machine", machine)
+	if k := t.AgentKey; k != nil {
+		v.field("key words", k.Words+" (as on the machine's console)")
+	}
 	model := map[lpmos.DiskRef]string{}
 	for _, d := range p.Observed {
 		if m := plain(d.Model); m != "" {

@@ -4,14 +4,17 @@
 package controlplane
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -23,6 +26,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/api"
+	"github.com/lpmos/lpmos/internal/agentapi"
 	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/controlplane/blobs"
 	"github.com/lpmos/lpmos/internal/controlplane/enroll"
@@ -143,6 +147,7 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 		Cut: cfg.Etcd.Cut, Life: cfg.Etcd.CertificateLife,
 	}, st, log)
 	c.state = state.New(st, log)
+	c.state.SetPermitLimit(cfg.Deadlines.PermitsPerMinute)
 	orchCfg := cfg.Deadlines
 	orchCfg.Key = c.key
 	c.orch = orchestrator.New(orchCfg, c.state, st, log)
@@ -274,21 +279,51 @@ func (c *ControlPlane) release() {
 // PublishBootImage makes regions serve another boot image.
 func (c *ControlPlane) PublishBootImage(ctx context.Context, b lpmos.BootImage) error {
 	return c.store.UpdateGlobal(ctx, func(g *store.Global) error {
-		if g.BootImage != nil && lpmos.DigestOf(*g.BootImage) == lpmos.DigestOf(b) {
-			return nil
-		}
+		b.Site = lpmos.Blob{} // ours to say, whatever the caller sent
 		g.BootImage = &b
-		return nil
+		return c.site(ctx, g)
 	})
 }
 
-func (c *ControlPlane) publishKey(ctx context.Context) error {
+// site adds this replica's key to those that agents trust and gives the boot
+// image its site segment, which holds them. It is
+// content of the control plane's, named by digest, so that a region passes it
+// on and does not make it.
+func (c *ControlPlane) site(ctx context.Context, g *store.Global) error {
 	pub := []byte(c.key.Public().(ed25519.PublicKey))
-	err := c.store.UpdateGlobal(ctx, func(g *store.Global) error {
-		if !slices.ContainsFunc(g.Keys, func(k []byte) bool { return string(k) == string(pub) }) {
-			g.Keys = append(g.Keys, pub)
-		}
+	if !slices.ContainsFunc(g.Keys, func(k []byte) bool { return string(k) == string(pub) }) {
+		g.Keys = append(g.Keys, pub)
+	}
+	if g.BootImage == nil {
 		return nil
+	}
+	text, err := json.Marshal(agentapi.SiteConfig{Keys: g.Keys})
+	if err != nil {
+		return fmt.Errorf("encode site configuration: %w", err)
+	}
+	segment := agentapi.Segment(agentapi.SiteConfigPath, text)
+	digest := strings.TrimPrefix(lpmos.DigestBytes(segment), "sha256:")
+	b := *g.BootImage
+	if b.Site, err = c.blobs.Put(ctx, digest, bytes.NewReader(segment)); err != nil {
+		return fmt.Errorf("store site segment: %w", err)
+	}
+	g.BootImage = &b
+	return nil
+}
+
+func (c *ControlPlane) publishKey(ctx context.Context) error {
+	// Also where nothing changed: this replica must have the segment's bytes.
+	own := service.Host()
+	err := c.store.UpdateGlobal(ctx, func(g *store.Global) error {
+		if own.Hostname != "" && lpmos.DigestOf(g.Hosts[own.Hostname]) != lpmos.DigestOf(own) {
+			hosts := maps.Clone(g.Hosts)
+			if hosts == nil {
+				hosts = map[string]lpmos.Host{}
+			}
+			hosts[own.Hostname] = own
+			g.Hosts = hosts
+		}
+		return c.site(ctx, g)
 	})
 	if err != nil {
 		return fmt.Errorf("publish signing key: %w", err)

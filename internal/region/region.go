@@ -134,7 +134,7 @@ func New(cfg Config, st *store.Store, blobs Blobs, log *slog.Logger) (_ *Region,
 	}
 	r.caps = lpmos.Capabilities{
 		Version: version.String(), Hostname: host, DHCP: cfg.DHCP, BootURL: r.BootURL(), AgentURL: r.agentURL(),
-		Unknown: cfg.Unknown, StartedAt: time.Now().UTC(), Fetcher: cfg.Fetcher,
+		Unknown: cfg.Unknown, StartedAt: time.Now().UTC(), Fetcher: cfg.Fetcher, Own: service.Host(),
 	}
 	return r, nil
 }

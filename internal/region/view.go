@@ -29,6 +29,7 @@ type view struct {
 	boots   map[lpmos.MAC]lpmos.BootEntry
 	orders  map[string]lpmos.Order
 	agents  map[string]map[int]lpmos.AgentRecord // by task and attempt
+	secrets map[string]lpmos.SealedSecrets       // by task
 	reports map[string]struct{}                  // tasks of which reports exist
 	found   map[lpmos.MAC]time.Time              // machines without a task, when last seen
 	global  store.Global
@@ -46,6 +47,7 @@ func (v *view) clear() {
 	v.boots, v.orders = map[lpmos.MAC]lpmos.BootEntry{}, map[string]lpmos.Order{}
 	v.agents, v.reports = map[string]map[int]lpmos.AgentRecord{}, map[string]struct{}{}
 	v.found = map[lpmos.MAC]time.Time{}
+	v.secrets = map[string]lpmos.SealedSecrets{}
 }
 
 type follower interface {
@@ -116,6 +118,12 @@ func (v *view) apply(b store.Batch) {
 				delete(v.orders, k.TaskID)
 			} else {
 				v.orders[k.TaskID] = decode[lpmos.Order](v, c)
+			}
+		case store.KindSecrets:
+			if c.Value == nil {
+				delete(v.secrets, k.TaskID)
+			} else {
+				v.secrets[k.TaskID] = decode[lpmos.SealedSecrets](v, c)
 			}
 		case store.KindReportAgent:
 			if c.Value == nil {
@@ -209,6 +217,17 @@ func (v *view) ByMAC(mac lpmos.MAC) (lpmos.Order, bool) {
 	}
 	o, ok := v.orders[e.TaskID]
 	return o, ok
+}
+
+// Secrets is what was sealed for the agent of a task's attempt.
+func (v *view) Secrets(id string) (lpmos.AgentSeal, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.secrets[id].ForAgent
+	if s == nil {
+		return lpmos.AgentSeal{}, false
+	}
+	return *s, true
 }
 
 // Changed returns a channel that is closed when the task's order next changes;

@@ -170,7 +170,7 @@ func (s *Store) CreateBatchTask(ctx context.Context, b lpmos.Batch, line int) (l
 		return lpmos.Task{}, err
 	}
 	spec := b.Specs[line-1]
-	t, err := s.create(ctx, lpmos.Task{ID: id, Spec: spec, CreatedBy: b.CreatedBy, BatchID: b.ID}, fmt.Sprintf("Task created, line %d of batch %s.", line, b.ID), "", "")
+	t, err := s.create(ctx, lpmos.Task{ID: id, Spec: spec, CreatedBy: b.CreatedBy, BatchID: b.ID}, nil, fmt.Sprintf("Task created, line %d of batch %s.", line, b.ID), "", "")
 	if errors.Is(err, lpmos.ErrConflict) {
 		// Of two replicas that create the same line, one is told that the
 		// machine belongs to the task it was about to create.

@@ -121,7 +121,7 @@ func setPart(t *lpmos.Task, kind Kind, value []byte, m *metadata) (err error) {
 		*m, err = decode[metadata](value)
 		t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy = m.TaskID, m.Spec, m.Attempt, m.CreatedAt, m.CreatedBy
 		t.UpdatedAt, t.Claims, t.ClaimUUID, t.BatchID, t.Found, t.HardwareAt = m.UpdatedAt, m.Claims, m.ClaimUUID, m.BatchID, m.Found, m.HardwareAt
-		t.Drift = m.Drift
+		t.Drift, t.Committed, t.Alarm = m.Drift, m.Committed, m.Alarm
 	case KindStatus:
 		t.Status = lpmos.Status(value)
 	case KindHardware:
@@ -194,6 +194,7 @@ func (s *Store) DeleteTask(ctx context.Context, id string) error {
 		[]clientv3.Op{
 			clientv3.OpDelete(taskPrefix(id), clientv3.WithPrefix()),
 			clientv3.OpDelete(Key{Kind: KindOrder, Region: rec.Task.RegionID, TaskID: id}.String()),
+			clientv3.OpDelete(Key{Kind: KindSecrets, Region: rec.Task.RegionID, TaskID: id}.String()),
 		}, nil)
 	if err != nil {
 		return fmt.Errorf("delete task %s: %w", id, err)

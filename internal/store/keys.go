@@ -36,6 +36,7 @@ const (
 	KindAgentSeen   Kind = "agents/{mac}/last_seen"
 	KindAgentTask   Kind = "agents/{mac}/task_id"
 	KindMachineTask Kind = "machines/{uuid}/task_id"
+	KindLock        Kind = "agents/{mac}/lock"
 
 	KindOrder        Kind = "regions/{region}/tasks/{id}"
 	KindBoot         Kind = "regions/{region}/machines/{mac}"
@@ -44,6 +45,8 @@ const (
 	KindCapabilities Kind = "regions/{region}/client/capabilities"
 	KindRegionStatus Kind = "regions/{region}/client/status"
 	KindIdentity     Kind = "regions/{region}/identity"
+	KindSecrets      Kind = "regions/{region}/secrets/{id}"
+	KindPermits      Kind = "regions/{region}/permits"
 
 	KindReportAgent    Kind = "regions/{region}/reports/{id}/{attempt}/agent"
 	KindReportHardware Kind = "regions/{region}/reports/{id}/{attempt}/hardware"
@@ -54,6 +57,7 @@ const (
 	KindReportBooted   Kind = "regions/{region}/reports/{id}/{attempt}/booted"
 
 	KindGlobal      Kind = "config/global"
+	KindStop        Kind = "config/stop"
 	KindStoreID     Kind = "config/store_id"
 	KindImage       Kind = "config/images/{os}/{version}/{arch}"
 	KindProfile     Kind = "config/profiles/{name}"
@@ -72,10 +76,10 @@ const (
 // Kinds are all patterns, in the order of docs/keyspace.md.
 var Kinds = []Kind{
 	KindMetadata, KindStatus, KindHardware, KindPlan, KindApproval, KindProgress, KindLogs, KindError, KindReceipt, KindTaskTemplate, KindTaskSetup, KindPrevious, KindEvent,
-	KindAgentInfo, KindAgentSeen, KindAgentTask, KindMachineTask,
-	KindOrder, KindBoot, KindDiscovered, KindHeartbeat, KindCapabilities, KindRegionStatus, KindIdentity,
+	KindAgentInfo, KindAgentSeen, KindAgentTask, KindMachineTask, KindLock,
+	KindOrder, KindBoot, KindDiscovered, KindHeartbeat, KindCapabilities, KindRegionStatus, KindIdentity, KindSecrets, KindPermits,
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,
-	KindGlobal, KindStoreID, KindImage, KindProfile, KindTemplate, KindIdempotency, KindEnrollment,
+	KindGlobal, KindStop, KindStoreID, KindImage, KindProfile, KindTemplate, KindIdempotency, KindEnrollment,
 	KindBatchOutcome, KindBatchRequest,
 	KindUser, KindSignIn, KindToken,
 }

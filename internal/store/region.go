@@ -245,6 +245,10 @@ func (s *Store) SetRegionStatus(ctx context.Context, region, status string) erro
 type Global struct {
 	BootImage *lpmos.BootImage `json:"boot_image,omitempty"`
 	Keys      [][]byte         `json:"keys,omitempty"` // the control plane's Ed25519 public keys
+	// Hosts are the computers control planes run on, by their names. They are
+	// never installed.
+	Hosts map[string]lpmos.Host `json:"hosts,omitempty"`
+	lpmos.Limits
 }
 
 // UpdateGlobal changes config/global by compare-and-swap.

@@ -32,13 +32,18 @@ type metadata struct {
 	EventHash  string       `json:"event_hash"`
 	HardwareAt time.Time    `json:"hardware_at,omitzero"`
 
-	Drift []lpmos.Drift `json:"drift,omitempty"`
+	Drift     []lpmos.Drift         `json:"drift,omitempty"`
+	Committed []lpmos.PlannedSecret `json:"committed_secrets,omitempty"`
+	Alarm     *lpmos.Alarm          `json:"alarm,omitempty"`
 }
 
 // Record is a task as the store has it, taken apart the way it is kept.
 type Record struct {
 	Task   lpmos.Task
 	Permit *lpmos.Permit // of the attempt that runs
+	// Secrets are the task's, sealed; nil when it has none. They go when the
+	// task cannot need them any more.
+	Secrets *lpmos.SealedSecrets
 
 	eventSeq  int64
 	eventHash string
@@ -51,6 +56,8 @@ type Move struct {
 	Cause   lpmos.Cause
 	By      string // who: a person's name, "agent", "orchestrator"
 	Message string // a sentence for the event; Edit may still set it
+	// Gate is what a permit must pass as well; what does not pass is a *HeldError.
+	Gate *Gate
 }
 
 // maxRaces is how often a transition is tried again when another writer was
@@ -63,6 +70,9 @@ type NewTask struct {
 	By      string
 	Key     string // Idempotency-Key, "" for none
 	Request string // digest of what was asked, before anything was filled in; "" means of Spec
+
+	Committed []lpmos.PlannedSecret      // commitments to the task's secrets
+	Seal      func(taskID string) string // seals them at rest; nil when there are none
 }
 
 // CreateTask is Create for a spec that stands for itself.
@@ -74,11 +84,17 @@ func (s *Store) CreateTask(ctx context.Context, spec lpmos.Spec, by, idempotency
 // of its MAC: a machine has one live task. With an idempotency key, a
 // repetition of the same request returns the first one's task.
 func (s *Store) Create(ctx context.Context, n NewTask) (lpmos.Task, error) {
-	return s.create(ctx, lpmos.Task{ID: lpmos.NewTaskID(), Spec: n.Spec, CreatedBy: n.By}, "Task created.", n.Key, n.Request)
+	t := lpmos.Task{ID: lpmos.NewTaskID(), Spec: n.Spec, CreatedBy: n.By, Committed: n.Committed}
+	var sealed *lpmos.SealedSecrets
+	if n.Seal != nil {
+		sealed = &lpmos.SealedSecrets{TaskID: t.ID, AtRest: n.Seal(t.ID)}
+	}
+	return s.create(ctx, t, sealed, "Task created.", n.Key, n.Request)
 }
 
-func (s *Store) create(ctx context.Context, fresh lpmos.Task, message, idempotencyKey, request string) (lpmos.Task, error) {
+func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.SealedSecrets, message, idempotencyKey, request string) (lpmos.Task, error) {
 	now := time.Now().UTC()
+	fresh.Spec.Secrets = nil // their values are in sealed
 	spec, by := fresh.Spec, fresh.CreatedBy
 	fresh.Attempt, fresh.CreatedAt, fresh.Claims = 1, now, []lpmos.MAC{spec.TargetMAC}
 	if spec.Template != "" {
@@ -119,10 +135,15 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, message, idempoten
 		if err != nil {
 			return lpmos.Task{}, err
 		}
+		if sealed != nil {
+			ops = append(ops, clientv3.OpPut(Key{Kind: KindSecrets, Region: t.RegionID, TaskID: t.ID}.String(), string(encode(sealed))))
+		}
 		claim := Key{Kind: KindAgentTask, MAC: spec.TargetMAC}.String()
+		lock := Key{Kind: KindLock, MAC: spec.TargetMAC}.String()
 		conds := []clientv3.Cmp{
 			clientv3.Compare(clientv3.CreateRevision(Key{Kind: KindStatus, TaskID: t.ID}.String()), "=", 0),
 			clientv3.Compare(clientv3.CreateRevision(claim), "=", 0),
+			clientv3.Compare(clientv3.CreateRevision(lock), "=", 0),
 		}
 		orElse := []clientv3.Op{clientv3.OpGet(claim)}
 		if idem != "" {
@@ -134,7 +155,7 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, message, idempoten
 			}
 			ops = append(ops, clientv3.OpPut(idem, string(encode(idempotent{t.ID, request})), clientv3.WithLease(lease)))
 		}
-		ops = append(ops, clientv3.OpPut(claim, t.ID))
+		ops, orElse = append(ops, clientv3.OpPut(claim, t.ID)), append(orElse, clientv3.OpGet(lock))
 		r, err := s.txn(ctx, conds, ops, orElse)
 		if err != nil {
 			return lpmos.Task{}, fmt.Errorf("create task: %w", err)
@@ -158,6 +179,13 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, message, idempoten
 		}
 		if kvs := r.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
 			return lpmos.Task{}, &lpmos.ConflictError{Problem: fmt.Sprintf("machine %s already has live task %s: cancel it, or wait until it ends", spec.TargetMAC, kvs[0].Value)}
+		}
+		if kvs := r.Responses[len(r.Responses)-1].GetResponseRange().Kvs; len(kvs) > 0 {
+			l, err := decode[lpmos.Lock](kvs[0].Value)
+			if err != nil {
+				return lpmos.Task{}, fmt.Errorf("decode %s: %w", lock, err)
+			}
+			return lpmos.Task{}, LockedError(spec.TargetMAC, l)
 		}
 	}
 	return lpmos.Task{}, fmt.Errorf("create task: %w: too many writers at once", lpmos.ErrUnavailable)
@@ -200,6 +228,9 @@ func (s *Store) Task(ctx context.Context, id string) (Record, error) {
 		return Record{}, fmt.Errorf("task %s: %w", id, lpmos.ErrNotFound)
 	}
 	rec.eventSeq, rec.eventHash = meta.EventSeq, meta.EventHash
+	if err := s.loadSecrets(ctx, &rec); err != nil {
+		return Record{}, err
+	}
 	if err := s.loadBoots(ctx, &rec, rec.Task.Claims); err != nil {
 		return Record{}, err
 	}
@@ -248,13 +279,21 @@ func (s *Store) Transition(ctx context.Context, id string, m Move, edit func(*Re
 			return lpmos.Task{}, err
 		}
 		next := rec
-		ops, err := next.apply(m, time.Now().UTC(), edit)
+		now := time.Now().UTC()
+		ops, err := next.apply(m, now, edit)
 		if err != nil {
 			return rec.Task, err
 		}
 		conds := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(Key{Kind: KindStatus, TaskID: id}.String()), "=", rec.statusRev)}
 		claimConds, claimOps, orElse := claims(&rec.Task, &next.Task)
 		conds, ops = append(conds, claimConds...), append(ops, claimOps...)
+		if m.Gate != nil {
+			gateConds, gateOps, err := s.pass(ctx, &rec.Task, m.Gate, now)
+			if err != nil {
+				return rec.Task, err
+			}
+			conds, ops = append(conds, gateConds...), append(ops, gateOps...)
+		}
 		r, err := s.txn(ctx, conds, ops, orElse)
 		if err != nil {
 			return rec.Task, fmt.Errorf("move task %s (%s): %w", id, m.Cause, err)
@@ -287,7 +326,7 @@ func (e *ClaimError) Is(target error) bool { return target == lpmos.ErrConflict 
 // apply moves r's task and returns what is to be written for it.
 func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) ([]clientv3.Op, error) {
 	t := &r.Task
-	before := *t
+	before, sealed := *t, r.Secrets
 	to, err := t.Status.Next(m.Cause)
 	if err != nil {
 		return nil, err
@@ -323,6 +362,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 		clientv3.OpPut(key(KindStatus).String(), string(to)),
 		put(key(KindMetadata), metadata{
 			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt, t.Drift,
+			t.Committed, t.Alarm,
 		}),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}
@@ -350,6 +390,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	if !slices.Equal(before.LogTail, t.LogTail) {
 		ops = append(ops, clientv3.OpPut(key(KindLogs).String(), strings.Join(t.LogTail, "\n")))
 	}
+	ops = append(ops, r.secretOps(sealed)...)
 	orderKey := Key{Kind: KindOrder, Region: t.RegionID, TaskID: t.ID}
 	if hasOrder(t) {
 		ops = append(ops, put(orderKey, lpmos.Order{

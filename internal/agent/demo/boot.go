@@ -21,8 +21,12 @@ import (
 // ErrLocal says that the region sends a machine to its own disk.
 var ErrLocal = errors.New("boot the local disk")
 
-// segmentURL finds the initramfs segment in an iPXE script.
-var segmentURL = regexp.MustCompile(`(?m)^[ \t]*initrd\b.*?[ \t]((?:https?://[^\s]+)?` + regexp.QuoteMeta(agentapi.PathSegment) + `[^\s]+)`)
+// segmentURL finds the initramfs segment of this boot in an iPXE script, siteURL
+// the one that is the same for every machine of a site.
+var (
+	segmentURL = regexp.MustCompile(`(?m)^[ \t]*initrd\b.*?[ \t]((?:https?://[^\s]+)?` + regexp.QuoteMeta(agentapi.PathSegment) + `[^\s]+)`)
+	siteURL    = regexp.MustCompile(`(?m)^[ \t]*initrd --name site\.img[ \t]((?:https?://[^\s]+)?` + regexp.QuoteMeta(agentapi.PathBlobs) + `[^\s]+)`)
+)
 
 // localBoot are commands that leave the network for a disk.
 var localBoot = regexp.MustCompile(`(?m)^[ \t]*(sanboot\b|chain\b.*localboot)`)
@@ -53,19 +57,27 @@ func Boot(ctx context.Context, regionURL string, mac lpmos.MAC, uuid string) (ag
 		}
 		return agentapi.BootConfig{}, fmt.Errorf("boot script names no segment and no disk: %.200q", script)
 	}
-	segment, err := base.Parse(string(found[1]))
-	if err != nil {
-		return agentapi.BootConfig{}, fmt.Errorf("read segment address: %w", err)
+	where := siteURL.FindSubmatch(script)
+	if where == nil {
+		return agentapi.BootConfig{}, errors.New("boot script names no site segment, so no order could be trusted (publish the boot image again: lpmos bootimage publish)")
 	}
-	archive, err := get(ctx, segment.String())
-	if err != nil {
-		return agentapi.BootConfig{}, fmt.Errorf("fetch boot segment: %w", err)
+	var files [2][]byte
+	for i, f := range []struct{ name, address, path string }{
+		{"site segment", string(where[1]), agentapi.SiteConfigPath}, {"boot segment", string(found[1]), agentapi.BootConfigPath},
+	} {
+		address, err := base.Parse(f.address)
+		if err != nil {
+			return agentapi.BootConfig{}, fmt.Errorf("read address of %s: %w", f.name, err)
+		}
+		archive, err := get(ctx, address.String())
+		if err != nil {
+			return agentapi.BootConfig{}, fmt.Errorf("fetch %s: %w", f.name, err)
+		}
+		if files[i], err = fileOfCPIO(archive, strings.TrimPrefix(f.path, "/")); err != nil {
+			return agentapi.BootConfig{}, fmt.Errorf("read %s: %w", f.name, err)
+		}
 	}
-	text, err := fileOfCPIO(archive, strings.TrimPrefix(agentapi.BootConfigPath, "/"))
-	if err != nil {
-		return agentapi.BootConfig{}, fmt.Errorf("read boot segment: %w", err)
-	}
-	return agent.ParseBootConfig(bytes.NewReader(text))
+	return agent.ParseBootConfig(bytes.NewReader(files[1]), bytes.NewReader(files[0]))
 }
 
 func get(ctx context.Context, address string) ([]byte, error) {

@@ -60,12 +60,15 @@ func TestBootFollowsTheScript(t *testing.T) {
 	mux.HandleFunc("GET "+agentapi.PathSegment+"n0nce", func(w http.ResponseWriter, r *http.Request) {
 		w.Write(newc([2]string{"lpmos/boot.json", string(lpmos.CanonicalJSON(cfg))}))
 	})
+	mux.HandleFunc("GET "+agentapi.PathBlobs+"51fe", func(w http.ResponseWriter, r *http.Request) {
+		w.Write(newc([2]string{"lpmos/site.json", string(lpmos.CanonicalJSON(agentapi.SiteConfig{Keys: cfg.Keys}))}))
+	})
 	srv := httptest.NewServer(mux)
 	defer srv.Close()
 	m := New(Config{RegionURL: srv.URL, MAC: mac, Pauses: agent.Pauses{}}, io.Discard, slog.LevelError)
 	for name, s := range map[string]string{
-		"with absolute addresses": "#!ipxe\nkernel --name vmlinuz " + srv.URL + "/blobs/0 initrd=base.img\ninitrd --name base.img " + srv.URL + "/blobs/1 || goto failed\ninitrd --name machine.img " + srv.URL + "/boot/segment/n0nce || goto failed\nboot\n",
-		"with paths":              "#!ipxe\ninitrd --name machine.img /boot/segment/n0nce\n",
+		"with absolute addresses": "#!ipxe\nkernel --name vmlinuz " + srv.URL + "/blobs/0 initrd=base.img\ninitrd --name base.img " + srv.URL + "/blobs/1 || goto failed\ninitrd --name machine.img " + srv.URL + "/boot/segment/n0nce || goto failed\ninitrd --name site.img " + srv.URL + "/blobs/51fe || goto failed\nboot\n",
+		"with paths":              "#!ipxe\ninitrd --name machine.img /boot/segment/n0nce\ninitrd --name site.img /blobs/51fe\n",
 	} {
 		script = s
 		if got, err := m.boot(t.Context()); err != nil || got.BootMAC != mac {
@@ -77,6 +80,10 @@ func TestBootFollowsTheScript(t *testing.T) {
 		if _, err := m.boot(t.Context()); err != ErrLocal {
 			t.Errorf("boot by %q = %v; want %v", s, err, ErrLocal)
 		}
+	}
+	script = "#!ipxe\ninitrd --name machine.img /boot/segment/n0nce\n"
+	if _, err := m.boot(t.Context()); err == nil || !strings.Contains(err.Error(), "names no site segment") {
+		t.Errorf("boot by a script without the site's keys = %v; want an error", err)
 	}
 	script = "#!ipxe\n:failed\necho LPMOS: wait\nsleep 30\nchain --replace " + srv.URL + "/boot.ipxe?mac=x || goto failed\n"
 	if _, err := m.boot(t.Context()); err == nil || err == ErrLocal || !strings.Contains(err.Error(), "names no segment") {

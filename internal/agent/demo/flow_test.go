@@ -36,6 +36,8 @@ func TestDemoFromPowerOnToCallhome(t *testing.T) {
 		stages   []lpmos.Stage
 		receipt  *lpmos.Receipt
 		fetched  int64
+
+		fingerprint string // of the agent's key
 	)
 	blobs := map[string][]byte{}
 	put := func(b []byte) string {
@@ -76,6 +78,7 @@ func TestDemoFromPowerOnToCallhome(t *testing.T) {
 	answer("POST "+agentapi.PathReport, func(r io.Reader) any {
 		var v agentapi.Report
 		decode(r, &v)
+		fingerprint = v.AgentKey.Fingerprint()
 		plan = lpmos.NewPlan(&lpmos.Task{ID: task, Spec: lpmos.Spec{Hostname: "demo-1"}}, v.Hardware, img)
 		if plan.Problem != "" {
 			t.Error(plan.Problem)
@@ -93,7 +96,7 @@ func TestDemoFromPowerOnToCallhome(t *testing.T) {
 		var v agentapi.PermitRequest
 		decode(r, &v)
 		status = lpmos.Installing
-		p := &lpmos.Permit{TaskID: task, Attempt: 1, Nonce: v.Nonce, PlanDigest: v.PlanDigest, HardwareDigest: v.HardwareDigest}
+		p := &lpmos.Permit{TaskID: task, Attempt: 1, Nonce: v.Nonce, AgentKey: fingerprint, PlanDigest: v.PlanDigest, HardwareDigest: v.HardwareDigest}
 		p.Sign(key)
 		return agentapi.PermitAnswer{Permit: p, CallhomeToken: "token"}
 	})
@@ -124,6 +127,7 @@ func TestDemoFromPowerOnToCallhome(t *testing.T) {
 	tls := httptest.NewTLSServer(api)
 	defer tls.Close()
 
+	site := put(agentapi.Segment(agentapi.SiteConfigPath, lpmos.CanonicalJSON(agentapi.SiteConfig{Keys: [][]byte{key.Public().(ed25519.PublicKey)}})))
 	boot := http.NewServeMux()
 	boot.HandleFunc("GET "+agentapi.PathBootScript, func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
@@ -132,7 +136,7 @@ func TestDemoFromPowerOnToCallhome(t *testing.T) {
 			io.WriteString(w, "#!ipxe\nsanboot --no-describe --drive 0x80 || exit 1\n")
 			return
 		}
-		io.WriteString(w, "#!ipxe\ninitrd --name machine.img /boot/segment/n || goto failed\n")
+		io.WriteString(w, "#!ipxe\ninitrd --name machine.img /boot/segment/n || goto failed\ninitrd --name site.img /blobs/"+site+" || goto failed\n")
 	})
 	boot.HandleFunc("GET "+agentapi.PathBlobs+"{sum}", func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
@@ -148,7 +152,7 @@ func TestDemoFromPowerOnToCallhome(t *testing.T) {
 	plain := httptest.NewServer(boot)
 	defer plain.Close()
 	boot.HandleFunc("GET "+agentapi.PathSegment+"n", func(w http.ResponseWriter, r *http.Request) {
-		cfg := agentapi.BootConfig{RegionID: "dc1", AgentURL: tls.URL, ServerName: "example.com", BootURL: plain.URL, Keys: [][]byte{key.Public().(ed25519.PublicKey)},
+		cfg := agentapi.BootConfig{RegionID: "dc1", AgentURL: tls.URL, ServerName: "example.com", BootURL: plain.URL,
 			CA: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: tls.Certificate().Raw})), TaskID: task, Attempt: 1, BootSeq: 1, BootMAC: DefaultMAC, Credential: "credential", Time: time.Now()}
 		w.Write(newc([2]string{"lpmos/boot.json", string(lpmos.CanonicalJSON(cfg))}))
 	})

@@ -21,6 +21,9 @@ type Job struct {
 	Attempt  int
 	Plan     *lpmos.Plan
 	Callhome agentapi.CallhomeConfig // goes into the installed system
+	// Secrets are the values of Plan.Effect.Secrets, by name. They go where the
+	// plan says and nowhere else: no argument, no log, no error.
+	Secrets map[string]lpmos.Secret
 
 	OnWrite func()     // called once, before the first write; may be nil
 	OnStep  func(Step) // called from several goroutines, one at a time; may be nil

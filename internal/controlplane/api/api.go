@@ -115,6 +115,10 @@ type Decision struct {
 	Notes      string
 	PlanDigest string // of the plan that was shown; "" only where nothing that was found is erased
 	SerialEnd  string // what was typed for SerialEnds of the plan, where data was found
+	// AgentKey is the fingerprint whose words the person compared with the
+	// machine's console, "" if they did not. The approval is then for the boot
+	// with this key alone.
+	AgentKey string
 }
 
 // SerialEnd is what an approver types to show that the right disk is meant:

@@ -23,6 +23,8 @@ type Reader interface {
 	Rev() int64
 	Counts() map[lpmos.Status]int
 	Regions() []lpmos.Region
+	Stopped() *lpmos.Stop
+	Alarmed() int // live tasks with an alarm
 }
 
 // Hub is what the WebSocket server tells of itself. All but Connections only
@@ -76,6 +78,8 @@ var (
 	regionsDesc   = desc("lpmos_regions", "Regions that ever registered, by whether they are online.", "status")
 	readyDesc     = desc("lpmos_ready", "1 once all tasks are in memory.")
 	revDesc       = desc("lpmos_store_revision", "Revision of the store that this replica has seen.")
+	stoppedDesc   = desc("lpmos_emergency_stop", "1 while the emergency stop stands.")
+	alarmsDesc    = desc("lpmos_tasks_alarmed", "Live tasks with an alarm: a copied credential, a second machine.")
 	connsDesc     = desc("lpmos_websocket_connections", "WebSocket clients connected now.")
 	publishedDesc = desc("lpmos_websocket_published_total", "Messages for WebSocket clients, each counted once.")
 	sentDesc      = desc("lpmos_websocket_sent_total", "Messages written to WebSocket clients.")
@@ -89,7 +93,7 @@ type collector struct {
 }
 
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{tasksDesc, regionsDesc, readyDesc, revDesc} {
+	for _, d := range []*prometheus.Desc{tasksDesc, regionsDesc, readyDesc, revDesc, stoppedDesc, alarmsDesc} {
 		ch <- d
 	}
 	if c.hub != nil {
@@ -120,6 +124,12 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(readyDesc, ready)
 	gauge(revDesc, float64(c.read.Rev()))
+	stopped := 0.0
+	if c.read.Stopped() != nil {
+		stopped = 1
+	}
+	gauge(stoppedDesc, stopped)
+	gauge(alarmsDesc, float64(c.read.Alarmed()))
 	if c.hub == nil {
 		return
 	}

@@ -13,6 +13,10 @@ type site struct{}
 
 func (site) Ready() bool { return true }
 func (site) Rev() int64  { return 42 }
+func (site) Stopped() *lpmos.Stop {
+	return &lpmos.Stop{By: "ada"}
+}
+func (site) Alarmed() int { return 5 }
 func (site) Counts() map[lpmos.Status]int {
 	return map[lpmos.Status]int{lpmos.Failed: 3}
 }
@@ -27,7 +31,7 @@ func TestMetrics(t *testing.T) {
 	w := httptest.NewRecorder()
 	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	for _, want := range []string{
-		`lpmos_tasks{status="failed"} 3`, `lpmos_tasks{status="pending"} 0`, `lpmos_regions{status="online"} 2`, "lpmos_ready 1", "lpmos_store_revision 42",
+		`lpmos_tasks{status="failed"} 3`, `lpmos_tasks{status="pending"} 0`, `lpmos_regions{status="online"} 2`, "lpmos_ready 1", "lpmos_emergency_stop 1", "lpmos_tasks_alarmed 5", "lpmos_store_revision 42",
 		"lpmos_websocket_connections 7", "lpmos_websocket_evicted_total 2", `lpmos_build_info{version="v1"} 1`,
 		`lpmos_http_request_duration_seconds_bucket{method="GET",route="/api/v1/tasks/:id",status="200",le="0.005"} 1`,
 		`lpmos_http_request_duration_seconds_count{method="GET",route="/api/v1/tasks/:id",status="200"} 2`, "go_goroutines",

@@ -20,7 +20,14 @@ func (o *Orchestrator) Create(ctx context.Context, spec lpmos.Spec, by, idempote
 	if err != nil {
 		return lpmos.Task{}, err
 	}
-	t, err := o.put.Create(ctx, store.NewTask{Spec: spec, By: by, Key: idempotencyKey, Request: request})
+	if err := o.mayInstall(spec.TargetMAC); err != nil {
+		return lpmos.Task{}, err
+	}
+	n := store.NewTask{Spec: spec, By: by, Key: idempotencyKey, Request: request}
+	if n.Committed, n.Seal, err = o.sealed(&n.Spec); err != nil {
+		return lpmos.Task{}, err
+	}
+	t, err := o.put.Create(ctx, n)
 	if err == nil {
 		o.log.Info("task created", "task", t.ID, "region", t.RegionID, "mac", t.TargetMAC, "by", by, "rev", t.Rev)
 	}
@@ -45,7 +52,8 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 	if !d.Approved {
 		cause = lpmos.CauseRejected
 	}
-	t, err := o.put.Transition(ctx, id, store.Move{Cause: cause, By: by, Message: d.Notes}, func(rec *store.Record, _ *store.Move) error {
+	agent := o.read.Reports(id).Agent
+	t, err := o.put.Transition(ctx, id, store.Move{Cause: cause, By: by, Message: d.Notes}, func(rec *store.Record, m *store.Move) error {
 		task := &rec.Task
 		plan := task.Plan
 		a := lpmos.Approval{TaskID: id, Approved: d.Approved, Notes: d.Notes, By: by, At: o.now().UTC()}
@@ -64,6 +72,17 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 				return &lpmos.ConflictError{Status: task.Status, Problem: "this plan cannot be carried out: " + plan.Problem}
 			case d.SerialEnd != "" && !api.SerialEndsMatch(plan, d.SerialEnd):
 				return &lpmos.InvalidError{Field: "serial_end", Problem: "is not how the serial number of the disk to be erased ends", Value: d.SerialEnd}
+			}
+			if agent != nil && agent.Key != nil && agent.Attempt == task.Attempt {
+				a.AgentKey = agent.Key.Fingerprint()
+			}
+			if d.AgentKey != "" {
+				if d.AgentKey != a.AgentKey {
+					return &lpmos.ConflictError{Status: task.Status, Problem: "the machine's key is not the one whose words were compared: it started again, or another machine answers for it; " +
+						"compare the words again, now they are " + lpmos.KeyWords(a.AgentKey)}
+				}
+				a.KeyCompared = true
+				m.Message = strings.TrimSpace(m.Message + " The key words were compared with the machine's console.")
 			}
 			a.ExpiresAt = a.At.Add(o.cfg.ApprovalTTL)
 			a.FirstAttempt, a.LastAttempt = task.Attempt, task.Attempt+o.cfg.MaxAttempts-1
@@ -146,6 +165,7 @@ func (o *Orchestrator) Retry(ctx context.Context, id, by string) (lpmos.Task, er
 		t := &rec.Task
 		t.Attempt++
 		t.Hardware, t.Plan, t.Approval, t.Progress, t.Error, t.Receipt, t.Drift, rec.Permit = nil, nil, nil, nil, nil, nil, nil, nil
+		t.Alarm = nil
 		t.Claims, t.ClaimUUID = []lpmos.MAC{t.TargetMAC}, ""
 		m.Message = fmt.Sprintf("Attempt %d begins when the machine boots from the network.", t.Attempt)
 		return nil

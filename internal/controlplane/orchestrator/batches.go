@@ -46,6 +46,14 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 			continue
 		}
 		mac := out[i].TargetMAC
+		if err := o.mayInstall(mac); err != nil {
+			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "target_mac", Detail: err.Error()})
+			continue
+		}
+		if len(out[i].Secrets) > 0 {
+			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "secrets", Detail: "secrets cannot be given to a batch: create this task by itself"})
+			continue
+		}
 		if n, twice := first[mac]; twice {
 			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "target_mac", Detail: fmt.Sprintf("target_mac %s is already in line %d", mac, n)})
 			continue

@@ -18,6 +18,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/vault"
 	"github.com/lpmos/lpmos/internal/store"
 )
 
@@ -30,6 +31,7 @@ type Config struct {
 	VerifyingDeadline  time.Duration // 30 min
 	ApprovalTTL        time.Duration // 24 h: how long an approval may wait for its machine
 	MaxAttempts        int           // 3: attempts one approval covers
+	PermitsPerMinute   int           // lpmos.DefaultPermitsPerMinute, of each region; config/global may say otherwise
 	Key                ed25519.PrivateKey
 }
 
@@ -71,6 +73,10 @@ type reader interface {
 	TemplateUse(name string) api.Use
 	ImageUse(os, version, arch string) api.Use
 	Claimed() map[lpmos.MAC]string
+	PermitWait(id string) *lpmos.PermitWait
+	PermitLimit() int
+	Protection(macs []lpmos.MAC, uuid string) string
+	Locked(mac lpmos.MAC) *lpmos.Lock
 }
 
 // writer is the store.
@@ -86,6 +92,11 @@ type writer interface {
 	FoldProgress(ctx context.Context, p *lpmos.Progress, logTail []string) error
 	SetRegionStatus(ctx context.Context, region, status string) error
 	Events(ctx context.Context, id string) ([]lpmos.Event, error)
+	PutStop(ctx context.Context, s lpmos.Stop) error
+	DeleteStop(ctx context.Context) error
+	PutLock(ctx context.Context, macs []lpmos.MAC, l lpmos.Lock) error
+	DeleteLock(ctx context.Context, macs []lpmos.MAC) error
+	UpdateGlobal(ctx context.Context, edit func(*store.Global) error) error
 	batchStore
 }
 
@@ -95,6 +106,7 @@ type Orchestrator struct {
 	read    reader
 	put     writer
 	batches batchStore
+	vault   *vault.Vault // nil without a signing key: then no task has secrets
 	log     *slog.Logger
 	now     func() time.Time
 
@@ -130,8 +142,16 @@ type sight struct {
 // New makes an orchestrator. cfg.Key signs approvals and permits.
 func New(cfg Config, read reader, put writer, log *slog.Logger) *Orchestrator {
 	cfg.defaults()
+	var v *vault.Vault
+	if len(cfg.Key) == ed25519.PrivateKeySize {
+		var err error
+		if v, err = vault.New(cfg.Key); err != nil {
+			panic("orchestrator: " + err.Error()) // of a key of the right length
+		}
+	}
 	return &Orchestrator{
-		cfg: cfg, read: read, put: put, batches: put, newBatch: make(chan struct{}, 1), log: log, now: time.Now,
+		vault: v,
+		cfg:   cfg, read: read, put: put, batches: put, newBatch: make(chan struct{}, 1), log: log, now: time.Now,
 		dirty: map[string]struct{}{}, wake: make(chan struct{}, 1),
 		watch: map[string]*sight{}, granted: map[string]grant{}, regions: map[string]string{},
 	}

@@ -55,6 +55,7 @@ func newSite(t *testing.T, cfg orchestrator.Config) *site {
 	}
 	cfg.Key = key
 	s := &site{t: t, store: st, state: state.New(st, discard), key: key, moves: &counting{Store: st}}
+	s.state.SetPermitLimit(cfg.PermitsPerMinute)
 	s.Orchestrator = orchestrator.New(cfg, s.state, s.moves, discard)
 	s.state.Listen(s.Notice)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -136,15 +137,41 @@ func (s *site) approvedTask(mac string) lpmos.Task {
 	s.t.Helper()
 	t := s.create(mac)
 	s.ok(s.sess.PutHardware(s.t.Context(), t.ID, 1, hardware(mac)))
-	t = s.is(t.ID, lpmos.AwaitingApproval)
+	return s.approve(s.is(t.ID, lpmos.AwaitingApproval))
+}
+
+func (s *site) approve(t lpmos.Task) lpmos.Task {
+	s.t.Helper()
 	if _, err := s.Decide(s.t.Context(), t.ID, api.Decision{Approved: true, PlanDigest: t.Plan.Digest}, "alice"); err != nil {
 		s.t.Fatal(err)
 	}
 	return s.is(t.ID, lpmos.Approved)
 }
 
+// request is what a boot asks whose key the region has registered.
 func (s *site) request(t lpmos.Task, attempt int, nonce string) lpmos.PermitRequest {
-	return lpmos.PermitRequest{TaskID: t.ID, Attempt: attempt, Nonce: nonce, PlanDigest: t.Plan.Digest, HardwareDigest: t.Plan.HardwareDigest}
+	s.t.Helper()
+	return s.requestAs(agentKey, t, attempt, nonce)
+}
+
+func (s *site) requestAs(key *lpmos.AgentKey, t lpmos.Task, attempt int, nonce string) lpmos.PermitRequest {
+	s.t.Helper()
+	pub := key.Public()
+	if err := s.sess.PutAgent(s.t.Context(), lpmos.AgentRecord{TaskID: t.ID, Attempt: attempt, BootSeq: 1, Key: &pub}); err != nil && !errors.Is(err, lpmos.ErrNotFound) {
+		s.t.Fatal(err)
+	}
+	return lpmos.PermitRequest{TaskID: t.ID, Attempt: attempt, Nonce: nonce, PlanDigest: t.Plan.Digest, HardwareDigest: t.Plan.HardwareDigest, AgentKey: &pub, At: time.Now().UTC()}
+}
+
+// agentKey is the key of the agents of these tests.
+var agentKey = newKey()
+
+func newKey() *lpmos.AgentKey {
+	k, err := lpmos.NewAgentKey()
+	if err != nil {
+		panic(err)
+	}
+	return k
 }
 
 func (s *site) ok(err error) {
@@ -180,7 +207,7 @@ func TestLife(t *testing.T) {
 	task = s.is(task.ID, lpmos.Installing)
 	rec, err := s.store.Task(t.Context(), task.ID)
 	s.ok(err)
-	v := lpmos.Verifier{Keys: []ed25519.PublicKey{s.key.Public().(ed25519.PublicKey)}, TaskID: task.ID, Hardware: hardware("52:54:00:00:00:01"), Now: time.Now()}
+	v := lpmos.Verifier{Keys: []ed25519.PublicKey{s.key.Public().(ed25519.PublicKey)}, TaskID: task.ID, Hardware: hardware("52:54:00:00:00:01"), AgentKey: agentKey.Public().Fingerprint(), Now: time.Now()}
 	if err := v.Check(task.Plan, task.Approval, rec.Permit, 1, strings.Repeat("1", 64)); err != nil {
 		t.Errorf("the agent would refuse: %v", err)
 	}

@@ -51,6 +51,11 @@ func (o *Orchestrator) step(ctx context.Context, t lpmos.Task, r api.Reports) er
 	if r.Result != nil && !r.Result.OK && t.Status.Allows(lpmos.CauseFailed) {
 		return o.fail(ctx, t, lpmos.CauseFailed, r.Result.Failure)
 	}
+	if r.Agent != nil && r.Agent.Alarm != nil && t.Status.Allows(lpmos.CauseAlarm) {
+		if err := o.alarm(ctx, t, r.Agent.Alarm); !errors.Is(err, errNothing) {
+			return err
+		}
+	}
 	switch t.Status {
 	case lpmos.Pending, lpmos.AwaitingApproval:
 		if r.Hardware != nil {
@@ -64,8 +69,10 @@ func (o *Orchestrator) step(ctx context.Context, t lpmos.Task, r api.Reports) er
 				return err
 			}
 		}
-		if r.Permit != nil {
-			return o.permit(ctx, t, r.Permit, lpmos.CausePermitGranted)
+		if r.Permit != nil && asksNow(r) && o.read.PermitWait(t.ID) == nil {
+			if err := o.permit(ctx, t, r.Permit, lpmos.CausePermitGranted); !errors.Is(err, errNothing) {
+				return err
+			}
 		}
 	case lpmos.Installing:
 		if r.Result != nil && r.Result.OK {
@@ -88,7 +95,7 @@ func (o *Orchestrator) step(ctx context.Context, t lpmos.Task, r api.Reports) er
 		}
 		// Reading the task anew for each progress report only to find that its
 		// permit is granted would be most of the work of a thousand installs.
-		if r.Permit != nil && o.granted[t.ID] != (grant{t.Attempt, r.Permit.Nonce}) {
+		if r.Permit != nil && asksNow(r) && o.granted[t.ID] != (grant{t.Attempt, r.Permit.Nonce}) {
 			if err := o.permit(ctx, t, r.Permit, lpmos.CauseNextAttempt); !errors.Is(err, errNothing) {
 				return err
 			}
@@ -116,6 +123,12 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 		return o.fail(ctx, t, lpmos.CauseFailed, &lpmos.Failure{
 			Code: "image_missing", Cause: "The image " + t.OSType + "/" + t.OSVersion + "/" + t.Arch + " is no longer in the catalogue.",
 			NextStep: "Import it again, then retry the task.",
+		})
+	}
+	if why := o.read.Protection(append(h.MACs(), t.TargetMAC), h.System.UUID); why != "" {
+		return o.fail(ctx, t, lpmos.CauseFailed, &lpmos.Failure{
+			Code: "protected_machine", Cause: "This machine must never be installed: " + why + ".",
+			NextStep: "If that is wrong, take it off the list of protected machines, then retry the task.",
 		})
 	}
 	t, unnamed := named(t, h)
@@ -180,8 +193,11 @@ func identity(t lpmos.Task, h *lpmos.Hardware) ([]lpmos.MAC, string) {
 // middle of one. The transaction compares the status key, as cancel does.
 func (o *Orchestrator) permit(ctx context.Context, t lpmos.Task, req *lpmos.PermitRequest, cause lpmos.Cause) error {
 	var refused *lpmos.Failure
-	_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: cause, By: byAgent}, func(rec *store.Record, m *store.Move) error {
-		refused = nil
+	fingerprint := req.AgentKey.Fingerprint()
+	move := store.Move{Cause: cause, By: byAgent, Gate: &store.Gate{Limit: o.read.PermitLimit()}}
+	otherKey := false
+	_, err := o.put.Transition(ctx, t.ID, move, func(rec *store.Record, m *store.Move) error {
+		refused, otherKey = nil, false
 		task := &rec.Task
 		if rec.Permit != nil && rec.Permit.Nonce == req.Nonce {
 			if task.Status == lpmos.Installing && rec.Permit.Attempt == task.Attempt {
@@ -198,6 +214,14 @@ func (o *Orchestrator) permit(ctx context.Context, t lpmos.Task, req *lpmos.Perm
 		}
 		a := task.Approval
 		switch {
+		case a.KeyCompared && a.AgentKey != fingerprint && cause == lpmos.CausePermitGranted:
+			otherKey = true
+			return errNothing
+		case a.KeyCompared && a.AgentKey != fingerprint:
+			refused = &lpmos.Failure{
+				Code: "agent_key_changed", Cause: "The machine started again in the middle of the install; its approval was for the boot whose key was compared with the console.",
+				NextStep: "Retry the task, compare the new words on the machine's console, and approve.",
+			}
 		case req.PlanDigest != a.PlanDigest || req.HardwareDigest != a.HardwareDigest:
 			refused = &lpmos.Failure{Code: "approval_mismatch", Cause: "The machine asked to write for a plan that was not approved.", NextStep: "Look at the hardware and the plan, then retry."}
 		case attempt > a.LastAttempt:
@@ -212,9 +236,13 @@ func (o *Orchestrator) permit(ctx context.Context, t lpmos.Task, req *lpmos.Perm
 			return errNothing
 		}
 		p := lpmos.Permit{
-			TaskID: task.ID, Attempt: attempt, Nonce: req.Nonce, PlanDigest: a.PlanDigest, HardwareDigest: a.HardwareDigest, GrantedAt: o.now().UTC(),
+			TaskID: task.ID, Attempt: attempt, Nonce: req.Nonce, AgentKey: fingerprint, PlanDigest: a.PlanDigest, HardwareDigest: a.HardwareDigest, GrantedAt: o.now().UTC(),
 		}
 		p.Sign(o.cfg.Key)
+		if err := o.reseal(rec, &p, req.AgentKey); err != nil {
+			refused = &lpmos.Failure{Code: "secrets_missing", Cause: "The secrets of this task cannot be opened.", NextStep: "Create the task again with its secrets.", Evidence: err.Error()}
+			return errNothing
+		}
 		rec.Permit, task.Attempt = &p, attempt
 		m.Message = "The machine may write; erasing begins."
 		if cause == lpmos.CauseNextAttempt {
@@ -223,8 +251,77 @@ func (o *Orchestrator) permit(ctx context.Context, t lpmos.Task, req *lpmos.Perm
 		}
 		return nil
 	})
-	if refused != nil {
+	var held *store.HeldError
+	switch {
+	case refused != nil:
 		return o.fail(ctx, t, lpmos.CauseFailed, refused)
+	case otherKey:
+		_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: lpmos.CauseApprovalExpired, By: bySelf,
+			Message: "The machine started again since its key words were compared; the approval is void. Compare the new words."},
+			func(rec *store.Record, _ *store.Move) error {
+				if rec.Task.Attempt != t.Attempt || rec.Task.Approval == nil || rec.Task.Approval.AgentKey == fingerprint {
+					return errNothing
+				}
+				rec.Task.Approval, rec.Permit = nil, nil
+				return nil
+			})
+		return err
+	case errors.As(err, &held):
+		o.log.Debug("permit held", "task", t.ID, "reason", held.Reason)
+		return errNothing // looked at again with the next tick
+	}
+	return err
+}
+
+// asksNow reports whether the request for a permit is of the boot that answers
+// for the machine, with the key that boot registered.
+func asksNow(r api.Reports) bool {
+	k := r.Permit.AgentKey
+	return k != nil && k.Validate() == nil && r.Agent != nil && r.Agent.Key != nil && r.Agent.Key.Fingerprint() == k.Fingerprint()
+}
+
+// reseal closes the task's secrets for the agent that may write.
+func (o *Orchestrator) reseal(rec *store.Record, p *lpmos.Permit, key *lpmos.AgentPublic) error {
+	if len(rec.Task.Committed) == 0 {
+		return nil
+	}
+	if rec.Secrets == nil || o.vault == nil {
+		return fmt.Errorf("secrets of task %s: %w", p.TaskID, lpmos.ErrNotFound)
+	}
+	set, err := o.vault.OpenTask(p.TaskID, rec.Secrets.AtRest)
+	if err != nil {
+		return err
+	}
+	sealed, err := key.Seal(lpmos.SecretContext(p.TaskID, p.Attempt, p.PlanDigest), set.Expose())
+	if err != nil {
+		return err
+	}
+	s := *rec.Secrets
+	s.ForAgent = &lpmos.AgentSeal{Attempt: p.Attempt, AgentKey: p.AgentKey, Sealed: sealed}
+	rec.Secrets = &s
+	return nil
+}
+
+// alarm puts what a region's agent server saw on the task's timeline: the first
+// of a kind, and then each time ten times as many.
+func (o *Orchestrator) alarm(ctx context.Context, t lpmos.Task, a *lpmos.Alarm) error {
+	told := func(was *lpmos.Alarm) bool { return was != nil && was.Code == a.Code && a.Count < 10*was.Count }
+	if told(t.Alarm) {
+		return errNothing
+	}
+	message := a.Message + " It came from " + a.Address + "."
+	if a.Count > 1 {
+		message += fmt.Sprintf(" It happened %d times.", a.Count)
+	}
+	_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: lpmos.CauseAlarm, By: bySelf, Message: message}, func(rec *store.Record, _ *store.Move) error {
+		if rec.Task.Attempt != t.Attempt || rec.Task.Status != t.Status || told(rec.Task.Alarm) {
+			return errNothing
+		}
+		rec.Task.Alarm = a
+		return nil
+	})
+	if err == nil {
+		o.log.Error("alarm", "task", t.ID, "code", a.Code, "addr", a.Address, "count", a.Count)
 	}
 	return err
 }

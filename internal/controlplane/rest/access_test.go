@@ -21,6 +21,8 @@ var access = map[string]string{
 	"GET /api/v1/tasks/:id": "viewer", "DELETE /api/v1/tasks/:id": "operator", "PUT /api/v1/tasks/:id/approve": "approver", "POST /api/v1/tasks/:id/cancel": "operator", "POST /api/v1/tasks/:id/retry": "operator",
 	"GET /api/v1/tasks/:id/events": "viewer", "GET /api/v1/tasks/:id/logs": "viewer", "GET /api/v1/tasks/:id/plan": "viewer",
 	"GET /api/v1/regions": "viewer", "GET /api/v1/regions/:id": "viewer", "GET /api/v1/machines": "viewer", "GET /api/v1/machines/:mac": "viewer",
+	"PUT /api/v1/machines/:mac/lock": "operator+", "DELETE /api/v1/machines/:mac/lock": "approver+",
+	"GET /api/v1/stop": "viewer", "PUT /api/v1/stop": "operator", "DELETE /api/v1/stop": "approver+", "GET /api/v1/limits": "viewer", "PUT /api/v1/limits": "admin+",
 	"GET /api/v1/profiles": "viewer", "GET /api/v1/profiles/:name": "viewer", "PUT /api/v1/profiles/:name": "operator+", "DELETE /api/v1/profiles/:name": "operator+",
 	"GET /api/v1/templates": "viewer", "GET /api/v1/templates/:name": "viewer", "PUT /api/v1/templates/:name": "operator+", "DELETE /api/v1/templates/:name": "operator+", "POST /api/v1/templates/:name/preview": "viewer",
 	"GET /api/v1/images": "viewer", "GET /api/v1/images/:os/:version/:arch": "viewer", "PUT /api/v1/images/:os/:version/:arch": "admin+", "DELETE /api/v1/images/:os/:version/:arch": "admin+", "PUT /api/v1/bootimage": "admin+",

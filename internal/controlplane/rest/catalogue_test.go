@@ -270,7 +270,8 @@ func TestCompletedNotVerified(t *testing.T) {
 	id := want[map[string]string](p, "POST", "/api/v1/tasks", `{"region_id":"dc1","target_mac":"`+mac+`","os_type":"tiny","os_version":"1","verify":false}`, 201)["task_id"]
 	task := p.report(id, mac, lpmos.Content{})
 	want[lpmos.Task](p, "PUT", "/api/v1/tasks/"+id+"/approve", `{"approved":true}`, 200)
-	if err := p.sess.PutPermitRequest(t.Context(), lpmos.PermitRequest{TaskID: id, Attempt: 1, Nonce: strings.Repeat("a", 64), PlanDigest: task.Plan.Digest, HardwareDigest: task.Plan.HardwareDigest}); err != nil {
+	key := p.registered(t, id)
+	if err := p.sess.PutPermitRequest(t.Context(), lpmos.PermitRequest{TaskID: id, Attempt: 1, AgentKey: key, Nonce: strings.Repeat("a", 64), PlanDigest: task.Plan.Digest, HardwareDigest: task.Plan.HardwareDigest}); err != nil {
 		t.Fatal(err)
 	}
 	p.is(id, lpmos.Installing)

@@ -484,7 +484,8 @@ func TestETA(t *testing.T) {
 		digest := p.report(id, m, lpmos.Content{}).Plan.Digest
 		method, path, body := approve(id, digest)
 		task := want[lpmos.Task](p, method, path, body, 200)
-		if err := p.sess.PutPermitRequest(t.Context(), lpmos.PermitRequest{TaskID: id, Attempt: 1, Nonce: "n", PlanDigest: digest, HardwareDigest: task.Plan.HardwareDigest}); err != nil {
+		key := p.registered(t, id)
+		if err := p.sess.PutPermitRequest(t.Context(), lpmos.PermitRequest{TaskID: id, Attempt: 1, AgentKey: key, Nonce: "n", PlanDigest: digest, HardwareDigest: task.Plan.HardwareDigest}); err != nil {
 			t.Fatal(err)
 		}
 		p.is(id, lpmos.Installing)
@@ -560,4 +561,19 @@ func TestETA(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+}
+
+// registered stores that an agent of the task's first attempt registered a key,
+// and gives the key.
+func (p *plane) registered(t *testing.T, id string) *lpmos.AgentPublic {
+	t.Helper()
+	k, err := lpmos.NewAgentKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub := k.Public()
+	if err := p.sess.PutAgent(t.Context(), lpmos.AgentRecord{TaskID: id, Attempt: 1, BootSeq: 1, Key: &pub}); err != nil {
+		t.Fatal(err)
+	}
+	return &pub
 }

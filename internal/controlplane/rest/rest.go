@@ -52,6 +52,8 @@ type Reader interface {
 	ProfileUse(name string) api.Use
 	TemplateUse(name string) api.Use
 	ImageRev(os, version, arch string) (lpmos.Image, int64, bool)
+	Stopped() *lpmos.Stop
+	Limits() lpmos.Limits
 }
 
 // Actions is the orchestrator.
@@ -73,6 +75,12 @@ type Actions interface {
 	CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error)
 	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error)
 	Batch(ctx context.Context, id string) (lpmos.Batch, error)
+	// Stop holds every permit in every region from its own revision on.
+	Stop(ctx context.Context, reason, by string) (lpmos.Stop, error)
+	Resume(ctx context.Context, by string) error
+	Lock(ctx context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error)
+	Unlock(ctx context.Context, mac lpmos.MAC, by string) error
+	SetLimits(ctx context.Context, l lpmos.Limits, by string) (lpmos.Limits, error)
 }
 
 // Store is what goes to the store without a decision.
@@ -162,6 +170,13 @@ func (a *API) routes() []Route {
 		{"POST", v1 + "/regions/:id/revoke", auth.Administer, (*API).revokeRegion},
 		{"GET", v1 + "/machines", auth.See, (*API).listMachines},
 		{"GET", v1 + "/machines/:mac", auth.See, (*API).getMachine},
+		{"PUT", v1 + "/machines/:mac/lock", auth.Operate, (*API).lockMachine},
+		{"DELETE", v1 + "/machines/:mac/lock", auth.Approve, (*API).unlockMachine},
+		{"GET", v1 + "/stop", auth.See, (*API).getStop},
+		{"PUT", v1 + "/stop", auth.Operate, (*API).putStop},
+		{"DELETE", v1 + "/stop", auth.Approve, (*API).deleteStop},
+		{"GET", v1 + "/limits", auth.See, (*API).getLimits},
+		{"PUT", v1 + "/limits", auth.Administer, (*API).putLimits},
 		{"GET", v1 + "/profiles", auth.See, (*API).listProfiles},
 		{"GET", v1 + "/profiles/:name", auth.See, (*API).getProfile},
 		{"PUT", v1 + "/profiles/:name", auth.Configure, (*API).putProfile},

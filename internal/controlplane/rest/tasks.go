@@ -205,6 +205,7 @@ type approval struct {
 	Approved   *bool  `json:"approved"`
 	Notes      string `json:"notes,omitempty"`
 	PlanDigest string `json:"plan_digest,omitempty"`
+	AgentKey   string `json:"agent_key,omitempty"`
 }
 
 func (a *API) approveTask(c *gin.Context) {
@@ -224,7 +225,15 @@ func (a *API) approveTask(c *gin.Context) {
 		}
 		req.PlanDigest = "sha256:" + digits
 	}
-	t, err := a.act.Decide(c.Request.Context(), c.Param("id"), api.Decision{Approved: *req.Approved, Notes: req.Notes, PlanDigest: req.PlanDigest}, who(c))
+	if req.AgentKey != "" {
+		digits, err := lpmos.TrimDigest(req.AgentKey)
+		if err != nil {
+			a.fail(c, &lpmos.InvalidError{Field: "agent_key", Problem: "is not a fingerprint: sha256: and 64 hexadecimal digits", Value: req.AgentKey})
+			return
+		}
+		req.AgentKey = "sha256:" + digits
+	}
+	t, err := a.act.Decide(c.Request.Context(), c.Param("id"), api.Decision{Approved: *req.Approved, Notes: req.Notes, PlanDigest: req.PlanDigest, AgentKey: req.AgentKey}, who(c))
 	a.answer(c, t, err)
 }
 

@@ -27,6 +27,11 @@ type Orchestrator interface {
 	CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error)
 	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey string) (lpmos.Batch, error)
 	Batch(ctx context.Context, id string) (lpmos.Batch, error)
+	Stop(ctx context.Context, reason, by string) (lpmos.Stop, error)
+	Resume(ctx context.Context, by string) error
+	Lock(ctx context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error)
+	Unlock(ctx context.Context, mac lpmos.MAC, by string) error
+	SetLimits(ctx context.Context, l lpmos.Limits, by string) (lpmos.Limits, error)
 }
 
 // Actions is the orchestrator as one principal may use it. Every method asks

@@ -48,6 +48,8 @@ type Model interface {
 	Templates() []lpmos.Template
 	Template(name string) (lpmos.Template, bool)
 	TemplateUse(name string) api.Use
+	Stopped() *lpmos.Stop
+	Limits() lpmos.Limits
 }
 
 // Reader is the read model as one principal sees it.

@@ -65,6 +65,9 @@ type State struct {
 	imageRevs map[string]int64 // that wrote the entries of images
 	global    store.Global
 	fleet     fleet
+	safety    safety
+
+	defaultLimit int // of permits, see SetPermitLimit
 
 	profiles  map[string]lpmos.Profile
 	templates map[string]lpmos.Template
@@ -107,7 +110,7 @@ func (s *State) clear() {
 	s.runs = map[kind]*runs{}
 	s.regions, s.images, s.fetchers = map[string]*region{}, map[string]lpmos.Image{}, map[string]string{}
 	s.profiles, s.templates = map[string]lpmos.Profile{}, map[string]lpmos.Template{}
-	s.global, s.fleet = store.Global{}, newFleet()
+	s.global, s.fleet, s.safety = store.Global{}, newFleet(), newSafety()
 }
 
 // Listen adds a listener. It must not be called once Run has begun.
@@ -190,6 +193,8 @@ func (s *State) apply(b store.Batch) api.Update {
 			applyNamed(s, s.profiles, c)
 		case store.KindTemplate:
 			applyNamed(s, s.templates, c)
+		case store.KindStop, store.KindLock, store.KindPermits:
+			s.applySafety(c)
 		case store.KindGlobal:
 			g, err := store.Decode[store.Global](c)
 			s.report(err, c)
@@ -436,6 +441,10 @@ func (t *task) view() lpmos.Task {
 	v.Progress = t.progress()
 	for _, r := range t.reports {
 		v.Rev = max(v.Rev, r.Rev)
+	}
+	if r := t.reports[t.Attempt]; r != nil && r.Agent != nil && r.Agent.Key != nil {
+		fp := r.Agent.Key.Fingerprint()
+		v.AgentKey = &lpmos.AgentIdentity{Fingerprint: fp, Words: lpmos.KeyWords(fp), BootSeq: r.Agent.BootSeq, BootedAt: r.Agent.BootedAt}
 	}
 	return v
 }

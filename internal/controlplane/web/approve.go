@@ -141,7 +141,7 @@ func (w *Web) decide(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	f := r.PostForm
-	d := api.Decision{Approved: f.Get("approved") == "true", Notes: strings.TrimSpace(f.Get("notes")), PlanDigest: f.Get("plan_digest"), SerialEnd: strings.TrimSpace(f.Get("serial_end"))}
+	d := api.Decision{Approved: f.Get("approved") == "true", Notes: strings.TrimSpace(f.Get("notes")), PlanDigest: f.Get("plan_digest"), SerialEnd: strings.TrimSpace(f.Get("serial_end")), AgentKey: f.Get("compared")}
 	if t.Status != lpmos.AwaitingApproval || t.Plan == nil {
 		w.decidedAlready(rw, r, t, d)
 		return

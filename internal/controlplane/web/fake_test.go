@@ -27,6 +27,7 @@ var testNow = time.Date(2026, 11, 23, 14, 32, 8, 0, time.UTC)
 type fakeSite struct {
 	mu      sync.Mutex // guards what follows
 	rev     int64
+	stopped *lpmos.Stop
 	tasks   map[string]lpmos.Task
 	regions []lpmos.Region
 	images  []lpmos.Image
@@ -249,6 +250,23 @@ func (s *fakeSite) Cancel(_ context.Context, id, _, _ string) (lpmos.Task, error
 }
 func (s *fakeSite) Retry(_ context.Context, id, _ string) (lpmos.Task, error) {
 	return s.move(id, lpmos.CauseRetried, func(t *lpmos.Task) { t.Attempt++; t.Error = nil })
+}
+func (s *fakeSite) Stopped() *lpmos.Stop {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopped
+}
+func (s *fakeSite) Stop(_ context.Context, reason, by string) (lpmos.Stop, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = &lpmos.Stop{By: by, Reason: reason, At: time.Now().UTC()}
+	return *s.stopped, nil
+}
+func (s *fakeSite) Resume(context.Context, string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = nil
+	return nil
 }
 func (s *fakeSite) Delete(_ context.Context, id, _ string) error {
 	s.mu.Lock()

@@ -21,7 +21,7 @@ func (w *Web) parse() (map[string]*template.Template, error) {
 	}
 	pages := map[string]*template.Template{}
 	for _, name := range []string{
-		"dashboard", "tasks", "bulk", "bulk-done", "create", "summary", "batch", "task", "approve", "together", "stale", "problem",
+		"dashboard", "tasks", "bulk", "bulk-done", "create", "summary", "batch", "task", "approve", "together", "stale", "problem", "stop",
 		"machines", "machine", "regions", "images", "profiles", "profile", "templates", "template",
 		"login", "account", "users", "user", "tokens",
 	} {

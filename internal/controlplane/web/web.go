@@ -47,6 +47,7 @@ type Reader interface {
 	TemplateUse(name string) api.Use
 	ImageUse(os, version, arch string) api.Use
 	RegionLoad(id string) map[lpmos.Status]int
+	Stopped() *lpmos.Stop // the emergency stop, nil when there is none
 }
 
 // History reads what is too long for memory, in order, oldest first.
@@ -64,6 +65,10 @@ type Actions interface {
 	Cancel(ctx context.Context, taskID, reason, by string) (lpmos.Task, error)
 	Retry(ctx context.Context, taskID, by string) (lpmos.Task, error)
 	Delete(ctx context.Context, taskID, by string) error
+
+	// Stop keeps every machine from beginning to write, until Resume.
+	Stop(ctx context.Context, reason, by string) (lpmos.Stop, error)
+	Resume(ctx context.Context, by string) error
 
 	// Changes of profiles and templates are based on a version, 0 for none; an
 	// ErrConflict says that it is not the newest any more. What is in use is
@@ -212,6 +217,9 @@ var routes = func() []route {
 		{"POST /tasks/{id}/retry", auth.Operate, (*Web).retry},
 		{"POST /tasks/{id}/delete", auth.Operate, (*Web).delete},
 		{"GET /tasks/{id}/log", auth.See, (*Web).taskLog},
+		{"GET /stop", auth.See, (*Web).stopPage},
+		{"POST /stop", auth.Operate, (*Web).stop},
+		{"POST /resume", auth.Approve, (*Web).resume},
 		{"GET /regions", auth.See, (*Web).regions},
 		{"GET /machines", auth.See, (*Web).machineList},
 		{"GET /machines/{mac}", auth.See, (*Web).machine},
@@ -325,6 +333,7 @@ type page struct {
 	Awaiting int
 	Rev      int64
 	StoreID  string
+	Stop     *lpmos.Stop // shown on every page while it stands
 	Now      time.Time
 	Body     any
 
@@ -351,7 +360,7 @@ func (w *Web) show(rw http.ResponseWriter, r *http.Request, status int, name str
 		p.Return = r.URL.RequestURI()
 	}
 	p.Awaiting = w.reader.Counts()[lpmos.AwaitingApproval]
-	p.StoreID = w.reader.StoreID()
+	p.StoreID, p.Stop = w.reader.StoreID(), w.reader.Stopped()
 	if p.Rev == 0 {
 		p.Rev = w.reader.Rev()
 	}

@@ -52,7 +52,7 @@ func everyPage(s *fakeSite) map[string]int {
 		"/tasks/approve": 200, "/tasks/approve?like=" + idBlank: 200, "/tasks/approve?ids=" + idBlank + "," + idData + "," + idCompleted + ",x": 200, "/batches/" + taskID(15): 404, "/batches/x": 404,
 		"/tasks/" + idInstalling + "?log=chunk": 200, "/tasks/" + idInstalling + "?log=" + url.QueryEscape(hostile): 200,
 		"/machines": 200, "/machines?state=failed&region_id=bj-1&q=" + url.QueryEscape(hostile): 200, "/machines/7c:c2:55:10:99:07": 200, "/machines/" + url.PathEscape(hostile): 404,
-		"/images": 200, "/profiles": 200, "/profiles/db": 200, "/profiles/" + url.PathEscape(hostile): 404,
+		"/images": 200, "/stop": 200, "/profiles": 200, "/profiles/db": 200, "/profiles/" + url.PathEscape(hostile): 404,
 		"/templates": 200, "/templates/base": 200, "/templates/base?task=" + url.QueryEscape(hostile): 200, "/templates/base?task=" + idBlank: 200, "/templates/none": 404,
 		"/nothing/" + url.PathEscape(hostile): 404, "/tasks/" + taskID(15): 404, "/tasks/x": 404,
 	}

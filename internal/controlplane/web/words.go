@@ -242,6 +242,7 @@ var causeWords = map[lpmos.Cause]string{
 	lpmos.CauseFailed:           "The task failed",
 	lpmos.CauseDeadline:         "Nothing was heard for too long",
 	lpmos.CauseRetried:          "A retry was asked for",
+	lpmos.CauseAlarm:            "Somebody should look: an alarm",
 }
 
 func (s *tongue) causeWord(c lpmos.Cause) string {

@@ -15,6 +15,7 @@ type Book struct {
 	orders  map[string]lpmos.Order
 	boots   map[lpmos.MAC]lpmos.BootEntry
 	keys    [][]byte
+	secrets map[string]lpmos.AgentSeal
 	waiting map[string]chan struct{} // by task ID; "" for any
 }
 
@@ -85,6 +86,24 @@ func (b *Book) SetSynced(synced bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.synced = synced
+}
+
+// SetSecrets sets what was sealed for the agent of a task's attempt.
+func (b *Book) SetSecrets(taskID string, s lpmos.AgentSeal) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.secrets == nil {
+		b.secrets = map[string]lpmos.AgentSeal{}
+	}
+	b.secrets[taskID] = s
+}
+
+// Secrets finds what was sealed for the agent of a task's attempt.
+func (b *Book) Secrets(taskID string) (lpmos.AgentSeal, bool) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	s, ok := b.secrets[taskID]
+	return s, ok
 }
 
 func (b *Book) wake(taskID string) {

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/lpmos/lpmos"
@@ -123,7 +122,7 @@ func (s *Server) mint(ctx context.Context, m *machine, n nonce, sealed string, o
 	}
 	cfg := agentapi.BootConfig{
 		RegionID: s.cfg.RegionID, AgentURL: s.cfg.AgentURL, ServerName: s.cfg.ServerName, CA: s.cfg.CA,
-		BootURL: s.cfg.BootURL, Keys: s.orders.Keys(), TaskID: n.TaskID, Attempt: order.Attempt,
+		BootURL: s.cfg.BootURL, TaskID: n.TaskID, Attempt: order.Attempt,
 		BootSeq: n.Seq, BootMAC: n.MAC, Credential: secret, Time: rec.BootedAt,
 		Callhome: cmp.Or(s.cfg.CallhomeURL, s.cfg.AgentURL),
 	}
@@ -131,12 +130,7 @@ func (s *Server) mint(ctx context.Context, m *machine, n nonce, sealed string, o
 	if err != nil {
 		panic(fmt.Sprintf("agentserver: encode boot configuration: %v", err))
 	}
-	name := strings.TrimPrefix(agentapi.BootConfigPath, "/")
-	dir, _, _ := strings.Cut(name, "/")
-	b := &boot{m: m, rec: rec, nonce: sealed, segment: newc([]cpioFile{
-		{dir, modeDir | 0o700, nil},
-		{name, modeFile | 0o600, content},
-	})}
+	b := &boot{m: m, rec: rec, nonce: sealed, segment: agentapi.Segment(agentapi.BootConfigPath, content)}
 	holder := m.holder(granted(&order))
 	if n.TaskID != "" {
 		ctx, cancel := context.WithTimeout(ctx, storeTimeout)

@@ -2,6 +2,7 @@ package agentserver
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/hex"
 	"errors"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/agentapi"
 )
 
 // machine is one order's machine, or one without a task, and its boots.
@@ -48,6 +50,8 @@ type boot struct {
 	nonce   string
 	segment []byte // until the agent speaks
 	spoke   bool
+	asked   string // nonce of the permit it asked for, and when it first did
+	askedAt time.Time
 	// rivalled says that this boot, which is not the newest, spoke after the
 	// newest one's segment was served.
 	rivalled bool
@@ -111,7 +115,7 @@ func (m *machine) withOlder(rec lpmos.AgentRecord, holder *boot) lpmos.AgentReco
 		if r := b.rec; r.BootSeq < rec.BootSeq {
 			rec.Older = append(rec.Older, lpmos.AgentBoot{
 				Attempt: r.Attempt, BootSeq: r.BootSeq, BootMAC: r.BootMAC, UUID: r.UUID, Address: r.Address,
-				Credential: r.Credential, Used: b.spoke, BootedAt: r.BootedAt,
+				Credential: r.Credential, Used: b.spoke, BootedAt: r.BootedAt, Key: r.Key,
 			})
 		}
 	}
@@ -134,7 +138,7 @@ func (s *Server) restore(m *machine, rec lpmos.AgentRecord) {
 	for _, o := range slices.Backward(rec.Older) {
 		b := &boot{m: m, spoke: o.Used, rec: lpmos.AgentRecord{
 			TaskID: rec.TaskID, Attempt: o.Attempt, BootSeq: o.BootSeq, BootMAC: o.BootMAC, UUID: o.UUID, Address: o.Address,
-			Credential: o.Credential, Used: o.Used, BootedAt: o.BootedAt,
+			Credential: o.Credential, Used: o.Used, BootedAt: o.BootedAt, Key: o.Key,
 		}}
 		if o.BootSeq == rec.Holder {
 			m.prev = b
@@ -267,6 +271,7 @@ type caller struct {
 	rec   lpmos.AgentRecord
 	order *lpmos.Order // nil when the machine has no task or the task has ended
 	addr  netip.Addr
+	key   ed25519.PublicKey // that the connection proved, nil when none
 }
 
 // authenticate finds out which boot speaks and whether it may.
@@ -288,7 +293,7 @@ func (s *Server) authenticate(r *http.Request) (*caller, error) {
 	if err != nil {
 		return nil, forbidden("the request has no source address")
 	}
-	c := &caller{m: b.m, b: b, addr: from.Addr().Unmap().WithZone("")}
+	c := &caller{m: b.m, b: b, addr: from.Addr().Unmap().WithZone(""), key: agentapi.PeerKey(r.TLS)}
 	if !b.m.requests.Allow() {
 		return nil, errTooMany
 	}
@@ -312,7 +317,11 @@ func (s *Server) admit(ctx context.Context, c *caller) error {
 		s.storeQuarantine(ctx, m)
 		return forbidden(q.reason)
 	}
+	if err := s.checkKey(ctx, c); err != nil {
+		return err
+	}
 	if err := s.checkAddress(c); err != nil {
+		s.alarm(ctx, c, "credential_moved", "Somebody used this machine's credential from another address.")
 		return err
 	}
 	if o := c.order; o != nil {
@@ -330,11 +339,16 @@ func (s *Server) admit(ctx context.Context, c *caller) error {
 		m.prev = nil
 	} else {
 		switch {
+		case c.order != nil && m.cur.spoke && (b.spoke || granted(c.order)):
+			return s.quarantine(ctx, c)
 		case !granted(c.order):
+			// It never spoke: another start of this machine was quicker. It boots
+			// again; who took the segment that was newer is seen by then.
+			if c.order != nil && m.cur.spoke {
+				s.alarm(ctx, c, "credential_revoked", "An agent started with a credential that a newer start of this machine had revoked.")
+			}
 			s.log.Warn("credential of an older boot used", "task", m.taskID, "addr", c.addr, "seq", b.rec.BootSeq, "newest", m.cur.rec.BootSeq)
 			return errUnknown
-		case m.cur.spoke:
-			return s.quarantine(ctx, c)
 		case b != m.prev:
 			return errUnknown
 		}
@@ -378,25 +392,107 @@ func (s *Server) checkAddress(c *caller) error {
 	return forbidden("the credential belongs to another address")
 }
 
-// quarantine stops both of two agents that claim one permit. The caller holds
-// the machine's mu.
+// checkKey holds a credential to the key that was registered with it. Before
+// that, whoever brings a key may register it. The answer to a wrong key is that
+// to a wrong credential. The caller holds the machine's mu.
+func (s *Server) checkKey(ctx context.Context, c *caller) error {
+	switch k := c.b.rec.Key; {
+	case c.key == nil:
+		s.log.Warn("credential used without a key", "task", c.m.taskID, "mac", c.b.rec.BootMAC, "addr", c.addr)
+	case k == nil || c.key.Equal(ed25519.PublicKey(k.Sign)):
+		return nil
+	default:
+		s.log.Error("credential used with another key", "task", c.m.taskID, "mac", c.b.rec.BootMAC, "addr", c.addr)
+	}
+	if c.b.rec.Key != nil {
+		s.alarm(ctx, c, "credential_stolen", "Somebody used this machine's credential without its key: it was copied on its way, or two machines took it.")
+	}
+	return errUnknown
+}
+
+// register keeps the key of a boot with its first report. The caller holds the
+// machine's mu.
+func (s *Server) register(ctx context.Context, c *caller, k *lpmos.AgentPublic) error {
+	switch known := c.b.rec.Key; {
+	case k == nil && known == nil:
+		return &lpmos.InvalidError{Field: "agent_key", Problem: "is missing"}
+	case k == nil:
+		return nil
+	case k.Validate() != nil:
+		return k.Validate()
+	case !c.key.Equal(ed25519.PublicKey(k.Sign)):
+		return &lpmos.InvalidError{Field: "agent_key.sign", Problem: "is not the key of the connection"}
+	case known != nil && known.Fingerprint() != k.Fingerprint():
+		return forbidden("this boot has registered another key")
+	case known != nil:
+		return nil
+	}
+	rec := c.b.rec
+	rec.Key = k
+	if c.m.taskID == "" || c.b != c.m.cur {
+		c.b.rec = rec
+	} else if err := s.keep(ctx, c.b, rec); err != nil {
+		return err
+	}
+	c.rec = c.b.rec
+	s.log.Info("agent key registered", "task", c.m.taskID, "mac", rec.BootMAC, "seq", rec.BootSeq, "words", lpmos.KeyWords(k.Fingerprint()))
+	return nil
+}
+
+// alarmEvery is how often one more of the same is told.
+const alarmEvery = time.Minute
+
+// alarm tells the control plane of something a person should look at. It is
+// stored with the newest boot's record, at most once a minute of one kind; that
+// it cannot be stored now stops nothing. The caller holds the
+// machine's mu.
+func (s *Server) alarm(ctx context.Context, c *caller, code, message string) {
+	m := c.m
+	s.stats.alarms.Add(1)
+	if m.cur == nil || c.order == nil {
+		return
+	}
+	a := lpmos.Alarm{Code: code, Message: message, Address: c.addr.String(), Count: 1, At: time.Now().UTC()}
+	if was := m.cur.rec.Alarm; was != nil {
+		if age := a.At.Sub(was.At); age < alarmEvery/6 || was.Code == code && age < alarmEvery {
+			return
+		}
+		a.Count += was.Count
+	}
+	s.log.Error("alarm", "task", m.taskID, "mac", m.cur.rec.BootMAC, "addr", c.addr, "code", code)
+	rec := m.cur.rec
+	rec.Alarm = &a
+	if err := s.keep(ctx, m.cur, rec); err != nil {
+		s.log.Warn("alarm not stored", "task", m.taskID, "err", err)
+	}
+}
+
+// quarantine stops both of two agents that claim one task: one of them has a
+// credential that was revoked when the other spoke. The caller holds the
+// machine's mu.
 func (s *Server) quarantine(ctx context.Context, c *caller) error {
 	m := c.m
-	q := &quarantine{reason: "two agents use this task's permission to write", attempt: c.order.Attempt, seq: m.begun}
+	writing := granted(c.order)
+	q := &quarantine{reason: "two agents claim this task", attempt: c.order.Attempt, seq: m.begun}
 	at, other := m.cur, m.prev
 	if c.b != m.cur {
 		other = c.b
 	}
 	evidence := "boot " + itoa(at.rec.BootSeq) + " from " + at.rec.Address + ", boot " + itoa(other.rec.BootSeq) + " from " + other.rec.Address
-	q.result = lpmos.Result{TaskID: m.taskID, Attempt: c.order.Attempt, Written: true, Failure: &lpmos.Failure{
-		Stage: m.reported.stage(), Code: "credential_reused",
-		Cause:    "Two agents used this task's permission to write at the same time, so one of them is not the machine that was approved.",
-		NextStep: "Find out which two machines they are (a copied address, a clone, an intruder), switch one off, and retry the task.",
+	q.result = lpmos.Result{TaskID: m.taskID, Attempt: c.order.Attempt, Written: writing, Failure: &lpmos.Failure{
+		Code:  "credential_reused",
+		Cause: "Two agents answered for this machine: a credential that was revoked by a newer start was used again. One of them is not the machine. Nothing was written.",
+		NextStep: "Find out which two machines they are (a copied address, a clone, an intruder) by the addresses below, switch one off, retry the task, " +
+			"and compare the key words on the machine's console before you approve.",
 		Evidence: evidence, Attempt: c.order.Attempt, At: time.Now().UTC(),
 	}}
+	if writing {
+		q.result.Failure.Stage = m.reported.stage()
+		q.result.Failure.Cause = "Two agents used this task's permission to write at the same time, so one of them is not the machine that was approved."
+	}
 	m.quarantine = q
 	s.stats.quarantines.Add(1)
-	s.log.Error("task quarantined: two agents claim one permit", "task", m.taskID, "addr", c.addr, "evidence", evidence)
+	s.log.Error("task quarantined: two agents claim it", "task", m.taskID, "addr", c.addr, "evidence", evidence)
 	s.storeQuarantine(ctx, m)
 	return forbidden(q.reason)
 }
@@ -426,8 +522,17 @@ func (s *Server) storeQuarantine(ctx context.Context, m *machine) {
 	q.stored = true
 }
 
-// owns checks that what a body names is the caller's.
+// owns checks that the caller has registered its key and that what a body names
+// is its own.
 func (s *Server) owns(c *caller, mac lpmos.MAC, taskID string) error {
+	if c.rec.Key == nil {
+		return forbidden("this boot has not registered its key: the first request is a report")
+	}
+	return s.names(c, mac, taskID)
+}
+
+// names checks that what a body names is the caller's.
+func (s *Server) names(c *caller, mac lpmos.MAC, taskID string) error {
 	mine := mac == c.rec.BootMAC
 	if o := c.order; o != nil {
 		mine = mine || mac == o.TargetMAC || slices.Contains(o.Macs, mac)

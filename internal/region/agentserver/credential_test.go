@@ -239,9 +239,75 @@ func TestCredential(t *testing.T) {
 		b := r.boot(mac1, addr1)
 		want(t, "older boot", a.report(), 401)
 		want(t, "newest boot", b.report(), 200)
-		want(t, "older boot again", a.report(), 401)
 		if len(c.results) != 0 {
-			t.Error("the task was quarantined before a permit was granted")
+			t.Error("the task was quarantined because the machine restarted")
+		}
+	})
+	t.Run("of an older boot that is used again before the permit quarantines the task", func(t *testing.T) {
+		c, r, _ := setup(t)
+		a := r.boot(mac1, addr1)
+		want(t, "first boot", a.report(), 200)
+		b := r.boot(mac1, addr1)
+		want(t, "newest boot", b.report(), 200)
+		r.restart()
+		want(t, "older boot again", a.report(), 403)
+		want(t, "newest boot", b.report(), 403)
+		if len(c.results) != 1 || c.results[0].Written || c.results[0].Failure.Code != "credential_reused" || c.results[0].Failure.NextStep == "" {
+			t.Errorf("results = %+v", c.results)
+		}
+	})
+	t.Run("of an older boot that never spoke is refused, and somebody is told", func(t *testing.T) {
+		c, r, o := setup(t)
+		a, b := r.boot(mac1, addr1), r.boot(mac1, addr1)
+		want(t, "newest boot", b.report(), 200)
+		want(t, "older boot", a.report(), 401)
+		want(t, "newest boot", b.report(), 200)
+		if x := c.agents[agentKey(o.TaskID, 1)].Alarm; x == nil || x.Code != "credential_revoked" || len(c.results) != 0 {
+			t.Errorf("alarm = %+v, results %+v", x, c.results)
+		}
+	})
+	t.Run("counts only with the key that was registered with it", func(t *testing.T) { // T01
+		c, r, o := setup(t)
+		a := r.boot(mac1, addr1)
+		want(t, "approval before the report", a.call(t.Context(), "GET", agentapi.PathApproval+mac1.String(), a.cfg.Credential, nil, nil), 403)
+		bare := *a
+		bare.key, bare.client = nil, r.client(&bare)
+		want(t, "report without a key", bare.report(), 401)
+		other, err := lpmos.NewAgentKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		thief := *a
+		thief.key, thief.client = other, r.client(&thief)
+		body := a.reports()
+		want(t, "report that registers another's key", thief.post(agentapi.PathReport, body, nil), 400)
+		if c.agents[agentKey(o.TaskID, 1)].Key != nil {
+			t.Fatal("a key that was not proved is registered")
+		}
+		want(t, "report", a.report(), 200)
+		if k := c.agents[agentKey(o.TaskID, 1)].Key; k == nil || k.Fingerprint() != a.key.Public().Fingerprint() {
+			t.Errorf("registered key = %+v", k)
+		}
+		half := a.reports()
+		half.AgentKey = &lpmos.AgentPublic{Sign: half.AgentKey.Sign, Box: other.Public().Box}
+		want(t, "report that changes half of the key", a.post(agentapi.PathReport, half, nil), 403)
+		for range 2 {
+			want(t, "stolen credential without a key", bare.report(), 401)
+			want(t, "stolen credential with another key", thief.report(), 401)
+			want(t, "stolen credential at the permit", thief.call(t.Context(), "POST", agentapi.PathPermit, a.cfg.Credential,
+				agentapi.PermitRequest{MACAddress: mac1, TaskID: o.TaskID, Nonce: nonceN(9), PlanDigest: digest, HardwareDigest: digest}, nil), 401)
+			r.restart()
+		}
+		if len(c.asked) != 0 {
+			t.Errorf("a thief asked for a permit: %+v", c.asked)
+		}
+		x := c.agents[agentKey(o.TaskID, 1)].Alarm
+		if x == nil || x.Code != "credential_stolen" || x.Address != addr1.String() || x.Count != 1 {
+			t.Errorf("alarm = %+v; want one of a stolen credential", x)
+		}
+		want(t, "the machine itself", a.report(), 200)
+		if got := c.agents[agentKey(o.TaskID, 1)].Alarm; got == nil {
+			t.Error("the alarm is forgotten with the next report")
 		}
 	})
 	t.Run("keeps the floor after the permit until a newer boot speaks", func(t *testing.T) {
@@ -311,8 +377,8 @@ func TestCredential(t *testing.T) {
 			if !oldFirst {
 				first, second = b, a
 			}
-			want(t, "one agent", first.progress(1, lpmos.Downloading, 30), 200)
-			want(t, "the other agent", second.progress(1, lpmos.Downloading, 31), 403)
+			want(t, "one agent", first.report(), 200)
+			want(t, "the other agent", second.report(), 403)
 			for range 2 {
 				want(t, "older boot", a.report(), 403)
 				want(t, "newer boot", b.report(), 403)

@@ -8,10 +8,14 @@
 // A boot script carries a nonce; the nonce, fetched once from the address it
 // was given to, becomes an initramfs segment (cpio, "newc") with a random
 // credential. Credentials are kept as SHA-256 only and are bound to the
-// machine's address. Until the permit to write is granted the newest boot wins
-// and older ones are refused. From then on the boot that holds the permit
-// keeps it until a newer one speaks; when both are seen alive, two machines
-// claim one approval, and the task is quarantined.
+// machine's address. The first report registers a key that the agent made in
+// RAM, proved by the TLS connection; from then on the credential without that
+// key is refused and raises an alarm.
+//
+// Until the permit to write is granted the newest boot wins and older ones are
+// refused. From then on the boot that holds the permit keeps it until a newer
+// one speaks. An older boot that speaks after a newer one has, before the permit
+// or after it, is a second machine, and the task is quarantined.
 //
 // # What survives
 //

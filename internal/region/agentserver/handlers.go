@@ -78,7 +78,7 @@ func (s *Server) report(r *http.Request) (any, error) {
 	if err := checkHardware(body.Hardware); err != nil {
 		return nil, err
 	}
-	if err := s.owns(c, body.MACAddress, c.m.taskID); err != nil {
+	if err := s.names(c, body.MACAddress, c.m.taskID); err != nil {
 		return nil, err
 	}
 	if !sameUUID(c.rec.UUID, body.Hardware.System.UUID) {
@@ -87,6 +87,12 @@ func (s *Server) report(r *http.Request) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), storeTimeout)
 	defer cancel()
+	c.m.mu.Lock()
+	err = s.register(ctx, c, body.AgentKey)
+	c.m.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
 	if c.m.taskID == "" {
 		d := lpmos.Discovered{MAC: c.m.mac, Hardware: body.Hardware, Address: c.addr.String(), SeenAt: time.Now().UTC()}
 		return agentapi.ReportAnswer{}, s.discovered(ctx, c.m, d)
@@ -216,7 +222,7 @@ func (s *Server) permit(r *http.Request) (any, error) {
 		defer cancel()
 		err := s.reports.PutPermitRequest(ctx, lpmos.PermitRequest{
 			TaskID: o.TaskID, Attempt: o.Attempt, Nonce: body.Nonce, PlanDigest: body.PlanDigest,
-			HardwareDigest: body.HardwareDigest, BootSeq: c.rec.BootSeq, At: time.Now().UTC(),
+			HardwareDigest: body.HardwareDigest, BootSeq: c.rec.BootSeq, At: c.askedAt(body.Nonce), AgentKey: c.rec.Key,
 		})
 		// When the order has just moved on, it may be by this very request,
 		// repeated; the view will tell.
@@ -234,6 +240,17 @@ func (s *Server) permit(r *http.Request) (any, error) {
 		return agentapi.PermitAnswer{Refused: refusal(o)}, nil
 	}
 	return agentapi.PermitAnswer{}, nil
+}
+
+// askedAt is when the boot first asked with this nonce: the place in the queue
+// for permits.
+func (c *caller) askedAt(nonce string) time.Time {
+	c.m.mu.Lock()
+	defer c.m.mu.Unlock()
+	if c.b.asked != nonce {
+		c.b.asked, c.b.askedAt = nonce, time.Now().UTC()
+	}
+	return c.b.askedAt
 }
 
 func permitted(o *lpmos.Order, nonce string) bool {
@@ -271,6 +288,14 @@ func (s *Server) grant(ctx context.Context, c *caller, o *lpmos.Order) (any, err
 	case c.b != m.cur:
 		return nil, errUnknown
 	}
+	var sealed []byte
+	if o.Plan != nil && len(o.Plan.Effect.Secrets) > 0 {
+		seal, ok := s.orders.Secrets(m.taskID)
+		if !ok || seal.Attempt != o.Attempt {
+			return nil, unavailable("the secrets of this attempt are not here yet")
+		}
+		sealed = seal.Sealed
+	}
 	// The same token for the same permit: of two answers in flight, it must not
 	// matter which one the agent gets.
 	if m.token == "" || m.tokenNonce != o.Permit.Nonce {
@@ -290,7 +315,7 @@ func (s *Server) grant(ctx context.Context, c *caller, o *lpmos.Order) (any, err
 		m.token, m.tokenNonce = token, o.Permit.Nonce
 		s.log.Info("permit handed to agent", "task", m.taskID, "attempt", rec.Attempt, "seq", rec.BootSeq)
 	}
-	return agentapi.PermitAnswer{Permit: o.Permit, CallhomeToken: m.token}, nil
+	return agentapi.PermitAnswer{Permit: o.Permit, CallhomeToken: m.token, Secrets: sealed}, nil
 }
 
 func (s *Server) result(r *http.Request) (any, error) {

@@ -31,7 +31,7 @@ func TestRefusals(t *testing.T) {
 			body                 any
 			limit                int
 		}{
-			{"POST", agentapi.PathReport, a.cfg.Credential, agentapi.Report{MACAddress: mac1, Hardware: hardware(mac1)}, agentapi.MaxReportBytes},
+			{"POST", agentapi.PathReport, a.cfg.Credential, a.reports(), agentapi.MaxReportBytes},
 			{"POST", agentapi.PathProgress, a.cfg.Credential, agentapi.Progress{MACAddress: mac1, TaskID: o.TaskID, Attempt: 1, Stage: lpmos.Downloading}, agentapi.MaxBodyBytes},
 			{"GET", agentapi.PathApproval + mac1.String(), a.cfg.Credential, nil, 0},
 			{"POST", agentapi.PathLogs, a.cfg.Credential, agentapi.Logs{MACAddress: mac1, TaskID: o.TaskID, Attempt: 1}, agentapi.MaxBodyBytes},
@@ -137,6 +137,7 @@ func TestApprovalWaits(t *testing.T) {
 		r := newRegion(t, c)
 		o := c.order(mac1, lpmos.Pending)
 		a := r.boot(mac1, addr1)
+		a.report()
 		poll := func(wait string, during func()) (agentapi.Approval, time.Duration) {
 			began := time.Now()
 			go func() { time.Sleep(3 * time.Second); during() }()
@@ -245,7 +246,18 @@ func TestPermitWaits(t *testing.T) {
 		o := c.order(mac1, lpmos.AwaitingApproval)
 		c.approve(o.TaskID)
 		r.boot(mac1, addr1)
-		r.boot(mac1, addr1).permit(nonceN(9), "0s")
+		a := r.boot(mac1, addr1)
+		a.report()
+		a.permit(nonceN(9), "0s")
+		if k := a.key.Public(); len(c.asked) == 1 && c.asked[0].AgentKey.Fingerprint() != k.Fingerprint() {
+			t.Errorf("asked for the key %+v", c.asked[0].AgentKey)
+		}
+		first := c.asked
+		a.permit(nonceN(9), "0s")
+		if len(c.asked) != 2 || len(first) != 1 || !c.asked[1].At.Equal(first[0].At) {
+			t.Errorf("asked %+v; want the place in the queue that the first question got", c.asked)
+		}
+		c.asked = first
 		if len(c.asked) != 1 || c.asked[0].Attempt != 1 || c.asked[0].BootSeq != 2 || c.asked[0].Nonce != nonceN(9) || c.asked[0].At.IsZero() {
 			t.Errorf("asked %+v", c.asked)
 		}
@@ -432,7 +444,8 @@ func TestReport(t *testing.T) {
 	send := func(edit func(*lpmos.Hardware)) int {
 		h := hardware(mac1)
 		edit(h)
-		return a.post(agentapi.PathReport, agentapi.Report{MACAddress: mac1, Hardware: h}, nil)
+		k := a.key.Public()
+		return a.post(agentapi.PathReport, agentapi.Report{MACAddress: mac1, Hardware: h, AgentKey: &k}, nil)
 	}
 	want(t, "no hardware", a.post(agentapi.PathReport, agentapi.Report{MACAddress: mac1}, nil), 400)
 	want(t, "no boot mode", send(func(h *lpmos.Hardware) { h.BootMode = "" }), 400)
@@ -465,6 +478,7 @@ func TestFailedResult(t *testing.T) {
 	o := c.order(mac1, lpmos.AwaitingApproval)
 	c.approve(o.TaskID)
 	a := r.boot(mac1, addr1)
+	a.report()
 	grantTo(c, o, a)
 	send := func(f *lpmos.Failure, ok bool) int {
 		return a.post(agentapi.PathResult, agentapi.Result{MACAddress: mac1, TaskID: o.TaskID, Attempt: 1, OK: ok, Failure: f, Written: true}, nil)

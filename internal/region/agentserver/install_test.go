@@ -37,7 +37,7 @@ func TestInstall(t *testing.T) {
 					t.Fatal(err)
 				}
 				a := r.agent(mac1, addr1, seg)
-				if a.cfg.TaskID != o.TaskID || a.cfg.Attempt != 1 || a.cfg.BootSeq != 1 || a.cfg.BootMAC != mac1 || len(a.cfg.Keys) != 1 {
+				if a.cfg.TaskID != o.TaskID || a.cfg.Attempt != 1 || a.cfg.BootSeq != 1 || a.cfg.BootMAC != mac1 || len(a.cfg.Keys) != 0 {
 					t.Fatalf("boot configuration = %+v", a.cfg)
 				}
 				again()

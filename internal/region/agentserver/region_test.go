@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -118,6 +120,12 @@ func (c *center) approve(id string) {
 // grant answers a permit request: the first opens the attempt, a later one
 // with another nonce the next.
 func (c *center) grant(id, nonce string) {
+	key := ""
+	c.mu.Lock()
+	if rec := c.agents[agentKey(id, c.orders[id].Attempt)]; rec.Key != nil {
+		key = rec.Key.Fingerprint()
+	}
+	c.mu.Unlock()
 	c.update(id, func(o *lpmos.Order) {
 		if o.Permit != nil && o.Permit.Nonce == nonce {
 			return
@@ -126,7 +134,7 @@ func (c *center) grant(id, nonce string) {
 			o.Attempt++
 		}
 		o.Status = lpmos.Installing
-		o.Permit = &lpmos.Permit{TaskID: id, Attempt: o.Attempt, Nonce: nonce, PlanDigest: digest, HardwareDigest: digest}
+		o.Permit = &lpmos.Permit{TaskID: id, Attempt: o.Attempt, Nonce: nonce, AgentKey: key, PlanDigest: digest, HardwareDigest: digest}
 		o.Permit.Sign(c.key)
 	})
 }
@@ -267,12 +275,20 @@ func (r *region) boot(mac lpmos.MAC, addr netip.Addr) *agent {
 
 func (r *region) agent(mac lpmos.MAC, addr netip.Addr, segment []byte) *agent {
 	r.t.Helper()
-	a := &agent{t: r.t, region: r, mac: mac, addr: addr}
+	key, err := lpmos.NewAgentKey()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	a := &agent{t: r.t, region: r, mac: mac, addr: addr, key: key}
 	if err := json.Unmarshal(unpack(r.t, segment)["lpmos/boot.json"], &a.cfg); err != nil {
 		r.t.Fatal(err)
 	}
-	a.client = &http.Client{Transport: contract.NewTransport(r.t, spec, a)}
+	a.client = r.client(a)
 	return a
+}
+
+func (r *region) client(a *agent) *http.Client {
+	return &http.Client{Transport: contract.NewTransport(r.t, spec, a)}
 }
 
 // unpack reads a newc archive.
@@ -309,6 +325,7 @@ type agent struct {
 	cfg    agentapi.BootConfig
 	mac    lpmos.MAC
 	addr   netip.Addr
+	key    *lpmos.AgentKey // proved on every connection; nil for none
 	client *http.Client
 }
 
@@ -318,6 +335,9 @@ func (a *agent) RoundTrip(req *http.Request) (*http.Response, error) {
 	req.RemoteAddr = netip.AddrPortFrom(a.addr, 4242).String()
 	if req.Body == nil {
 		req.Body = http.NoBody
+	}
+	if a.key != nil {
+		req.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{PublicKey: a.key.Signer().Public()}}}
 	}
 	a.region.now().Handler().ServeHTTP(w, req)
 	if err := req.Context().Err(); err != nil {
@@ -372,7 +392,17 @@ func (a *agent) post(path string, body, out any) int {
 
 func (a *agent) report() int {
 	a.t.Helper()
-	return a.post(agentapi.PathReport, agentapi.Report{MACAddress: a.mac, Hardware: hardware(a.mac)}, new(agentapi.ReportAnswer))
+	return a.post(agentapi.PathReport, a.reports(), new(agentapi.ReportAnswer))
+}
+
+// reports is what an agent's report says.
+func (a *agent) reports() agentapi.Report {
+	r := agentapi.Report{MACAddress: a.mac, Hardware: hardware(a.mac)}
+	if a.key != nil {
+		pub := a.key.Public()
+		r.AgentKey = &pub
+	}
+	return r
 }
 
 func (a *agent) approval(wait string) (int, agentapi.Approval) {

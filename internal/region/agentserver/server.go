@@ -54,8 +54,11 @@ type Orders interface {
 	// changes, appears or goes; for "", when any order does. Whoever takes the
 	// channel first and looks second misses nothing.
 	Changed(taskID string) <-chan struct{}
-	// Keys are the control plane's Ed25519 public keys.
+	// Keys are the control plane's Ed25519 public keys; without any, nothing
+	// that a region hands out could be trusted.
 	Keys() [][]byte
+	// Secrets is what was sealed for the agent of a task's attempt.
+	Secrets(taskID string) (lpmos.AgentSeal, bool)
 }
 
 // Reports writes what agents say into the store. Errors wrap lpmos.ErrNotFound
@@ -143,6 +146,12 @@ func (s *Server) Handler() http.Handler { return s.mux }
 // only for long polls. The caller listens, serves and shuts down; end Run first,
 // so that long polls end at once.
 func (s *Server) HTTP(tlsConfig *tls.Config) *http.Server {
+	if tlsConfig != nil {
+		// An agent's certificate is over a key it made itself; whose that is
+		// stands in its record and not in a chain.
+		tlsConfig = tlsConfig.Clone()
+		tlsConfig.ClientAuth = tls.RequestClientCert
+	}
 	return &http.Server{
 		Handler:           s.mux,
 		TLSConfig:         tlsConfig,

@@ -19,12 +19,14 @@ type Stats struct {
 	ProgressStored   int64 // written up; fewer than accepted
 	LogDropped       int64 // lines over the limit of an attempt or of another attempt
 	Quarantines      int64
+	Alarms           int64 // a credential used without its key, from elsewhere, …
 	Machines         int64 // known now
 }
 
 type counters struct {
 	requests, boots, unauthorized, forbidden, rateLimited, unavailable, faults atomic.Int64
 	progressLate, progressAccepted, progressStored, logDropped, quarantines    atomic.Int64
+	alarms                                                                     atomic.Int64
 }
 
 func (c *counters) refused(status int) {
@@ -53,6 +55,6 @@ func (s *Server) Stats() Stats {
 		Unauthorized: c.unauthorized.Load(), Forbidden: c.forbidden.Load(), RateLimited: c.rateLimited.Load(),
 		Unavailable: c.unavailable.Load(), Faults: c.faults.Load(),
 		ProgressLate: c.progressLate.Load(), ProgressAccepted: c.progressAccepted.Load(), ProgressStored: c.progressStored.Load(),
-		LogDropped: c.logDropped.Load(), Quarantines: c.quarantines.Load(), Machines: int64(n),
+		LogDropped: c.logDropped.Load(), Quarantines: c.quarantines.Load(), Alarms: c.alarms.Load(), Machines: int64(n),
 	}
 }

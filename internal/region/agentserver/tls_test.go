@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/agentapi"
 	"github.com/lpmos/lpmos/internal/contract"
 	"github.com/lpmos/lpmos/internal/region/pki"
 )
@@ -49,8 +50,12 @@ func TestOverTLS(t *testing.T) {
 	if !pool.AppendCertsFromPEM([]byte(a.cfg.CA)) {
 		t.Fatal("the boot configuration holds no authority")
 	}
+	cert, err := agentapi.Certificate(a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
 	base := &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: a.cfg.ServerName},
+		TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: a.cfg.ServerName, Certificates: []tls.Certificate{cert}},
 	}
 	defer base.CloseIdleConnections()
 	// The URL names the address; the certificate is checked for the fixed name.

@@ -43,7 +43,12 @@ func (s Scripts) Agent(m Machine, img lpmos.BootImage, nonce string) (string, er
 	w.value(s.bootURL)
 	w.raw("/blobs/")
 	w.value(img.Kernel.SHA256)
+	// The site's segment is last: of two files of one name the kernel keeps the
+	// later, so this boot's segment cannot say whom the agent trusts.
 	w.raw(" initrd=base.img initrd=machine.img")
+	if img.Site.SHA256 != "" {
+		w.raw(" initrd=site.img")
+	}
 	for arg := range strings.FieldsSeq(img.KernelArgs) {
 		w.raw(" ")
 		w.value(arg)
@@ -51,6 +56,9 @@ func (s Scripts) Agent(m Machine, img lpmos.BootImage, nonce string) (string, er
 	w.raw(" || goto failed\n")
 	w.line("initrd --name base.img %/blobs/% || goto failed", s.bootURL, img.Initrd.SHA256)
 	w.line("initrd --name machine.img %/boot/segment/% || goto failed", s.bootURL, nonce)
+	if img.Site.SHA256 != "" {
+		w.line("initrd --name site.img %/blobs/% || goto failed", s.bootURL, img.Site.SHA256)
+	}
 	w.line("boot || goto failed")
 	s.again(w, m, "the agent could not be loaded", retryAfter)
 	return w.result("agent")

@@ -35,7 +35,7 @@ func main() {
 	var cfg agentapi.BootConfig
 	read := func() (lpmos.MAC, error) {
 		var err error
-		cfg, err = agent.ReadBootConfig(agentapi.BootConfigPath)
+		cfg, err = agent.ReadBootConfig(agentapi.BootConfigPath, agentapi.SiteConfigPath)
 		return cfg.BootMAC, err
 	}
 	pid1.Main(pid1.Options{BootMAC: read}, func(ctx context.Context, sys *pid1.System) error {

@@ -1,9 +1,18 @@
-package agentserver
+package agentapi
 
 import (
 	"bytes"
 	"fmt"
+	"strings"
 )
+
+// Segment is an initramfs archive with one file, for root only, in its
+// directory. path is absolute and one directory deep.
+func Segment(path string, content []byte) []byte {
+	name := strings.TrimPrefix(path, "/")
+	dir, _, _ := strings.Cut(name, "/")
+	return newc([]cpioFile{{dir, modeDir | 0o700, nil}, {name, modeFile | 0o600, content}})
+}
 
 // newc packs files into an initramfs archive (Linux,
 // Documentation/driver-api/early-userspace/buffer-format.rst): 110 bytes of

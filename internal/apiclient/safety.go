@@ -1,0 +1,67 @@
+package apiclient
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+
+	"github.com/lpmos/lpmos"
+)
+
+// Approve approves a plan by its digest. With agentKey, the fingerprint whose
+// words were compared with the machine's console, the approval is for the boot
+// with that key alone.
+func (c *Client) Approve(ctx context.Context, id, planDigest, notes, agentKey string) (t lpmos.Task, err error) {
+	body := map[string]any{"approved": true, "plan_digest": planDigest, "notes": notes}
+	if agentKey != "" {
+		body["agent_key"] = agentKey
+	}
+	err = c.send(ctx, http.MethodPut, v1+"/tasks/"+url.PathEscape(id)+"/approve", body, &t)
+	return t, err
+}
+
+// StopState is whether the emergency stop stands.
+type StopState struct {
+	Stopped bool `json:"stopped"`
+	*lpmos.Stop
+}
+
+// Stopped reads whether the emergency stop stands.
+func (c *Client) Stopped(ctx context.Context) (s StopState, err error) {
+	err = c.get(ctx, v1+"/stop", &s)
+	return s, err
+}
+
+// Stop keeps every machine from beginning to write, until Resume.
+func (c *Client) Stop(ctx context.Context, reason string) (s StopState, err error) {
+	err = c.send(ctx, http.MethodPut, v1+"/stop", map[string]string{"reason": reason}, &s)
+	return s, err
+}
+
+// Resume ends the emergency stop.
+func (c *Client) Resume(ctx context.Context) error {
+	return c.do(ctx, http.MethodDelete, v1+"/stop", nil, nil, nil)
+}
+
+// Lock keeps a machine as it is.
+func (c *Client) Lock(ctx context.Context, mac lpmos.MAC, reason string) (l lpmos.Lock, err error) {
+	err = c.send(ctx, http.MethodPut, v1+"/machines/"+mac.String()+"/lock", map[string]string{"reason": reason}, &l)
+	return l, err
+}
+
+// Unlock takes a machine's lock away.
+func (c *Client) Unlock(ctx context.Context, mac lpmos.MAC) error {
+	return c.do(ctx, http.MethodDelete, v1+"/machines/"+mac.String()+"/lock", nil, nil, nil)
+}
+
+// Limits reads what bounds the damage of a mistake.
+func (c *Client) Limits(ctx context.Context) (l lpmos.Limits, err error) {
+	err = c.get(ctx, v1+"/limits", &l)
+	return l, err
+}
+
+// SetLimits changes the limits.
+func (c *Client) SetLimits(ctx context.Context, l lpmos.Limits) (out lpmos.Limits, err error) {
+	err = c.send(ctx, http.MethodPut, v1+"/limits", l, &out)
+	return out, err
+}

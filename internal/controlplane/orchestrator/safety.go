@@ -1,0 +1,122 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/store"
+)
+
+// mayInstall refuses machines that no task may be created for.
+func (o *Orchestrator) mayInstall(mac lpmos.MAC) error {
+	macs, uuid := []lpmos.MAC{mac}, ""
+	if m, ok := o.read.Machine(mac); ok {
+		macs, uuid = append(macs, m.MACs...), m.UUID
+	}
+	if why := o.read.Protection(macs, uuid); why != "" {
+		return &lpmos.ConflictError{Problem: "machine " + mac.String() + " must never be installed: " + why}
+	}
+	if l := o.read.Locked(mac); l != nil {
+		return store.LockedError(mac, *l)
+	}
+	return nil
+}
+
+// sealed takes the secrets out of a spec: commitments to them, and what seals
+// them for the task they become part of.
+func (o *Orchestrator) sealed(spec *lpmos.Spec) ([]lpmos.PlannedSecret, func(taskID string) string, error) {
+	if len(spec.Secrets) == 0 {
+		return nil, nil, nil
+	}
+	if o.vault == nil {
+		return nil, nil, errors.New("there is no key to seal secrets with")
+	}
+	set, err := lpmos.NewSecretSet(spec.Secrets)
+	if err != nil {
+		return nil, nil, err
+	}
+	spec.Secrets = nil
+	return set.Planned(), func(taskID string) string { return o.vault.SealTask(taskID, set) }, nil
+}
+
+// maxReason bounds why somebody stopped or locked something.
+const maxReason = lpmos.MaxNotesBytes
+
+// Stop is the emergency stop: from its revision on no attempt may begin to
+// write, in no region, until Resume. Installs that have begun go on.
+func (o *Orchestrator) Stop(ctx context.Context, reason, by string) (lpmos.Stop, error) {
+	reason = strings.TrimSpace(reason)
+	if len(reason) > maxReason {
+		return lpmos.Stop{}, &lpmos.InvalidError{Field: "reason", Problem: "is longer than 2 KiB"}
+	}
+	s := lpmos.Stop{By: by, Reason: reason, At: o.now().UTC()}
+	if err := o.put.PutStop(ctx, s); err != nil {
+		return s, err
+	}
+	o.log.Warn("emergency stop: no machine may begin to write", "by", by, "reason", reason)
+	return s, nil
+}
+
+// Resume ends the emergency stop.
+func (o *Orchestrator) Resume(ctx context.Context, by string) error {
+	if err := o.put.DeleteStop(ctx); err != nil {
+		return err
+	}
+	o.log.Warn("emergency stop ended", "by", by)
+	return nil
+}
+
+// Lock keeps a machine as it is, by all addresses that are known of it.
+func (o *Orchestrator) Lock(ctx context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error) {
+	reason = strings.TrimSpace(reason)
+	switch {
+	case reason == "":
+		return lpmos.Lock{}, &lpmos.InvalidError{Field: "reason", Problem: "is missing: whoever meets the lock wants to know why"}
+	case len(reason) > maxReason:
+		return lpmos.Lock{}, &lpmos.InvalidError{Field: "reason", Problem: "is longer than 2 KiB"}
+	}
+	l := lpmos.Lock{By: by, Reason: reason, At: o.now().UTC()}
+	if err := o.put.PutLock(ctx, o.addresses(mac), l); err != nil {
+		return l, err
+	}
+	o.log.Info("machine locked", "mac", mac, "by", by, "reason", reason)
+	return l, nil
+}
+
+// Unlock takes the lock of a machine away.
+func (o *Orchestrator) Unlock(ctx context.Context, mac lpmos.MAC, by string) error {
+	if err := o.put.DeleteLock(ctx, o.addresses(mac)); err != nil {
+		return err
+	}
+	o.log.Info("machine unlocked", "mac", mac, "by", by)
+	return nil
+}
+
+func (o *Orchestrator) addresses(mac lpmos.MAC) []lpmos.MAC {
+	macs := []lpmos.MAC{mac}
+	if m, ok := o.read.Machine(mac); ok {
+		macs = append(macs, m.MACs...)
+	}
+	slices.SortFunc(macs, func(a, b lpmos.MAC) int { return slices.Compare(a[:], b[:]) })
+	macs = slices.Compact(macs)
+	return macs[:min(len(macs), 100)] // of which one transaction takes 128
+}
+
+// SetLimits changes what bounds the damage of a mistake.
+func (o *Orchestrator) SetLimits(ctx context.Context, l lpmos.Limits, by string) (lpmos.Limits, error) {
+	l, err := l.Normalize()
+	if err != nil {
+		return l, err
+	}
+	if err := o.put.UpdateGlobal(ctx, func(g *store.Global) error {
+		g.Limits = l
+		return nil
+	}); err != nil {
+		return l, err
+	}
+	o.log.Info("limits changed", "permits_per_minute", l.PermitsPerMinute, "protected", len(l.Protected), "by", by)
+	return l, nil
+}

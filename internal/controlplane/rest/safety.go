@@ -1,0 +1,91 @@
+package rest
+
+import (
+	"net/http"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/lpmos/lpmos"
+)
+
+// stopBody says whether the emergency stop stands.
+type stopBody struct {
+	Stopped bool `json:"stopped"`
+	*lpmos.Stop
+}
+
+func (a *API) getStop(c *gin.Context) {
+	s := a.read.Stopped()
+	c.JSON(http.StatusOK, stopBody{s != nil, s})
+}
+
+func (a *API) putStop(c *gin.Context) {
+	var req reason
+	if c.Request.ContentLength != 0 && !a.decode(c, &req) {
+		return
+	}
+	s, err := a.act.Stop(c.Request.Context(), req.Reason, who(c))
+	if err != nil {
+		a.fail(c, err)
+		return
+	}
+	c.JSON(http.StatusOK, stopBody{true, &s})
+}
+
+func (a *API) deleteStop(c *gin.Context) {
+	if err := a.act.Resume(c.Request.Context(), who(c)); err != nil {
+		a.fail(c, err)
+		return
+	}
+	c.Status(http.StatusNoContent)
+}
+
+func (a *API) lockMachine(c *gin.Context) {
+	mac, err := lpmos.ParseMAC(c.Param("mac"))
+	if err != nil {
+		a.fail(c, err)
+		return
+	}
+	var req reason
+	if !a.decode(c, &req) {
+		return
+	}
+	l, err := a.act.Lock(c.Request.Context(), mac, req.Reason, who(c))
+	if err != nil {
+		a.fail(c, err)
+		return
+	}
+	c.JSON(http.StatusOK, l)
+}
+
+func (a *API) unlockMachine(c *gin.Context) {
+	mac, err := lpmos.ParseMAC(c.Param("mac"))
+	if err == nil {
+		err = a.act.Unlock(c.Request.Context(), mac, who(c))
+	}
+	if err != nil {
+		a.fail(c, err)
+		return
+	}
+	c.Status(http.StatusNoContent)
+}
+
+func (a *API) getLimits(c *gin.Context) { c.JSON(http.StatusOK, limitsBody(a.read.Limits())) }
+
+func (a *API) putLimits(c *gin.Context) {
+	var l lpmos.Limits
+	if !a.decode(c, &l) {
+		return
+	}
+	l, err := a.act.SetLimits(c.Request.Context(), l, who(c))
+	if err != nil {
+		a.fail(c, err)
+		return
+	}
+	c.JSON(http.StatusOK, limitsBody(l))
+}
+
+func limitsBody(l lpmos.Limits) lpmos.Limits {
+	l.Protected = list(l.Protected)
+	return l
+}

@@ -1,0 +1,132 @@
+package rest_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lpmos/lpmos"
+)
+
+// asked brings a task to where its machine asks to write.
+func (p *plane) asked(t *testing.T, m string) string {
+	t.Helper()
+	id := p.create(m)
+	task := p.report(id, m, lpmos.Content{})
+	method, path, body := approve(id, task.Plan.Digest)
+	want[lpmos.Task](p, method, path, body, 200)
+	p.ask(t, task)
+	return id
+}
+
+func (p *plane) ask(t *testing.T, task lpmos.Task) {
+	t.Helper()
+	if err := p.sess.PutPermitRequest(t.Context(), lpmos.PermitRequest{TaskID: task.ID, Attempt: 1, AgentKey: p.registered(t, task.ID), At: time.Now().UTC(),
+		Nonce: strings.Repeat("a", 64), PlanDigest: task.Plan.Digest, HardwareDigest: task.Plan.HardwareDigest}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+type stopAnswer struct {
+	Stopped bool `json:"stopped"`
+	lpmos.Stop
+}
+
+// X04: no machine begins to write while the stop stands, and those that waited
+// go on when it ends.
+func TestStop(t *testing.T) {
+	p := newPlane(t)
+	if s := want[stopAnswer](p, "GET", "/api/v1/stop", "", 200); s.Stopped {
+		t.Errorf("stopped at first: %+v", s)
+	}
+	if s := want[stopAnswer](p, "PUT", "/api/v1/stop", `{"reason":"wrong rack"}`, 200); !s.Stopped || s.Reason != "wrong rack" || s.By == "" || s.At.IsZero() {
+		t.Errorf("stop = %+v", s)
+	}
+	p.problem("PUT", "/api/v1/stop", `{"reason":"`+strings.Repeat("x", 3000)+`"}`, 400)
+	p.eventually("everybody knows", func() bool { return want[stopAnswer](p, "GET", "/api/v1/stop", "", 200).Stopped })
+	id := p.asked(t, mac)
+	p.eventually("the task says why it waits", func() bool {
+		w := want[lpmos.Task](p, "GET", "/api/v1/tasks/"+id, "", 200).PermitWait
+		return w != nil && w.Reason == lpmos.WaitStop
+	})
+	if x := p.is(id, lpmos.Approved); x.AgentKey == nil || len(strings.Fields(x.AgentKey.Words)) != 8 {
+		t.Errorf("agent key = %+v", x.AgentKey)
+	}
+	p.empty("DELETE", "/api/v1/stop", 204)
+	p.empty("DELETE", "/api/v1/stop", 204)
+	p.is(id, lpmos.Installing)
+}
+
+func TestLockAndLimits(t *testing.T) {
+	p := newPlane(t)
+	lock := "/api/v1/machines/" + mac + "/lock"
+	p.problem("PUT", "/api/v1/machines/x/lock", `{"reason":"y"}`, 400)
+	p.problem("DELETE", "/api/v1/machines/x/lock", "", 400)
+	p.problem("PUT", lock, `{"reason":" "}`, 400)
+	for _, path := range []string{lock, "/api/v1/stop", "/api/v1/limits"} {
+		p.problem("PUT", path, `{}`, 415, "Content-Type", "text/plain")
+	}
+	if l := want[lpmos.Lock](p, "PUT", lock, `{"reason":"being repaired"}`, 200); l.Reason != "being repaired" || l.By == "" {
+		t.Errorf("lock = %+v", l)
+	}
+	spec := `{"region_id":"dc1","target_mac":"` + mac + `","os_type":"tiny","os_version":"1"}`
+	if pr := p.problem("POST", "/api/v1/tasks", spec, 409); !strings.Contains(pr.Detail, "being repaired") {
+		t.Errorf("problem = %+v; want who locked it and why", pr)
+	}
+	p.empty("DELETE", lock, 204)
+	id := p.create(mac)
+	want[lpmos.Lock](p, "PUT", lock, `{"reason":"being repaired"}`, 200)
+	p.eventually("the machine says so", func() bool {
+		m, ok := p.state.Machine(lpmos.MustMAC(mac))
+		return ok && m.Lock != nil && m.Lock.Reason == "being repaired"
+	})
+	p.empty("DELETE", lock, 204)
+	if l := want[lpmos.Limits](p, "GET", "/api/v1/limits", "", 200); l.PermitsPerMinute != 0 || l.Protected == nil {
+		t.Errorf("limits = %+v", l)
+	}
+	p.problem("PUT", "/api/v1/limits", `{"protected":["the database"]}`, 400)
+	l := want[lpmos.Limits](p, "PUT", "/api/v1/limits", `{"permits_per_minute":5,"protected":["52-54-00-00-AA-01"]}`, 200)
+	if l.PermitsPerMinute != 5 || len(l.Protected) != 1 || l.Protected[0] != "52:54:00:00:aa:01" {
+		t.Errorf("limits = %+v", l)
+	}
+	p.eventually("everybody knows", func() bool { return p.state.Limits().PermitsPerMinute == 5 })
+	if pr := p.problem("POST", "/api/v1/tasks", strings.Replace(spec, mac, "52:54:00:00:aa:01", 1), 409); !strings.Contains(pr.Detail, "protected") {
+		t.Errorf("problem = %+v", pr)
+	}
+	// A machine that turns out to have a protected port is not planned for.
+	h := &lpmos.Hardware{BootMode: "bios", CPU: lpmos.CPU{Architecture: "amd64"},
+		NICs: []lpmos.NIC{{Name: "e0", MAC: lpmos.MustMAC(mac)}, {Name: "e9", MAC: lpmos.MustMAC("52:54:00:00:aa:01")}}}
+	if err := p.sess.PutHardware(t.Context(), id, 1, h); err != nil {
+		t.Fatal(err)
+	}
+	if x := p.is(id, lpmos.Failed); x.Error == nil || x.Error.Code != "protected_machine" || x.Plan != nil {
+		t.Errorf("task = %+v", x.Error)
+	}
+}
+
+// An approval whose words were compared is for that boot alone.
+func TestComparedKey(t *testing.T) {
+	p := newPlane(t)
+	id := p.create(mac)
+	task := p.report(id, mac, lpmos.Content{})
+	first := p.registered(t, id).Fingerprint()
+	p.eventually("the key is shown", func() bool { x, _ := p.state.Task(id); return x.AgentKey != nil && x.AgentKey.Fingerprint == first })
+	path := "/api/v1/tasks/" + id + "/approve"
+	body := func(key string) string {
+		return `{"approved":true,"plan_digest":"` + task.Plan.Digest + `","agent_key":"` + key + `"}`
+	}
+	p.problem("PUT", path, body("acid acorn"), 400)
+	if pr := p.problem("PUT", path, body("sha256:"+strings.Repeat("ab", 32)), 409); !strings.Contains(pr.Detail, lpmos.KeyWords(first)) {
+		t.Errorf("problem = %+v; want the words as they are now", pr)
+	}
+	x := want[lpmos.Task](p, "PUT", path, body(first), 200)
+	if x.Approval == nil || !x.Approval.KeyCompared || x.Approval.AgentKey != first {
+		t.Errorf("approval = %+v", x.Approval)
+	}
+	// The machine restarts: another key asks.
+	p.ask(t, x)
+	p.eventually("the approval is void", func() bool {
+		x, _ := p.state.Task(id)
+		return x.Status == lpmos.AwaitingApproval && x.Approval == nil
+	})
+}

@@ -1,0 +1,197 @@
+package state
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/store"
+)
+
+// safety is what holds machines back: the emergency stop, locks, and how many
+// permits each region was given lately.
+type safety struct {
+	stop    *lpmos.Stop
+	locks   map[lpmos.MAC]lpmos.Lock
+	permits map[string][]time.Time // by region
+}
+
+func newSafety() safety {
+	return safety{locks: map[lpmos.MAC]lpmos.Lock{}, permits: map[string][]time.Time{}}
+}
+
+// applySafety brings a change of these keys into memory.
+func (s *State) applySafety(c store.Change) {
+	var err error
+	switch c.Key.Kind {
+	case store.KindStop:
+		s.safety.stop, err = pointer[lpmos.Stop](c)
+	case store.KindLock:
+		var l *lpmos.Lock
+		if l, err = pointer[lpmos.Lock](c); l == nil {
+			delete(s.safety.locks, c.Key.MAC)
+		} else {
+			s.safety.locks[c.Key.MAC] = *l
+		}
+	case store.KindPermits:
+		var granted []time.Time
+		if c.Value != nil {
+			granted, err = store.PermitTimes(c)
+		}
+		s.safety.permits[c.Key.Region] = granted
+	}
+	s.report(err, c)
+}
+
+// Stopped is the emergency stop, nil when there is none.
+func (s *State) Stopped() *lpmos.Stop {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.safety.stop
+}
+
+// Alarmed is how many live tasks have an alarm.
+func (s *State) Alarmed() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n := 0
+	for i, st := range lpmos.Statuses {
+		if !st.Live() {
+			continue
+		}
+		for _, t := range s.byStatus[i] {
+			if t.Alarm != nil {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// Locked is the lock of a machine by any of its addresses, nil when it has
+// none.
+func (s *State) Locked(mac lpmos.MAC) *lpmos.Lock {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	macs := []lpmos.MAC{mac}
+	if m := s.fleet.owner["mac "+mac.String()]; m != nil {
+		macs = append(macs, m.view().MACs...)
+	}
+	return s.lockOf(macs)
+}
+
+func (s *State) lockOf(macs []lpmos.MAC) *lpmos.Lock {
+	for _, m := range macs {
+		if l, ok := s.safety.locks[m]; ok {
+			return &l
+		}
+	}
+	return nil
+}
+
+// Protection says why a machine must never be installed, or "".
+func (s *State) Protection(macs []lpmos.MAC, uuid string) string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	hosts := map[string]lpmos.Host{}
+	for name, h := range s.global.Hosts {
+		hosts["control plane "+name] = h
+	}
+	for id, r := range s.regions {
+		if r.Capabilities != nil {
+			hosts["region "+id] = r.Capabilities.Own
+		}
+	}
+	return s.global.Limits.Protects(hosts, macs, uuid)
+}
+
+// PermitLimit is how many permits a region is given in a minute.
+func (s *State) PermitLimit() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.permitLimit()
+}
+
+func (s *State) permitLimit() int {
+	return cmp.Or(s.global.PermitsPerMinute, s.defaultLimit, lpmos.DefaultPermitsPerMinute)
+}
+
+// SetPermitLimit says how many permits a region is given in a minute where the
+// site's configuration does not. It must not be called once Run has begun.
+func (s *State) SetPermitLimit(n int) { s.defaultLimit = n }
+
+// PermitWait says why a task whose machine asked to write may not yet, nil when
+// it is its turn or when it does not ask.
+func (s *State) PermitWait(id string) *lpmos.PermitWait {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	t := s.tasks[id]
+	if t == nil {
+		return nil
+	}
+	return s.permitWait(t)
+}
+
+// asks is since when a task's machine waits for its permit.
+func (t *task) asks() (time.Time, bool) {
+	r := t.reports[t.Attempt]
+	if t.Status != lpmos.Approved || r == nil || r.Permit == nil || t.Approval == nil {
+		return time.Time{}, false
+	}
+	return r.Permit.At, true
+}
+
+func (s *State) permitWait(t *task) *lpmos.PermitWait {
+	at, ok := t.asks()
+	if !ok {
+		return nil
+	}
+	before := 0
+	for _, o := range s.byStatus[slices.Index(lpmos.Statuses, lpmos.Approved)] {
+		if o == t || o.RegionID != t.RegionID {
+			continue
+		}
+		if since, ok := o.asks(); ok && cmp.Or(since.Compare(at), cmp.Compare(o.ID, t.ID)) < 0 && s.lockOf(o.Claims) == nil {
+			before++
+		}
+	}
+	w := &lpmos.PermitWait{Before: before}
+	switch {
+	case s.safety.stop != nil:
+		w.Reason = lpmos.WaitStop
+	case s.lockOf(t.Claims) != nil:
+		w.Reason = lpmos.WaitLock
+	case before >= s.permitLimit()-recent(s.safety.permits[t.RegionID], s.now()):
+		w.Reason = lpmos.WaitRate
+	default:
+		return nil
+	}
+	return w
+}
+
+// recent counts permits of the last minute.
+func recent(granted []time.Time, now time.Time) int {
+	n := 0
+	for _, at := range granted {
+		if age := now.Sub(at); age < time.Minute && age > -time.Minute {
+			n++
+		}
+	}
+	return n
+}
+
+// Locks are all locks, by address.
+func (s *State) Locks() map[lpmos.MAC]lpmos.Lock {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return maps.Clone(s.safety.locks)
+}
+
+// Limits are those of config/global.
+func (s *State) Limits() lpmos.Limits {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.global.Limits
+}

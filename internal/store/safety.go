@@ -1,0 +1,183 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lpmos/lpmos"
+)
+
+// Gate is what the transaction that grants a permit must pass beside its status
+// key: the emergency stop, the locks of the machine, and the region's limit.
+type Gate struct {
+	Limit  int           // permits of the region in Window
+	Window time.Duration // 0 is a minute
+}
+
+// HeldError says why a permit is not granted now. Nothing was written.
+type HeldError struct {
+	Reason string // lpmos.WaitStop, WaitLock or WaitRate
+	Detail string
+}
+
+func (e *HeldError) Error() string { return "permit is held (" + e.Reason + "): " + e.Detail }
+
+// permits is when a region's newest permits were granted, by the clocks of the
+// replicas; oldest first.
+type permits struct {
+	Granted []time.Time `json:"granted"`
+}
+
+// PermitTimes reads a change of KindPermits: when the newest permits of a region
+// were granted.
+func PermitTimes(c Change) ([]time.Time, error) {
+	p, err := decode[permits](c.Value)
+	return p.Granted, err
+}
+
+// pass reads what stands in a permit's way. What it read is compared in the
+// transaction, so that a stop that comes a moment later still wins.
+func (s *Store) pass(ctx context.Context, t *lpmos.Task, g *Gate, now time.Time) (conds []clientv3.Cmp, ops []clientv3.Op, err error) {
+	stop := Key{Kind: KindStop}.String()
+	count := Key{Kind: KindPermits, Region: t.RegionID}.String()
+	reads := []clientv3.Op{clientv3.OpGet(stop), clientv3.OpGet(count)}
+	for _, m := range t.Claims {
+		lock := Key{Kind: KindLock, MAC: m}.String()
+		reads = append(reads, clientv3.OpGet(lock))
+		conds = append(conds, clientv3.Compare(clientv3.CreateRevision(lock), "=", 0))
+	}
+	r, err := s.txn(ctx, nil, reads, nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read what holds permits: %w", err)
+	}
+	if kvs := r.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+		return nil, nil, &HeldError{Reason: lpmos.WaitStop, Detail: "everything is stopped"}
+	}
+	for _, resp := range r.Responses[2:] {
+		if len(resp.GetResponseRange().Kvs) > 0 {
+			return nil, nil, &HeldError{Reason: lpmos.WaitLock, Detail: "the machine is locked"}
+		}
+	}
+	var rev int64
+	var p permits
+	if kvs := r.Responses[1].GetResponseRange().Kvs; len(kvs) > 0 {
+		rev = kvs[0].ModRevision
+		if p, err = decode[permits](kvs[0].Value); err != nil {
+			return nil, nil, fmt.Errorf("decode %s: %w", count, err)
+		}
+	}
+	window := g.Window
+	if window == 0 {
+		window = time.Minute
+	}
+	// A replica whose clock ran ahead must not hold the region for long.
+	p.Granted = slices.DeleteFunc(p.Granted, func(at time.Time) bool { return now.Sub(at) >= window || at.Sub(now) > window })
+	if len(p.Granted) >= g.Limit {
+		return nil, nil, &HeldError{Reason: lpmos.WaitRate, Detail: fmt.Sprintf("region %s may begin %d installs in %v", t.RegionID, g.Limit, window)}
+	}
+	p.Granted = append(p.Granted, now)
+	conds = append(conds,
+		clientv3.Compare(clientv3.CreateRevision(stop), "=", 0),
+		clientv3.Compare(clientv3.ModRevision(count), "=", rev))
+	return conds, []clientv3.Op{clientv3.OpPut(count, string(encode(p)))}, nil
+}
+
+// PutStop stops everything: from this revision on no permit is granted.
+func (s *Store) PutStop(ctx context.Context, stop lpmos.Stop) error {
+	return s.put(ctx, Key{Kind: KindStop}.String(), stop)
+}
+
+// DeleteStop lets permits be granted again. That there was no stop is not an
+// error.
+func (s *Store) DeleteStop(ctx context.Context) error {
+	_, err := s.txn(ctx, nil, []clientv3.Op{clientv3.OpDelete(Key{Kind: KindStop}.String())}, nil)
+	return err
+}
+
+// Stop reads the emergency stop, linearizably; nil when there is none.
+func (s *Store) Stop(ctx context.Context) (*lpmos.Stop, error) {
+	b, err := s.get(ctx, Key{Kind: KindStop}.String())
+	if errors.Is(err, lpmos.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	v, err := decode[lpmos.Stop](b)
+	return &v, err
+}
+
+// LockedError says that a machine is locked, by whom and why.
+func LockedError(mac lpmos.MAC, l lpmos.Lock) error {
+	return &lpmos.ConflictError{Problem: fmt.Sprintf("machine %s is locked by %s (%s): unlock it first, lpmos machine unlock %s", mac, l.By, l.Reason, mac)}
+}
+
+// PutLock locks all addresses of a machine.
+func (s *Store) PutLock(ctx context.Context, macs []lpmos.MAC, l lpmos.Lock) error {
+	var ops []clientv3.Op
+	for _, m := range macs {
+		ops = append(ops, clientv3.OpPut(Key{Kind: KindLock, MAC: m}.String(), string(encode(l))))
+	}
+	_, err := s.txn(ctx, nil, ops, nil)
+	return err
+}
+
+// DeleteLock unlocks addresses; those that were not locked are no error.
+func (s *Store) DeleteLock(ctx context.Context, macs []lpmos.MAC) error {
+	var ops []clientv3.Op
+	for _, m := range macs {
+		ops = append(ops, clientv3.OpDelete(Key{Kind: KindLock, MAC: m}.String()))
+	}
+	_, err := s.txn(ctx, nil, ops, nil)
+	return err
+}
+
+// loadSecrets reads the sealed secrets of a task that has some.
+func (s *Store) loadSecrets(ctx context.Context, rec *Record) error {
+	if len(rec.Task.Committed) == 0 {
+		return nil
+	}
+	b, err := s.get(ctx, Key{Kind: KindSecrets, Region: rec.Task.RegionID, TaskID: rec.Task.ID}.String())
+	if errors.Is(err, lpmos.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	v, err := decode[lpmos.SealedSecrets](b)
+	if err != nil {
+		return fmt.Errorf("decode secrets of task %s: %w", rec.Task.ID, err)
+	}
+	rec.Secrets = &v
+	return nil
+}
+
+// keepsSecrets reports whether a task may still need its secrets. One that
+// failed may be tried again; what was sealed for its agent goes at once.
+func keepsSecrets(t *lpmos.Task) bool { return t.Status.Live() || t.Status == lpmos.Failed }
+
+// secretOps writes what became of a task's secrets.
+func (r *Record) secretOps(before *lpmos.SealedSecrets) []clientv3.Op {
+	key := Key{Kind: KindSecrets, Region: r.Task.RegionID, TaskID: r.Task.ID}.String()
+	switch {
+	case r.Secrets == nil && before == nil:
+		return nil
+	case r.Secrets == nil || !keepsSecrets(&r.Task):
+		r.Secrets = nil
+		return []clientv3.Op{clientv3.OpDelete(key)}
+	}
+	now := *r.Secrets
+	if f := now.ForAgent; f != nil && (r.Task.Status != lpmos.Installing || f.Attempt != r.Task.Attempt) {
+		now.ForAgent = nil
+	}
+	r.Secrets = &now
+	if before != nil && string(encode(*before)) == string(encode(now)) {
+		return nil
+	}
+	return []clientv3.Op{clientv3.OpPut(key, string(encode(now)))}
+}

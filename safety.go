@@ -1,0 +1,81 @@
+package lpmos
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Stop is the emergency stop: while it stands, no attempt anywhere may begin to
+// write. It is compared in every transaction that grants a permit.
+type Stop struct {
+	By     string    `json:"by"`
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"`
+}
+
+// Lock keeps a machine as it is: no task is created for it and none may write.
+type Lock struct {
+	By     string    `json:"by"`
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"`
+}
+
+// DefaultPermitsPerMinute is how many machines of one region may begin to write
+// in a minute, unless the site says otherwise.
+const DefaultPermitsPerMinute = 20
+
+// Limits bound what can be lost in a short time. They stand in config/global.
+type Limits struct {
+	// PermitsPerMinute is for each region; 0 is DefaultPermitsPerMinute.
+	PermitsPerMinute int `json:"permits_per_minute"`
+	// Protected are machines no task is ever created for: MAC addresses or UUIDs.
+	Protected []string `json:"protected"`
+}
+
+// Normalize spells every entry in the one way and checks them.
+func (l Limits) Normalize() (Limits, error) {
+	if l.PermitsPerMinute < 0 || l.PermitsPerMinute > 100_000 {
+		return l, &InvalidError{Field: "permits_per_minute", Problem: "is not from 1 to 100000, or 0 for the default"}
+	}
+	if len(l.Protected) > 10_000 {
+		return l, &InvalidError{Field: "protected", Problem: "holds more than 10000 machines"}
+	}
+	out := make([]string, 0, len(l.Protected))
+	for _, s := range l.Protected {
+		if mac, err := ParseMAC(s); err == nil {
+			out = append(out, mac.String())
+		} else if u := strings.ToLower(strings.TrimSpace(s)); ValidTaskID(u) {
+			out = append(out, u)
+		} else {
+			return l, &InvalidError{Field: "protected", Problem: "holds what is neither a MAC address nor a UUID", Value: s}
+		}
+	}
+	slices.Sort(out)
+	l.Protected = slices.Compact(out)
+	return l, nil
+}
+
+// Protects says why a machine with these addresses and UUID must never be
+// installed, or "". hosts are the computers LPMOS itself runs on, by what they
+// do.
+func (l Limits) Protects(hosts map[string]Host, macs []MAC, uuid string) string {
+	uuid = strings.ToLower(uuid)
+	for _, p := range l.Protected {
+		if p == uuid || slices.ContainsFunc(macs, func(m MAC) bool { return m.String() == p }) {
+			return p + " is on the list of protected machines"
+		}
+	}
+	for what, h := range hosts {
+		if h.UUID != "" && UniqueUUID(h.UUID) && strings.EqualFold(h.UUID, uuid) {
+			return fmt.Sprintf("it is %s, where LPMOS itself runs (%s)", h.Hostname, what)
+		}
+		for _, m := range macs {
+			if slices.Contains(h.MACs, m) {
+				return fmt.Sprintf("%s belongs to %s, where LPMOS itself runs (%s)", m, h.Hostname, what)
+			}
+		}
+	}
+	return ""
+}
