@@ -18,7 +18,7 @@ MACHINES ?= 1
 OS ?= debian-12
 AUTO ?=
 
-.PHONY: build lab test check unit browser vm vm-all long bench load screenshots pages lint tidy generated deps-lab deps-test clean help
+.PHONY: build lab test check unit browser vm vm-all vm-matrix long bench fuzz load screenshots pages lint tidy generated deps-lab deps-test clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -51,8 +51,14 @@ vm: ## machines provisioned for real, BIOS and UEFI
 vm-all: deps-test ## every virtual machine test there is (about 40 min)
 	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM=all LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -p 1 -timeout 90m -v ./test/vm ./internal/lab ./internal/bootimage ./internal/osimage
 
+vm-matrix: deps-test ## every firmware with every way to install; the table goes to docs/vm-matrix.md (about 30 min)
+	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM_MATRIX=$(CURDIR)/docs/vm-matrix.md LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -timeout 90m -v -run TestMatrix ./test/vm
+
 long: deps-test ## a thousand rounds of cancel against permit, with a disk each, and of the store alone
 	LPMOS_LONG=1 go test -count=1 -timeout 30m -v -run CancelAgainstPermit ./test/e2e ./internal/controlplane/orchestrator
+
+fuzz: ## every parser of image bytes against bytes nobody meant, about a minute
+	@scripts/fuzz
 
 bench: deps-test build ## numbers, side by side, of machines too (BENCH=-vm=false without, BENCH=-only=copy for one)
 	@$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_CACHE_DIR=$(CACHE) go run ./test/bench $(BENCH)

@@ -423,7 +423,7 @@ func ParseSize(s string) (int64, error) {
 	n := whole * unit
 	if m[2] != "" {
 		frac, _ := strconv.ParseInt((m[2] + "000")[:3], 10, 64)
-		n += unit / 1000 * frac
+		n += unit * frac / 1000
 	}
 	return n / mib * mib, nil
 }

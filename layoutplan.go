@@ -154,10 +154,10 @@ func (l laid) files(all []PlannedFile) []PlannedFile {
 		})
 	}
 	if len(l.effect.Arrays) > 0 {
-		all = append(slices.Clone(all), PlannedFile{"/etc/mdadm/mdadm.conf, /etc/mdadm.conf", "0644", "the arrays by UUID"})
+		all = append(slices.Clone(all), PlannedFile{Path: "/etc/mdadm/mdadm.conf, /etc/mdadm.conf", Mode: "0644", What: "the arrays by UUID"})
 	}
 	if len(l.effect.Arrays)+len(l.effect.Groups) > 0 {
-		all = append(slices.Clone(all), PlannedFile{"/boot/initrd.img-*", "0644", "made anew by the image's own tools, confined: no network, no disk"})
+		all = append(slices.Clone(all), PlannedFile{Path: "/boot/initrd.img-*", Mode: "0644", What: "made anew by the image's own tools, confined: no network, no disk"})
 	}
 	return all
 }

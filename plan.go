@@ -33,6 +33,9 @@ type Effect struct {
 	Network    PlannedNetwork     `json:"network"`
 	KernelArgs string             `json:"kernel_args"`
 	Files      []PlannedFile      `json:"files"`
+	// System is what the profile says of the installed system, with the ports of
+	// this machine in it.
+	System *Setup `json:"system,omitempty"`
 	// UserData is the task's template with the machine's facts in it: cloud-init
 	// reads it at the first boot, beside what LPMOS itself asks of it.
 	UserData string `json:"user_data,omitempty"`
@@ -76,16 +79,34 @@ type PlannedImage struct {
 
 // PlannedNetwork is how the installed system gets its address.
 type PlannedNetwork struct {
-	Mode string `json:"mode"` // "dhcp"
+	Mode string `json:"mode"` // "dhcp", or "declared": as System has it
 	MACs []MAC  `json:"macs"` // on these interfaces
 }
 
 // PlannedFile is a file written after the image, for people to see; secrets are
-// not in it.
+// not in it. One that has Text or Link is written as it stands here; of the
+// others only the agent knows the text.
 type PlannedFile struct {
 	Path string `json:"path"`
 	Mode string `json:"mode"` // octal, "0644"
 	What string `json:"what"`
+	Text string `json:"text,omitempty"`
+	// Link makes it a symbolic link with this target.
+	Link string `json:"link,omitempty"`
+	// Owner is an account of the plan whose file it is; empty is root.
+	Owner string `json:"owner,omitempty"`
+	// If names what must be in the image for the file to be written, Unless what
+	// must not be.
+	If     string `json:"if,omitempty"`
+	Unless string `json:"unless,omitempty"`
+}
+
+// Digest is that of the text, "" when it is not known beforehand.
+func (f PlannedFile) Digest() string {
+	if f.Text == "" {
+		return ""
+	}
+	return DigestBytes([]byte(f.Text))
 }
 
 // ObservedDisk is the half of a plan that was looked at: one disk of the
@@ -134,7 +155,6 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 		Hostname: t.Hostname,
 		SSHKeys:  append([]string{}, t.SSHKeys...),
 		Network:  PlannedNetwork{Mode: "dhcp", MACs: h.MACs()},
-		Files:    plannedFiles,
 		Secrets:  t.Committed,
 	}
 	laid, problem := layOut(t, h, img)
@@ -147,23 +167,7 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 	if problem == "" && len(img.Preflight.Problems()) > 0 {
 		problem = "The image " + img.Name() + " cannot be installed: " + img.Preflight.Problems()[0]
 	}
-	if !t.WantsVerification() {
-		p.Effect.Unverified = true
-		p.Effect.Files = plannedFiles[:len(plannedFiles)-callhomeFiles]
-	}
-	if tt := t.TemplateText; tt != nil {
-		text, err := tt.Render(FactsOf(t, h))
-		switch {
-		case err != nil:
-			problem = cmp.Or(problem, "The template "+tt.Ref()+" cannot be rendered: "+err.Error()+".")
-		case !img.CloudInit:
-			problem = cmp.Or(problem, "The template "+tt.Ref()+" is for cloud-init, which the image "+img.Name()+" does not read.")
-		default:
-			p.Effect.UserData = text
-			p.Effect.Files = append(slices.Clone(p.Effect.Files), PlannedFile{"/var/lib/cloud/seed/nocloud/user-data", "0600",
-				"user-data for cloud-init from the template " + tt.Ref() + ", " + FormatBytes(int64(len(text)))})
-		}
-	}
+	problem = cmp.Or(problem, p.Effect.configure(t, h, img))
 	if problem != "" {
 		p.Problem = problem
 	} else {
@@ -174,23 +178,70 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 	return p
 }
 
-// plannedFiles is what is written after the image, for people to see.
+// plannedFiles is what is written beside the image and what systemFiles knows:
+// its text is the agent's to make.
 var plannedFiles = []PlannedFile{
-	{"/etc/fstab", "0644", "filesystems by UUID"},
-	{"/etc/hostname, /etc/hosts", "0644", "the host name"},
-	{"/etc/machine-id", "0444", "emptied; the first boot makes a new one"},
-	{"/root/.ssh/authorized_keys", "0600", "the SSH keys of this plan"},
-	{"/var/lib/cloud/seed/nocloud, /etc/cloud/cloud.cfg.d/99-lpmos.cfg", "0600", "host name, keys and network for cloud-init, where the image has it"},
-	{"/etc/systemd/network/10-lpmos.network", "0644", "DHCP by MAC, where the image has systemd and no cloud-init"},
-	{"/boot/grub/grub.cfg", "0644", "the boot menu"},
-	{"/boot/efi/EFI/BOOT/BOOTX64.EFI, grub.cfg", "0755", "the boot loader for UEFI; the one for BIOS goes to its own partition and the boot sector"},
-	{"/usr/lib/lpmos/agent", "0755", "reports the first boot, then removes itself"},
-	{"/etc/systemd/system/lpmos-callhome.service", "0644", "starts it, where the image has systemd; removed with it"},
-	{"/etc/lpmos/callhome.json", "0600", "where to report; holds a token that is good for this only; removed with it"},
+	{Path: "/etc/fstab", Mode: "0644", What: "filesystems by UUID"},
+	{Path: "/etc/machine-id", Mode: "0444", What: "emptied; the first boot makes a new one"},
+	{Path: "/boot/grub/grub.cfg", Mode: "0644", What: "the boot menu"},
+	{Path: "/boot/efi/EFI/BOOT/BOOTX64.EFI, grub.cfg", Mode: "0755", What: "the boot loader for UEFI; the one for BIOS goes to its own partition and the boot sector"},
+	{Path: "/etc/ssh/ssh_host_*", Mode: "removed", What: "the first boot makes new keys"},
 }
 
-// callhomeFiles is how many of plannedFiles, at the end, report the first boot.
-const callhomeFiles = 3
+// callhomeFiles report the first boot.
+var callhomeFiles = []PlannedFile{
+	{Path: "/usr/lib/lpmos/agent", Mode: "0755", What: "reports the first boot, then removes itself"},
+	{Path: "/etc/systemd/system/lpmos-callhome.service", Mode: "0644", What: "starts it, where the image has systemd; removed with it"},
+	{Path: "/etc/lpmos/callhome.json", Mode: "0600", What: "where to report; holds a token that is good for this only; removed with it"},
+}
+
+// configure fills in how the installed system is configured and which files
+// that takes, or says why it cannot be.
+func (e *Effect) configure(t *Task, h *Hardware, img Image) (problem string) {
+	e.Unverified = !t.WantsVerification()
+	if tt := t.TemplateText; tt != nil {
+		text, err := tt.Render(FactsOf(t, h))
+		switch {
+		case err != nil:
+			problem = "The template " + tt.Ref() + " cannot be rendered: " + err.Error() + "."
+		case !img.CloudInit:
+			problem = "The template " + tt.Ref() + " is for cloud-init, which the image " + img.Name() + " does not read."
+		default:
+			e.UserData = text
+		}
+	}
+	var s Setup
+	if t.Setup != nil {
+		s = *t.Setup
+	}
+	network, unresolved := s.Network.Resolve(h, t.Addresses, t.Gateways)
+	problem = cmp.Or(problem, unresolved)
+	if s.Network = network; network != nil {
+		e.Network = PlannedNetwork{Mode: "declared", MACs: network.MACs()}
+	}
+	if len(s.Packages) > 0 && !img.CloudInit {
+		problem = cmp.Or(problem, "The profile installs packages by cloud-init, which the image "+img.Name()+" does not have.")
+	}
+	if len(s.Kernel) > 0 && img.Kind() == FormatDisk {
+		problem = cmp.Or(problem, "The profile adds kernel arguments, and the image "+img.Name()+" is a whole disk, which keeps its own boot menu.")
+	}
+	if !s.Empty() {
+		e.System, e.KernelArgs = &s, strings.Join(s.Kernel, " ")
+	}
+	template := ""
+	if t.TemplateText != nil {
+		template = t.TemplateText.Ref()
+	}
+	files, err := e.systemFiles(t.ID, template, img.CloudInit)
+	if err != nil {
+		problem = cmp.Or(problem, "The configuration cannot be written: "+err.Error()+".")
+	}
+	e.Files = slices.Concat(plannedFiles, files)
+	if !e.Unverified {
+		e.Files = append(e.Files, callhomeFiles...)
+	}
+	return problem
+}
 
 // ComputeDigest is the digest of effect and observed together.
 func (p *Plan) ComputeDigest() string {

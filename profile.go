@@ -22,10 +22,12 @@ type Profile struct {
 	SSHKeys     []string `json:"ssh_keys,omitempty"`
 	// Verify is whether a task waits for the installed system to call home; nil
 	// is yes.
-	Verify    *bool     `json:"verify,omitempty"`
-	Notes     string    `json:"notes,omitempty"`    // of each task
-	Template  string    `json:"template,omitempty"` // name of a template
-	Layout    *Layout   `json:"layout,omitempty"`   // nil is the plain one
+	Verify   *bool  `json:"verify,omitempty"`
+	Notes    string `json:"notes,omitempty"`    // of each task
+	Template string `json:"template,omitempty"` // name of a template
+	// System is how the installed system is configured.
+	System    *Setup    `json:"system,omitempty"`
+	Layout    *Layout   `json:"layout,omitempty"` // nil is the plain one
 	CreatedAt time.Time `json:"created_at,omitzero"`
 	UpdatedAt time.Time `json:"updated_at,omitzero"`
 	UpdatedBy string    `json:"updated_by,omitempty"`
@@ -68,6 +70,15 @@ func (p Profile) Normalize() (Profile, error) {
 	}
 	if p.Template != "" && !ValidName(p.Template) {
 		return p, &InvalidError{Field: "template", Problem: "is not the name of a template", Value: p.Template}
+	}
+	if p.System != nil {
+		s, err := p.System.Normalize()
+		if err != nil {
+			return p, err
+		}
+		if p.System = &s; s.Empty() {
+			p.System = nil
+		}
 	}
 	return p, p.Layout.Validate()
 }

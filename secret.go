@@ -65,7 +65,9 @@ type PlannedSecret struct {
 
 // SecretSet is the secrets of one task with their salts. It exists in memory
 // and sealed, never otherwise.
-type SecretSet struct{ get func() map[string]saltedSecret } // fmt follows no function
+type SecretSet struct {
+	get func() map[string]saltedSecret
+} // fmt follows no function
 
 // LogValue hides the values from log/slog.
 func (s SecretSet) LogValue() slog.Value { return slog.StringValue(redacted) }

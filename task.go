@@ -146,6 +146,10 @@ type Spec struct {
 	Verify *bool `json:"verify,omitempty"`
 	// Template names what is rendered into the installed system, like Profile.
 	Template string `json:"template,omitempty"`
+	// Addresses and Gateways are this machine's own, for the interface that its
+	// profile leaves to tasks, or else for its first one.
+	Addresses []string `json:"addresses,omitempty"` // with their prefix length: "192.0.2.10/24"
+	Gateways  []string `json:"gateways,omitempty"`
 	// Layout divides the disks; nil is the plain one, or the profile's.
 	Layout *Layout `json:"layout,omitempty"`
 }
@@ -176,6 +180,10 @@ type Task struct {
 	LogTail   []string  `json:"log_tail,omitempty"` // the last lines of the agent's log
 	// TemplateText is the template as it was when the task was created.
 	TemplateText *TaskTemplate `json:"template_text,omitempty"`
+	// Setup is the configuration of its profile as it was then.
+	Setup *Setup `json:"system,omitempty"`
+	// Drift is what of the installed system is not as planned.
+	Drift []Drift `json:"drift,omitempty"`
 	// HardwareAt is when Hardware was reported.
 	HardwareAt time.Time `json:"hardware_at,omitzero"`
 	// Previous is this machine as it was last seen before it reported for this
@@ -225,20 +233,6 @@ type Failure struct {
 	Evidence string    `json:"evidence,omitempty"`
 	Attempt  int       `json:"attempt"`
 	At       time.Time `json:"at"`
-}
-
-// Receipt is what the installed system said of itself when it called home.
-type Receipt struct {
-	BootMode   string    `json:"boot_mode"`
-	OS         string    `json:"os"`
-	Kernel     string    `json:"kernel"`
-	Hostname   string    `json:"hostname"`
-	MachineID  string    `json:"machine_id,omitempty"`
-	RootDisk   DiskRef   `json:"root_disk"`
-	RootFSUUID string    `json:"root_fs_uuid"`
-	Addresses  []string  `json:"addresses,omitempty"`
-	UptimeSec  int64     `json:"uptime_sec"`
-	At         time.Time `json:"at,omitzero"` // when the region received it
 }
 
 var (
@@ -324,6 +318,10 @@ func (s Spec) Normalize() (Spec, error) {
 		return s, &InvalidError{Field: "notes", Problem: "is longer than 2 KiB"}
 	}
 	if err := s.Layout.Validate(); err != nil {
+		return s, err
+	}
+	var err error
+	if s.Addresses, s.Gateways, err = checkAddresses(s.Addresses, s.Gateways); err != nil {
 		return s, err
 	}
 	if d := s.TargetDisk; d != nil && (d.SizeBytes <= 0 || d.Serial == "" && d.WWN == "" && d.Path == "") {

@@ -199,7 +199,8 @@ func (a *Agent) callhome(order agentapi.Approval, attempt int, token string) age
 	}
 	root, _ := order.Plan.Effect.Partition("root")
 	return agentapi.CallhomeConfig{URLs: urls, ServerName: a.cfg.ServerName, CA: a.cfg.CA, Token: token,
-		TaskID: order.TaskID, Attempt: attempt, MAC: a.cfg.BootMAC, RootUUID: root.UUID}
+		TaskID: order.TaskID, Attempt: attempt, MAC: a.cfg.BootMAC, RootUUID: root.UUID,
+		AwaitTime: order.Plan.Effect.System.KeepsTime()}
 }
 
 // conclude tells the result until the region has seen what comes of it. After

@@ -185,6 +185,9 @@ type CallhomeConfig struct {
 	Attempt    int       `json:"attempt"`
 	MAC        lpmos.MAC `json:"mac"`
 	RootUUID   string    `json:"root_uuid"`
+	// AwaitTime has the report wait a little for the clock to follow the plan's
+	// time servers.
+	AwaitTime bool `json:"await_time,omitempty"`
 }
 
 // Problem is an RFC 9457 body.

@@ -219,7 +219,7 @@ func (a *app) completeFlags(root *cobra.Command) {
 		"output": oneOf(formats...), "status": someOf(statusNames()...), "until": someOf(statusNames()...), "sort": oneOf(signed...),
 		"region": a.completeRegions, "arch": oneOf("amd64", "arm64"), "dhcp": oneOf("off", "proxy", "server"),
 		"unknown-machines": oneOf("ignore", "discover"), "log-level": oneOf("debug", "info", "warn", "error"), "log-format": oneOf("text", "json"),
-		"profile": a.completeProfiles, "template": a.completeTemplates,
+		"profile": a.completeProfiles, "template": a.completeTemplates, "layout": oneOf(lpmos.LayoutPresets()...),
 		"flavour": oneOf("generic", "cloud"), "interface": completeInterfaces,
 		"os-version": a.completeImageField(func(i lpmos.Image) string { return i.Version }),
 	}

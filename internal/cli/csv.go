@@ -44,7 +44,16 @@ var csvColumns = []struct {
 		}
 		return nil
 	}},
+	{[]string{"address", "addresses", "ip"}, func(s *lpmos.Spec, v string) error { s.Addresses = splitList(v); return nil }},
+	{[]string{"gateway", "gateways"}, func(s *lpmos.Spec, v string) error { s.Gateways = splitList(v); return nil }},
+	{[]string{"profile"}, func(s *lpmos.Spec, v string) error { s.Profile = v; return nil }},
 	{[]string{"notes", "note"}, func(s *lpmos.Spec, v string) error { s.Notes = v; return nil }},
+}
+
+// splitList parts what stands in one cell or flag: spaces, commas and semicolons
+// part values that hold none.
+func splitList(v string) []string {
+	return strings.FieldsFunc(v, func(r rune) bool { return r == ' ' || r == ',' || r == ';' || r == '\n' || r == '\t' })
 }
 
 // readCSV reads a line for each machine; what a line leaves empty is as in

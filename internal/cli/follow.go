@@ -329,7 +329,11 @@ func (s *Screen) Status(t lpmos.Task) {
 		if r := t.Receipt; r != nil {
 			what = clip(fmt.Sprintf("%s runs from its own disk (%s, kernel %s, host %s)", plain(r.OS), plain(r.BootMode), plain(r.Kernel), plain(r.Hostname)), 1000)
 		}
-		s.say(t, head+what)
+		lines := []string{head + what}
+		for _, d := range t.Drift {
+			lines = append(lines, name("")+"not as planned: "+clip(plain(d.String()), 400))
+		}
+		s.say(t, lines...)
 	case lpmos.Verifying:
 		s.say(t, head+"everything is written; the machine restarts from its own disk")
 	default:

@@ -42,7 +42,7 @@ func (a *app) profileCommand() *cobra.Command {
 		}
 		return a.print(p, func(w *tabwriter.Writer, _ bool) { writeProfile(w, p) })
 	})}
-	cmd.AddCommand(list, show, a.profilePut(), a.deleteNamed("profile", a.completeProfiles, (*apiclient.Client).DeleteProfile))
+	cmd.AddCommand(list, show, a.profilePut(), a.profileApply(), a.deleteNamed("profile", a.completeProfiles, (*apiclient.Client).DeleteProfile))
 	return cmd
 }
 
@@ -58,11 +58,54 @@ func writeProfile(w *tabwriter.Writer, p apiclient.Profile) {
 	if p.Verify != nil && !*p.Verify {
 		verify = "not waited for"
 	}
-	fmt.Fprintf(w, "profile\t%s\ndescription\t%s\nsystem\t%s\nhost names\t%s\nverification\t%s\ntemplate\t%s\nnotes\t%s\nchanged\t%s ago, by %s\nused by\t%s tasks\n",
-		p.Ref(), dash(p.Description), dash(strings.TrimSpace(p.OSType+" "+p.OSVersion+" "+p.Arch)), dash(p.Hostname), verify, dash(p.Template), dash(p.Notes), age(p.UpdatedAt), dash(p.UpdatedBy), uses(p.UsedBy))
+	fmt.Fprintf(w, "profile\t%s\ndescription\t%s\nsystem\t%s\nhost names\t%s\nverification\t%s\ntemplate\t%s\nlayout\t%s\nnotes\t%s\nchanged\t%s ago, by %s\nused by\t%s tasks\n",
+		p.Ref(), dash(p.Description), dash(strings.TrimSpace(p.OSType+" "+p.OSVersion+" "+p.Arch)), dash(p.Hostname), verify, dash(p.Template), p.Layout.Name(), dash(p.Notes), age(p.UpdatedAt), dash(p.UpdatedBy), uses(p.UsedBy))
 	for _, k := range p.SSHKeys {
 		fmt.Fprintf(w, "SSH key\t%s\n", plain(k))
 	}
+	for _, l := range setupLines(p.System) {
+		fmt.Fprintf(w, "%s\t%s\n", l[0], plain(l[1]))
+	}
+}
+
+func (a *app) profileApply() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use: "apply -f FILE", Short: "Store a profile from a file that names it",
+		Long: `Apply makes the profile that a file (JSON or YAML; "-" is standard input) describes,
+or the next version of it. The file has the form of "lpmos profile show -o yaml";
+fields that do not exist, or are misspelt, are refused. When the file names a
+version, a change that somebody else made since is not overwritten: the command
+ends with exit code 4. A file without a version replaces what there is.`,
+		Example: "  lpmos profile show web -o yaml > web.yaml\n  lpmos profile apply -f web.yaml",
+		Args:    exactly(0),
+	}
+	cmd.Flags().StringVarP(&file, "file", "f", "", "the profile, as JSON or YAML (required)")
+	cmd.RunE = a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
+		if file == "" {
+			return usageError{errors.New("--file is missing (see lpmos profile apply --help)")}
+		}
+		var next apiclient.Profile
+		if err := readDocument(file, &next); err != nil {
+			return err
+		}
+		if next.Name == "" {
+			return usageError{fmt.Errorf("%s has no name: write name: and that of the profile", file)}
+		}
+		if next.Version == 0 {
+			was, err := c.Profile(ctx, next.Name)
+			if err != nil && !errors.Is(err, lpmos.ErrNotFound) {
+				return err
+			}
+			next.Version = was.Version
+		}
+		out, err := c.PutProfile(ctx, next.Profile, next.Version)
+		if err != nil {
+			return err
+		}
+		return a.print(out, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "profile %s: stored\n", out.Ref()) })
+	})
+	return cmd
 }
 
 func (a *app) profilePut() *cobra.Command {
@@ -89,6 +132,7 @@ ends with exit code 4. Tasks that exist are never changed.`,
 	f.StringVar(&p.Hostname, "hostname-pattern", "", "host name with {"+strings.Join(lpmos.HostnameFacts(), "}, {")+"}")
 	f.StringVar(&keyFile, "ssh-key-file", "", "file of public keys that may log in")
 	f.StringVar(&p.Template, "template", "", "user-data template")
+	layoutFlag(f, &p.Layout)
 	f.StringVar(&p.Notes, "notes", "", "notes of each task")
 	f.BoolVar(&noVerify, "no-verify", false, "tasks complete without waiting for the installed system")
 	f.IntVar(&version, "version", 0, "the version the change is based on (default: that of the file, or the newest)")
@@ -108,7 +152,7 @@ ends with exit code 4. Tasks that exist are never changed.`,
 		for name, to := range map[string]func(){
 			"description": func() { next.Description = p.Description }, "os": func() { next.OSType = p.OSType }, "os-version": func() { next.OSVersion = p.OSVersion },
 			"arch": func() { next.Arch = p.Arch }, "hostname-pattern": func() { next.Hostname = p.Hostname }, "template": func() { next.Template = p.Template },
-			"notes": func() { next.Notes = p.Notes }, "no-verify": func() { verify := !noVerify; next.Verify = &verify }, "version": func() { next.Version = version },
+			"notes": func() { next.Notes = p.Notes }, "layout": func() { next.Layout = p.Layout }, "no-verify": func() { verify := !noVerify; next.Verify = &verify }, "version": func() { next.Version = version },
 		} {
 			if f.Changed(name) {
 				to()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
@@ -139,6 +140,16 @@ func (o *waiting) bound(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeoutCause(ctx, o.timeout, errTimeout)
 }
 
+// layoutFlag takes the name of a preset; a layout that is spelled out comes with a
+// profile.
+func layoutFlag(f *pflag.FlagSet, to **lpmos.Layout) {
+	f.Func("layout", "how disks are divided, for images that are trees of files: "+strings.Join(lpmos.LayoutPresets(), ", "), func(name string) error {
+		l := &lpmos.Layout{Preset: name}
+		*to = l
+		return l.Validate()
+	})
+}
+
 func (a *app) taskCreate() *cobra.Command {
 	var spec lpmos.Spec
 	var mac, keyFile, key, csvFile string
@@ -153,7 +164,8 @@ A --profile says what many machines have in common (lpmos profile list); other f
 win over it.
 
 With --from-csv, many tasks are created at once. The first line names the columns:
-mac and hostname, and any of region, os, version, arch, ssh_key, notes; the flags
+mac and hostname, and any of region, os, version, arch, ssh_key, profile, address,
+gateway, notes; the flags
 fill what a line leaves empty. All lines are checked first, and every bad one is
 named; nothing is created unless all are good. Repeated with the same
 --idempotency-key, it goes on where it was cut off.`,
@@ -173,10 +185,13 @@ named; nothing is created unless all are good. Repeated with the same
 	f.StringVar(&spec.Arch, "arch", "", "amd64 or arm64 (default: the profile's, or amd64)")
 	f.StringVar(&spec.Profile, "profile", "", "profile that says the rest: a name, or name@version")
 	f.StringVar(&spec.Template, "template", "", "template of the cloud-init user data, likewise")
+	layoutFlag(f, &spec.Layout)
 	f.StringVar(&spec.Hostname, "hostname", "", "host name (default: machine- and the end of the MAC)")
 	f.StringVar(&spec.HostnamePattern, "hostname-pattern", "", "host name made of what the machine reports, such as web-{serial}")
 	f.BoolVar(&noVerify, "no-verify", false, "complete when everything is written, without waiting for the system's call home")
 	f.StringVar(&keyFile, "ssh-key-file", "", "file of public keys that may log in")
+	f.StringSliceVar(&spec.Addresses, "address", nil, "address of the installed system with its prefix length, such as 192.0.2.10/24 (default: as the profile says, or DHCP)")
+	f.StringSliceVar(&spec.Gateways, "gateway", nil, "its gateway, one of each family")
 	f.StringVar(&spec.Notes, "notes", "", "anything to remember")
 	f.StringVar(&csvFile, "from-csv", "", "file with a line for each machine; - is standard input")
 	f.StringVar(&key, "idempotency-key", "", "repeating the command with the same key creates nothing new")
@@ -362,7 +377,7 @@ func taskHead(wide bool) []string {
 
 func taskRow(t lpmos.Task, wide bool) []cell {
 	row := []cell{
-		txt(t.ID[:min(8, len(t.ID))]), {plain(string(t.Status)), statusTone(t.Status)}, txt(percent(t)), txt(t.Hostname), txt(t.TargetMAC.String()),
+		txt(t.ID[:min(8, len(t.ID))]), statusCell(t), txt(percent(t)), txt(t.Hostname), txt(t.TargetMAC.String()),
 		txt(t.OSType + " " + t.OSVersion), txt(t.RegionID), {age(t.CreatedAt), dim},
 	}
 	if wide {
@@ -491,6 +506,13 @@ func describeTask(t lpmos.Task, eta *apiclient.ETA, wide bool) *table {
 	if r := t.Receipt; r != nil {
 		v.field("called home", fmt.Sprintf("%s, kernel %s, host %s, %s, root on %s", plain(r.OS), plain(r.Kernel), plain(r.Hostname), plain(r.BootMode), plain(r.RootDisk.String())), good)
 		v.field("addresses", plain(strings.Join(r.Addresses, ", ")))
+		for _, d := range t.Drift {
+			v.field("not as planned", plain(d.String()), attention)
+		}
+		if len(r.FailedUnits) > 0 {
+			v.field("failed units", plain(strings.Join(r.FailedUnits, ", ")), attention)
+		}
+		receiptFields(v, r, wide)
 	}
 	if wide {
 		v.field("next", nextCommand(t))
@@ -567,7 +589,16 @@ func diskContent(d lpmos.Disk) (found []string) {
 	return found
 }
 
+// statusCell is a status, and what of a completed task is not as planned.
+func statusCell(t lpmos.Task) cell {
+	if len(t.Drift) == 0 {
+		return cell{plain(string(t.Status)), statusTone(t.Status)}
+	}
+	return cell{plain(string(t.Status) + " (drift: " + lpmos.DriftNames(t.Drift) + ")"), attention}
+}
+
 func (a *app) taskPlan() *cobra.Command {
+	var files bool
 	cmd := a.one("plan", "Show what would be erased and written", func(ctx context.Context, c *apiclient.Client, id string) error {
 		t, err := c.Task(ctx, id)
 		if err != nil {
@@ -576,12 +607,18 @@ func (a *app) taskPlan() *cobra.Command {
 		if t.Plan == nil {
 			return hinted{fmt.Errorf("task %s has no plan yet: its machine has not reported: %w", id[:8], lpmos.ErrNotFound), "boot the machine from the network, and see lpmos task watch " + id[:8]}
 		}
+		if files {
+			return a.print(t.Plan.Effect.Files, func(w *tabwriter.Writer, _ bool) { writeFiles(w, t.Plan.Effect.Files) })
+		}
 		return a.show(t.Plan, func(bool) *table { return planTable(t) })
 	})
+	cmd.Flags().BoolVar(&files, "files", false, "show the files that are written after the image, with their text")
 	cmd.Long = `Plan shows what approving would do: the disk that is erased and what was found on
 it, the disks that are kept, what is written, and the digest that binds an
-approval to just this plan.`
+approval to just this plan. With --files it prints the files that are written after
+the image, with mode, digest and text: what stands there is what is written.`
 	cmd.Example = `  lpmos task plan web-01
+  lpmos task plan web-01 --files
   lpmos task plan web-01 -o json | jq -r .plan_digest`
 	return cmd
 }
@@ -634,6 +671,7 @@ func planTable(t lpmos.Task) *table {
 	planWrites(v, &p.Effect)
 	v.field("image", plain(fmt.Sprintf("%s %s %s, %s", p.Effect.Image.OS, p.Effect.Image.Version, p.Effect.Image.Arch, p.Effect.Image.Digest)))
 	v.field("host", fmt.Sprintf("%s, %s boot, %s", plain(p.Effect.Hostname), plain(p.Effect.BootMode), count(len(p.Effect.SSHKeys), "SSH key", "SSH keys")))
+	setupFields(v, p.Effect.System)
 	v.field("digest", plain(p.Digest))
 	return v
 }

@@ -16,9 +16,9 @@ import (
 // and EL9, made from the tiny system and GRUB of Debian's packages. It needs
 // what a test on virtual machines has in its cache, and takes seconds then.
 func TestImportBootable(t *testing.T) {
-	cache := os.Getenv("LPMOS_CACHE")
+	cache := os.Getenv("LPMOS_CACHE_DIR")
 	if cache == "" {
-		tier.Missing(t, "bootable", "LPMOS_CACHE names no directory with packages and images")
+		tier.Missing(t, "bootable", "LPMOS_CACHE_DIR names no directory with packages and images")
 	}
 	if os.Geteuid() != 0 {
 		tier.Missing(t, "bootable", "the owners of files need root")

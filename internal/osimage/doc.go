@@ -11,6 +11,8 @@
 //	tiny-generic
 //	           the same with the generic kernel, which knows AHCI and e1000
 //	           and takes several seconds longer
+//	tiny-storage
+//	           tiny-generic with mdadm and lvm2 in its initramfs
 //
 // An image holds no boot loader, no identity and no way in: the installer
 // brings the loader and writes /etc/fstab, /etc/hostname, network, keys and

@@ -34,6 +34,9 @@ type recipe struct {
 	// initramfs what reaches the root filesystem, in the root everything.
 	EarlyModules, Modules []string
 
+	// Programs go into both, with the libraries they load.
+	Programs []string
+
 	FirstBoot  string
 	CloudInit  bool
 	KernelArgs string
@@ -57,7 +60,7 @@ var debian12 = recipe{
 		"usr-is-merged",
 		"linux-image-amd64", "initramfs-tools", "zstd", "kmod", "udev",
 		"systemd-sysv", "systemd-resolved", "systemd-timesyncd", "libpam-systemd", "libnss-systemd", "dbus",
-		"openssh-server", "cloud-init", "sudo", "ca-certificates",
+		"openssh-server", "cloud-init", "sudo", "ca-certificates", "tzdata",
 		"iproute2", "iputils-ping", "netbase", "procps", "less", "vim-tiny",
 		"e2fsprogs", "dosfstools", "efibootmgr",
 	},
@@ -101,12 +104,26 @@ func debian12Storage() recipe {
 var recipes = map[string]recipe{
 	"debian-12":         debian12,
 	"debian-12-storage": debian12Storage(),
+	"tiny-storage":      tinyStorage(),
 	"tiny": tiny("1", "LPMOS tiny (test system)", "linux-image-cloud-amd64",
 		[]string{"virtio_pci", "virtio_blk", "virtio_scsi", "nvme", "ata_piix", "sd_mod", "ext4", "crc32c_generic", "crc32c_intel"},
 		[]string{"virtio_net", "virtio_rng", "vmxnet3", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs"}),
 	"tiny-generic": tiny("1-generic", "LPMOS tiny, generic kernel (test system)", "linux-image-amd64",
 		[]string{"virtio_pci", "virtio_blk", "virtio_scsi", "nvme", "ahci", "ata_piix", "sd_mod", "ext4", "crc32c_generic", "crc32c_intel"},
 		[]string{"virtio_net", "virtio_rng", "e1000", "e1000e", "igb", "vmxnet3", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs"}),
+}
+
+// tinyStorage is the tiny system that starts from arrays, volume groups and xfs,
+// and can make its initramfs anew as an installer wants it to.
+func tinyStorage() recipe {
+	r := tiny("1-storage", "LPMOS tiny for RAID, LVM and XFS (test system)", "linux-image-amd64",
+		[]string{"virtio_pci", "virtio_blk", "virtio_scsi", "nvme", "ahci", "ata_piix", "sd_mod", "ext4", "crc32c_generic", "crc32c_intel",
+			"md_mod", "raid1", "dm_mod", "xfs"},
+		[]string{"virtio_net", "virtio_rng", "e1000", "e1000e", "vmxnet3", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs"})
+	r.Packages = append(r.Packages, "mdadm", "lvm2")
+	r.Programs = []string{"sbin/mdadm", "sbin/lvm"}
+	r.Links = map[string]string{"etc/mdadm/mdadm.conf": "../mdadm.conf"}
+	return r
 }
 
 // tiny is the small system with one of Debian's kernels. The cloud flavour is

@@ -33,6 +33,11 @@ func arrangeTiny(ctx context.Context, b *builder, packages string) (string, erro
 		if err := b.busybox(ctx, packages, root); err != nil {
 			return "", err
 		}
+		for _, program := range b.Programs {
+			if err := copyProgram(packages, root, program); err != nil {
+				return "", fmt.Errorf("copy %s: %w", program, err)
+			}
+		}
 	}
 	for root, names := range map[string][]string{
 		early: b.EarlyModules,
@@ -111,6 +116,74 @@ func (b *builder) busybox(ctx context.Context, packages, root string) error {
 		}
 	}
 	return nil
+}
+
+// copyProgram copies a program and the libraries it loads, which come into the
+// directories where the loader looks without a cache.
+func copyProgram(from, to, name string) error {
+	src, err := unpacked(from, name)
+	if err != nil {
+		return err
+	}
+	dst := filepath.Join(to, name)
+	if _, err := os.Lstat(dst); err == nil {
+		if err := os.Remove(dst); err != nil { // busybox' own
+			return err
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
+		return err
+	}
+	if err := copyFile(src, dst); err != nil {
+		return err
+	}
+	if err := os.Chmod(dst, 0o755); err != nil {
+		return err
+	}
+	f, err := elf.Open(src)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	libs, err := f.ImportedLibraries()
+	if err != nil {
+		return err
+	}
+	for _, lib := range append(libs, "ld-linux-x86-64.so.2") {
+		lib = "lib/x86_64-linux-gnu/" + lib
+		if path.Base(lib) == "ld-linux-x86-64.so.2" {
+			lib = "lib64/ld-linux-x86-64.so.2"
+		}
+		if _, err := os.Lstat(filepath.Join(to, lib)); err == nil {
+			continue
+		}
+		if err := copyProgram(from, to, lib); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unpacked finds a file of the unpacked packages, through links that mean this
+// tree as their root, with / and /usr being one.
+func unpacked(root, name string) (string, error) {
+	for _, dir := range []string{"", "usr"} {
+		file := filepath.Join(root, dir, name)
+		for range 8 {
+			target, err := os.Readlink(file)
+			if err != nil {
+				break
+			}
+			if filepath.IsAbs(target) {
+				return unpacked(root, target)
+			}
+			file = filepath.Join(filepath.Dir(file), target)
+		}
+		if st, err := os.Stat(file); err == nil && st.Mode().IsRegular() {
+			return file, nil
+		}
+	}
+	return "", fmt.Errorf("no package has %s", name)
 }
 
 // copyModules copies the named modules and all they depend on from one

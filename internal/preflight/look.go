@@ -108,7 +108,7 @@ func (l *look) osRelease() {
 	case version != "" && version != l.want.Version && !strings.HasPrefix(version, l.want.Version+"."):
 		l.say("os", lpmos.CheckWarning, "It says it is version %s, and is imported as %s.", clip(version, 32), l.want.Version)
 	default:
-		l.say("os", lpmos.CheckOK, "It is %s.", quote(r.PrettyName, is))
+		l.say("os", lpmos.CheckOK, "It calls itself %s.", quote(r.PrettyName, is))
 	}
 }
 
@@ -147,19 +147,19 @@ func (l *look) architecture() {
 			continue
 		}
 		if arch := elfArch(head); arch != "" {
-			l.sayArch(arch, "programs")
+			l.sayArch(arch)
 			return
 		}
 	}
 	l.say("arch", lpmos.CheckUnknown, "No program was found whose architecture could be read.")
 }
 
-func (l *look) sayArch(arch, what string) {
+func (l *look) sayArch(arch string) {
 	if arch != l.want.Arch {
-		l.say("arch", lpmos.CheckProblem, "Its %s are for %s, and it is imported for %s.", what, arch, l.want.Arch)
+		l.say("arch", lpmos.CheckProblem, "Its programs are for %s, and it is imported for %s.", arch, l.want.Arch)
 		return
 	}
-	l.say("arch", lpmos.CheckOK, "Its %s are for %s.", what, arch)
+	l.say("arch", lpmos.CheckOK, "Its programs are for %s.", arch)
 }
 
 // elfArch is the GOARCH spelling of an ELF file's machine, "" for others.

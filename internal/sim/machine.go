@@ -167,9 +167,10 @@ func (m *machine) bootDisk(ctx context.Context) error {
 	root, _ := e.Partition("root")
 	return callhome.Post(ctx, d.callhome, func() lpmos.Receipt {
 		id := sha256.Sum256([]byte("simulated machine-id" + d.marker.TaskID))
-		return lpmos.Receipt{BootMode: m.hardware.BootMode, OS: "simulated", Kernel: "simulated", Hostname: e.Hostname,
-			MachineID: hex.EncodeToString(id[:16]), RootDisk: e.Target, RootFSUUID: root.UUID,
-			Addresses: []string{"127.0.0.1/8"}, UptimeSec: int64(time.Since(began).Seconds())}
+		r := e.Promised()
+		r.OS, r.Kernel, r.MachineID, r.RootFSUUID = "simulated", "simulated", hex.EncodeToString(id[:16]), root.UUID
+		r.Addresses, r.UptimeSec = append(r.Addresses, "127.0.0.1/8"), int64(time.Since(began).Seconds())
+		return r
 	}, callhome.Patience, slog.New(slog.DiscardHandler))
 }
 

@@ -103,6 +103,25 @@ func (s *Store) pin(ctx context.Context, ref string) (*lpmos.TaskTemplate, error
 	return t.Pinned(), nil
 }
 
+// pinSetup reads how the system of a new task is configured, nil when its
+// profile says nothing of it, or is gone: what it said else the task has.
+func (s *Store) pinSetup(ctx context.Context, ref string) (*lpmos.Setup, error) {
+	name, version, err := lpmos.ParseRef("profile", ref)
+	if err != nil {
+		return nil, err
+	}
+	p, rev, err := readVersion[lpmos.Profile](ctx, s, Key{Kind: KindProfile, Name: name}.String())
+	switch {
+	case err != nil:
+		return nil, err
+	case rev == 0:
+		return nil, &lpmos.InvalidError{Field: "profile", Problem: "does not exist", Value: name}
+	case version != 0 && version != p.Version:
+		return nil, &VersionError{"profile " + name, version, p.Version}
+	}
+	return p.System, nil
+}
+
 // readVersion is what a key holds and the revision it was written at, both zero
 // when there is none.
 func readVersion[T any](ctx context.Context, s *Store, key string) (v T, rev int64, err error) {

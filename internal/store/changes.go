@@ -176,7 +176,7 @@ func (s *Store) listRange(ctx context.Context, scope Scope, from, end string, re
 func leave(all []Change, id string) {
 	for i := len(all) - 1; i >= 0 && all[i].Key.TaskID == id; i-- {
 		switch all[i].Key.Kind {
-		case KindHardware, KindPlan, KindLogs, KindPrevious, KindTaskTemplate:
+		case KindHardware, KindPlan, KindLogs, KindPrevious, KindTaskTemplate, KindTaskSetup:
 			all[i].Value, all[i].Left = nil, true
 		}
 	}

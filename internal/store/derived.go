@@ -122,6 +122,7 @@ func setPart(t *lpmos.Task, kind Kind, value []byte, m *metadata) (err error) {
 		t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy = m.TaskID, m.Spec, m.Attempt, m.CreatedAt, m.CreatedBy
 		t.UpdatedAt, t.Claims, t.ClaimUUID, t.BatchID, t.Found, t.HardwareAt = m.UpdatedAt, m.Claims, m.ClaimUUID, m.BatchID, m.Found, m.HardwareAt
 		t.Committed, t.Alarm = m.Committed, m.Alarm
+		t.Drift = m.Drift
 	case KindStatus:
 		t.Status = lpmos.Status(value)
 	case KindHardware:
@@ -138,6 +139,8 @@ func setPart(t *lpmos.Task, kind Kind, value []byte, m *metadata) (err error) {
 		err = setPointer(&t.Receipt, value)
 	case KindTaskTemplate:
 		err = setPointer(&t.TemplateText, value)
+	case KindTaskSetup:
+		err = setPointer(&t.Setup, value)
 	case KindPrevious:
 		err = setPointer(&t.Previous, value)
 	case KindLogs:

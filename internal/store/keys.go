@@ -28,6 +28,7 @@ const (
 	KindError        Kind = "tasks/{id}/error"
 	KindReceipt      Kind = "tasks/{id}/receipt"
 	KindTaskTemplate Kind = "tasks/{id}/pinned_template"
+	KindTaskSetup    Kind = "tasks/{id}/pinned_system"
 	KindPrevious     Kind = "tasks/{id}/previous"
 	KindEvent        Kind = "tasks/{id}/events/{seq}"
 
@@ -72,7 +73,7 @@ const (
 
 // Kinds are all patterns, in the order of docs/keyspace.md.
 var Kinds = []Kind{
-	KindMetadata, KindStatus, KindHardware, KindPlan, KindApproval, KindProgress, KindLogs, KindError, KindReceipt, KindTaskTemplate, KindPrevious, KindEvent,
+	KindMetadata, KindStatus, KindHardware, KindPlan, KindApproval, KindProgress, KindLogs, KindError, KindReceipt, KindTaskTemplate, KindTaskSetup, KindPrevious, KindEvent,
 	KindAgentInfo, KindAgentSeen, KindAgentTask, KindMachineTask, KindLock,
 	KindOrder, KindBoot, KindDiscovered, KindHeartbeat, KindCapabilities, KindRegionStatus, KindSecrets, KindPermits,
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,

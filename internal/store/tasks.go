@@ -34,6 +34,7 @@ type metadata struct {
 
 	Committed []lpmos.PlannedSecret `json:"committed_secrets,omitempty"`
 	Alarm     *lpmos.Alarm          `json:"alarm,omitempty"`
+	Drift     []lpmos.Drift         `json:"drift,omitempty"`
 }
 
 // Record is a task as the store has it, taken apart the way it is kept.
@@ -102,6 +103,12 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.Seal
 			return lpmos.Task{}, err
 		}
 	}
+	if spec.Profile != "" {
+		var err error
+		if fresh.Setup, err = s.pinSetup(ctx, spec.Profile); err != nil {
+			return lpmos.Task{}, err
+		}
+	}
 	rec := Record{Task: fresh}
 	var idem string
 	request = cmp.Or(request, lpmos.DigestOf(spec))
@@ -121,6 +128,9 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.Seal
 		ops, err := next.apply(Move{Cause: lpmos.CauseCreated, By: by, Message: message}, now, nil)
 		if t.TemplateText != nil {
 			ops = append(ops, clientv3.OpPut(Key{Kind: KindTaskTemplate, TaskID: t.ID}.String(), string(encode(t.TemplateText))))
+		}
+		if t.Setup != nil {
+			ops = append(ops, clientv3.OpPut(Key{Kind: KindTaskSetup, TaskID: t.ID}.String(), string(encode(t.Setup))))
 		}
 		if err != nil {
 			return lpmos.Task{}, err
@@ -352,7 +362,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 		clientv3.OpPut(key(KindStatus).String(), string(to)),
 		put(key(KindMetadata), metadata{
 			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt,
-			t.Committed, t.Alarm,
+			t.Committed, t.Alarm, t.Drift,
 		}),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}

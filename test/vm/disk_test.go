@@ -18,12 +18,17 @@ const (
 // targetFile is the file of the disk that a plan names.
 func (w *world) targetFile(m *machine, t lpmos.Task) string {
 	w.t.Helper()
+	return w.diskFile(m, t.Plan.Effect.Target)
+}
+
+func (w *world) diskFile(m *machine, ref lpmos.DiskRef) string {
+	w.t.Helper()
 	for _, d := range m.Config().Disks {
-		if d.Serial == t.Plan.Effect.Target.Serial {
+		if d.Serial == ref.Serial {
 			return d.Path
 		}
 	}
-	w.t.Fatalf("no disk of %s has the serial number of %s", m.Name(), t.Plan.Effect.Target)
+	w.t.Fatalf("no disk of %s has the serial number of %s", m.Name(), ref)
 	return ""
 }
 
@@ -32,7 +37,20 @@ func (w *world) targetFile(m *machine, t lpmos.Task) string {
 // does, and the marker of this very attempt.
 func (w *world) checkDisk(m *machine, t lpmos.Task) {
 	w.t.Helper()
-	path := w.targetFile(m, t)
+	for _, d := range t.Plan.Effect.Disks() {
+		w.checkTable(m, t, d)
+	}
+}
+
+func (w *world) checkTable(m *machine, t lpmos.Task, d lpmos.PlannedDisk) {
+	w.t.Helper()
+	path := w.diskFile(m, d.Disk)
+	if b, err := lab.ReadDisk(path, markerOffset, 4096); err != nil || !bytes.HasPrefix(b, []byte(markerMagic)) || !bytes.Contains(b, []byte(t.ID)) {
+		w.t.Errorf("marker of %s = %q, %v; want that of task %s", path, bytes.TrimRight(b[:min(len(b), 200)], "\x00"), err, t.ID)
+	}
+	if t.Plan.Effect.Method == lpmos.FormatDisk {
+		return // the table is the image's
+	}
 	var out struct {
 		Table struct {
 			Label      string `json:"label"`
@@ -47,7 +65,7 @@ func (w *world) checkDisk(m *machine, t lpmos.Task) {
 	if err := json.Unmarshal(w.output("/sbin/sfdisk", "-J", path), &out); err != nil {
 		w.t.Fatal(err)
 	}
-	plan := t.Plan.Effect.Partitions
+	plan := d.Partitions
 	if out.Table.Label != "gpt" || len(out.Table.Partitions) != len(plan) {
 		w.t.Fatalf("%s has a %s table with %d partitions; want gpt with %d", path, out.Table.Label, len(out.Table.Partitions), len(plan))
 	}
@@ -64,10 +82,6 @@ func (w *world) checkDisk(m *machine, t lpmos.Task) {
 				w.t.Errorf("root filesystem has UUID %x, %v; want %s", b, err, p.UUID)
 			}
 		}
-	}
-	b, err := lab.ReadDisk(path, markerOffset, 4096)
-	if err != nil || !bytes.HasPrefix(b, []byte(markerMagic)) || !bytes.Contains(b, []byte(t.ID)) {
-		w.t.Errorf("marker of %s = %q, %v; want that of task %s", path, bytes.TrimRight(b[:min(len(b), 200)], "\x00"), err, t.ID)
 	}
 }
 

@@ -27,7 +27,7 @@ import (
 
 // Limits are about four times what the emulation takes on two cores.
 const (
-	bootLimit    = 4 * time.Minute // power on to a reported machine, or to the installed system
+	bootLimit    = 4 * time.Minute  // power on to a reported machine, or to the installed system
 	installLimit = 15 * time.Minute // approval to the call home
 	gb           = 1_000_000_000
 )
@@ -191,15 +191,7 @@ func (w *world) publish(image string) {
 	if err := w.client.PutBootImage(ctx, w.built.boot); err != nil {
 		w.t.Fatal(err)
 	}
-	w.image = w.built.image(w.t, image)
-	for _, d := range []string{w.manifest().Pack.SHA256, w.digest()} {
-		if err := w.client.UploadBlob(ctx, d, filepath.Join(w.built.imageDir, "blobs", d), nil); err != nil {
-			w.t.Fatal(err)
-		}
-	}
-	if err := w.client.PutImage(ctx, w.image); err != nil {
-		w.t.Fatal(err)
-	}
+	w.register(w.built.image(w.t, image))
 	w.until(time.Minute, "the region is online", func() error {
 		regions, err := w.client.Regions(ctx)
 		if err == nil && (len(regions) != 1 || regions[0].Status != "online") {
@@ -207,6 +199,21 @@ func (w *world) publish(image string) {
 		}
 		return err
 	})
+}
+
+// register uploads an image from the directory of images, and makes it the
+// world's.
+func (w *world) register(img lpmos.Image) {
+	w.t.Helper()
+	w.image = img
+	for _, d := range []string{w.manifest().Pack.SHA256, w.digest()} {
+		if err := w.client.UploadBlob(w.t.Context(), d, filepath.Join(w.built.imageDir, "blobs", d), nil); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	if err := w.client.PutImage(w.t.Context(), w.image); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // digest is the image's, as blobs are named.
@@ -475,7 +482,7 @@ func (w *world) completed(m *machine, id string) lpmos.Task {
 	switch r := t.Receipt; {
 	case r == nil:
 		w.t.Errorf("task %s was completed without a receipt", id)
-	case r.RootFSUUID != root.UUID || r.Hostname != t.Hostname || r.BootMode != t.Plan.Effect.BootMode:
+	case t.Plan.Effect.Method != lpmos.FormatDisk && r.RootFSUUID != root.UUID || !t.Plan.Effect.Writes(r.RootDisk) || r.Hostname != t.Hostname || r.BootMode != t.Plan.Effect.BootMode:
 		w.t.Errorf("receipt of task %s = root %s, host %s, %s; want %s, %s, %s", id, r.RootFSUUID, r.Hostname, r.BootMode, root.UUID, t.Hostname, t.Plan.Effect.BootMode)
 	}
 	w.checkDisk(m, t)

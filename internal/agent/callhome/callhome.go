@@ -65,6 +65,7 @@ func Run(ctx context.Context, root string, disks func(context.Context) (*lpmos.H
 		log.Error("configuration not read", "err", err)
 		return ExitRefused
 	}
+	settle(ctx, root, cfg.AwaitTime)
 	collect := func() lpmos.Receipt { return Collect(ctx, root, disks) }
 	if err := Post(ctx, cfg, collect, Patience, log); err != nil {
 		log.Error("first boot not reported", "err", err)

@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	testTask = "3b1e5f8d-1111-4222-8333-444455556666"
-	rootUUID = "01234567-89ab-cdef-0123-456789abcdef"
+	testTask    = "3b1e5f8d-1111-4222-8333-444455556666"
+	testHostKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJtRsVIW4YbLgZEn0pPxYTKz0pJb7aJGJJ2vS7T5zjNn"
+	rootUUID    = "01234567-89ab-cdef-0123-456789abcdef"
 )
 
 // installed is the tree of an installed system.
@@ -29,8 +30,10 @@ func installed(t *testing.T, cfg agentapi.CallhomeConfig) string {
 	super[1024+0x38], super[1024+0x39] = 0x53, 0xEF
 	copy(super[1024+0x68:], "\x01\x23\x45\x67\x89\xab\xcd\xef\x01\x23\x45\x67\x89\xab\xcd\xef")
 	for name, text := range map[string]string{
+		"/proc/cmdline": "root=UUID=x ro\n", "/etc/passwd": "root:x:0:0::/root:/bin/sh\nops:x:1000:1000::/home/ops:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n", "/etc/ssh/ssh_host_ed25519_key.pub": testHostKey + " root@web-1\n",
+		"/usr/share/zoneinfo/Europe/Berlin": "TZif", "/run/cloud-init/result.json": `{"v1":{"datasource":"DataSourceNoCloud","errors":["no such package"]}}`,
 		ConfigPath: string(lpmos.CanonicalJSON(cfg)), AgentPath: "program", UnitPath: "unit",
-		"/etc/os-release": "NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n", "/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+		"/etc/os-release": "NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\nVERSION_ID=\"12\"\n", "/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
 		"/proc/sys/kernel/osrelease": "6.1.0-1-amd64\n", "/proc/sys/kernel/hostname": "web-1\n", "/proc/uptime": "41.23 3.00\n",
 		"/proc/self/mountinfo":                "22 1 0:2 / / rw - rootfs rootfs rw\n23 1 8:3 / / rw,relatime - ext4 /dev/sda3 rw\n24 23 0:5 / /dev rw - devtmpfs x rw\n",
 		"/sys/devices/pci/sda/sda3/partition": "3\n", "/dev/sda3": string(super),
@@ -43,7 +46,7 @@ func installed(t *testing.T, cfg agentapi.CallhomeConfig) string {
 			t.Fatal(err)
 		}
 	}
-	for _, l := range [][2]string{{"../../devices/pci/sda/sda3", "/sys/dev/block/8:3"}, {UnitPath, WantsPath}} {
+	for _, l := range [][2]string{{"../../devices/pci/sda/sda3", "/sys/dev/block/8:3"}, {UnitPath, WantsPath}, {"/usr/share/zoneinfo/Europe/Berlin", "/etc/localtime"}} {
 		p := filepath.Join(root, l[1])
 		os.MkdirAll(filepath.Dir(p), 0o755)
 		if err := os.Symlink(l[0], p); err != nil {
@@ -84,7 +87,13 @@ func TestRunReportsOnceAndRemovesItself(t *testing.T) {
 		t.Errorf("report = %+v", b)
 	}
 	want := lpmos.Receipt{BootMode: "bios", OS: "Debian GNU/Linux 12 (bookworm)", Kernel: "6.1.0-1-amd64", Hostname: "web-1", MachineID: "0123456789abcdef0123456789abcdef",
-		RootDisk: lpmos.DiskRef{Serial: "A", WWN: "naa.1", SizeBytes: 7}, RootFSUUID: rootUUID, UptimeSec: 41, Addresses: r.Addresses}
+		RootDisk: lpmos.DiskRef{Serial: "A", WWN: "naa.1", SizeBytes: 7}, RootFSUUID: rootUUID, UptimeSec: 41, Addresses: r.Addresses,
+		OSID: "debian", OSVersion: "12", KernelArgs: "root=UUID=x ro", Mounts: []lpmos.Mount{{Path: "/", FS: "ext4"}}, Timezone: "Europe/Berlin", Users: []string{"ops"}, CloudInit: "error", CloudInitErrors: []string{"no such package"}}
+	key, err := lpmos.ParseHostKey(testHostKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.HostKeys = []lpmos.HostKey{key}
 	if lpmos.DigestOf(r) != lpmos.DigestOf(want) {
 		t.Errorf("receipt = %+v; want %+v", r, want)
 	}

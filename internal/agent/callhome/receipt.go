@@ -28,13 +28,26 @@ func Collect(ctx context.Context, root string, disks func(context.Context) (*lpm
 		b, _ := io.ReadAll(io.LimitReader(f, limit))
 		return strings.TrimSpace(strings.ToValidUTF8(string(b), ""))
 	}
+	release := osRelease(text("etc/os-release", 16<<10))
 	r := lpmos.Receipt{
-		BootMode:  "bios",
-		OS:        prettyName(text("etc/os-release", 16<<10)),
-		Kernel:    text("proc/sys/kernel/osrelease", 256),
-		Hostname:  text("proc/sys/kernel/hostname", 256),
-		MachineID: text("etc/machine-id", 64),
-		Addresses: addresses(),
+		BootMode:    "bios",
+		OS:          release["PRETTY_NAME"],
+		OSID:        release["ID"],
+		OSVersion:   release["VERSION_ID"],
+		Kernel:      text("proc/sys/kernel/osrelease", 256),
+		KernelArgs:  text("proc/cmdline", 4<<10),
+		Hostname:    text("proc/sys/kernel/hostname", 256),
+		MachineID:   text("etc/machine-id", 64),
+		Addresses:   addresses(),
+		Mounts:      mounts(text("proc/self/mountinfo", 1<<20)),
+		Timezone:    timezone(root),
+		Users:       people(text("etc/passwd", 1<<20)),
+		HostKeys:    hostKeys(root),
+		FailedUnits: failedUnits(ctx, root),
+	}
+	r.CloudInit, r.CloudInitErrors = cloudInit(root)
+	if root == "/" { // elsewhere it is another system's clock
+		r.TimeSynced = clockSynced()
 	}
 	if _, err := os.Stat(filepath.Join(root, "sys/firmware/efi")); err == nil {
 		r.BootMode = "uefi"
@@ -53,6 +66,7 @@ func Collect(ctx context.Context, root string, disks func(context.Context) (*lpm
 	r.RootFSUUID = fsUUID(filepath.Join(root, "dev", filepath.Base(dir)))
 	disk := wholeDisk(dir)
 	if h, err := disks(ctx); err == nil {
+		r.SecureBoot = h.SecureBoot
 		for _, d := range h.Disks {
 			if d.Device == "/dev/"+disk {
 				r.RootDisk = d.Ref()
@@ -62,14 +76,15 @@ func Collect(ctx context.Context, root string, disks func(context.Context) (*lpm
 	return r
 }
 
-// prettyName reads os-release(5).
-func prettyName(s string) string {
+// osRelease reads os-release(5).
+func osRelease(s string) map[string]string {
+	out := map[string]string{}
 	for line := range strings.Lines(s) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "PRETTY_NAME="); ok {
-			return lpmos.Shorten(strings.Trim(v, `"'`), 200)
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			out[k] = lpmos.Shorten(strings.Trim(v, `"'`), 200)
 		}
 	}
-	return ""
+	return out
 }
 
 // rootDevice is "major:minor" of what is mounted last on /, "" when that is not

@@ -118,9 +118,10 @@ func (m *Machine) bootDisk(ctx context.Context, log *slog.Logger) error {
 	root, _ := e.Partition("root")
 	err := callhome.Post(ctx, m.disk.callhome, func() lpmos.Receipt {
 		id := sha256.Sum256([]byte("demo machine-id" + m.disk.marker.TaskID))
-		return lpmos.Receipt{BootMode: m.hardware.BootMode, OS: m.disk.os + " (demo)", Kernel: "demo", Hostname: e.Hostname,
-			MachineID: hex.EncodeToString(id[:16]), RootDisk: e.Target, RootFSUUID: root.UUID,
-			Addresses: []string{"127.0.0.1/8"}, UptimeSec: int64(time.Since(began).Seconds())}
+		r := e.Promised()
+		r.OS, r.Kernel, r.MachineID, r.RootFSUUID = m.disk.os+" (demo)", "demo", hex.EncodeToString(id[:16]), root.UUID
+		r.Addresses, r.UptimeSec = append(r.Addresses, "127.0.0.1/8"), int64(time.Since(began).Seconds())
+		return r
 	}, callhome.Patience, log)
 	if err != nil {
 		return err

@@ -29,7 +29,7 @@ func (in *Installer) configure(ctx context.Context, job *Job, m *lpmos.ImageMani
 			}
 		}
 		t := tree{root}
-		if err := t.writeAll(files); err != nil {
+		if err := t.configure(job, m, files); err != nil {
 			return err
 		}
 		if err := t.MkdirAll("boot/efi", 0o700); err != nil {
@@ -137,6 +137,13 @@ type file struct {
 	dirMode fs.FileMode
 	// remove says that the file is to be absent instead.
 	remove bool
+	// link is the target of a symbolic link that stands in the file's place.
+	link string
+	// owner is an account that was added; empty is root.
+	owner string
+	// when names what must be there for the file to be written, unless what must
+	// not be; both begin with a slash.
+	when, unless string
 }
 
 // tree writes below a root that links in the image cannot leave. What stands
@@ -144,23 +151,50 @@ type file struct {
 // written through it.
 type tree struct{ *os.Root }
 
-func (t tree) write(f file) error {
+func (t tree) write(f file, users map[string]account) error {
+	if f.link != "" {
+		return t.link(f.path, f.link)
+	}
 	if err := t.clear(f.path); err != nil || f.remove {
 		return err
+	}
+	u, ok := users[f.owner]
+	if f.owner != "" {
+		if !ok {
+			return fmt.Errorf("there is no account %s", f.owner)
+		}
+		if err := t.makeOwned(path.Dir(f.path), 0o700, u); err != nil {
+			return err
+		}
 	}
 	w, err := t.create(f.path, f.mode, f.dirMode)
 	if err != nil {
 		return err
 	}
 	_, err = io.WriteString(w, f.text)
-	return errors.Join(err, w.Close())
+	if err := errors.Join(err, w.Close()); err != nil || f.owner == "" {
+		return err
+	}
+	return t.own(f.path, u)
 }
 
-func (t tree) writeAll(files []file) error {
+// configure makes the system what the plan says: its accounts, its files, and
+// host keys that are its own.
+func (t tree) configure(job *Job, m *lpmos.ImageManifest, files []file) error {
+	users, err := t.addUsers(job.Plan.Effect.System, m.CloudInit)
+	if err != nil {
+		return fmt.Errorf("add accounts: %w", err)
+	}
 	for _, f := range files {
-		if err := t.write(f); err != nil {
+		if !t.wanted(f) {
+			continue
+		}
+		if err := t.write(f, users); err != nil {
 			return fmt.Errorf("write /%s: %w", f.path, err)
 		}
+	}
+	if err := t.freshHostKeys(m); err != nil {
+		return fmt.Errorf("make host keys: %w", err)
 	}
 	return nil
 }

@@ -291,7 +291,7 @@ func (in *Installer) configureDisk(ctx context.Context, job *Job, m *lpmos.Image
 	}
 	err = in.mounted([]mountable{root}, func(r *os.Root) error {
 		t := tree{r}
-		if err := t.writeAll(files); err != nil {
+		if err := t.configure(job, m, files); err != nil {
 			return err
 		}
 		return in.leaveAgent(job, m, t)
@@ -328,7 +328,7 @@ func (in *Installer) signpost(ctx context.Context, job *Job, m *lpmos.ImageManif
 			}
 		}
 		if id := job.Plan.Effect.BootID; id != "" {
-			return tree.write(file{path: grubboot.SignpostDir + "/" + id, mode: 0o644, text: "This disk was installed by LPMOS.\n"})
+			return tree.write(file{path: grubboot.SignpostDir + "/" + id, mode: 0o644, text: "This disk was installed by LPMOS.\n"}, nil)
 		}
 		return nil
 	})

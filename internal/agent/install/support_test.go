@@ -169,7 +169,7 @@ const testKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ3xq5m0S1l8oXqWgq2m0l8oXqW
 func testPlan(t testing.TB, hw *lpmos.Hardware, m *lpmos.ImageManifest, digest string) *lpmos.Plan {
 	t.Helper()
 	task := &lpmos.Task{ID: testTask, Spec: lpmos.Spec{Hostname: "web-1.example", SSHKeys: []string{testKey}}}
-	img := lpmos.Image{OS: m.OS, Version: m.Version, Arch: m.Arch, Digest: digest, SizeBytes: m.SizeBytes, UsedBytes: m.UsedBytes, BootModes: []string{"bios", "uefi"}}
+	img := lpmos.Image{OS: m.OS, Version: m.Version, Arch: m.Arch, Digest: digest, SizeBytes: m.SizeBytes, UsedBytes: m.UsedBytes, BootModes: []string{"bios", "uefi"}, CloudInit: m.CloudInit}
 	p := lpmos.NewPlan(task, hw, img)
 	if p.Problem != "" {
 		t.Fatalf("NewPlan: %s", p.Problem)

@@ -3,19 +3,28 @@ package install
 import (
 	"encoding/json"
 	"fmt"
+	"io/fs"
+	"path"
+	"strconv"
 	"strings"
 
 	"github.com/lpmos/lpmos"
 )
 
 // callhomeUnit runs the agent once after the first boot. It is part of every
-// image that boots with systemd, and removes itself.
+// image that boots with systemd, and removes itself. It says what became of
+// the first boot, so it runs after what configures the system; without default
+// dependencies multi-user.target does not wait for it, as the last part of
+// cloud-init waits for that target.
 const callhomeUnit = `[Unit]
 Description=LPMOS: report the first boot
 Documentation=file:/etc/lpmos/callhome.json
 ConditionPathExists=/etc/lpmos/callhome.json
+DefaultDependencies=no
 Wants=network-online.target
-After=network-online.target
+After=basic.target network-online.target lpmos-first-boot.service
+Conflicts=shutdown.target
+Before=shutdown.target
 
 [Service]
 Type=oneshot
@@ -23,14 +32,15 @@ ExecStart=/usr/lib/lpmos/agent callhome
 Restart=on-failure
 RestartPreventExitStatus=2
 RestartSec=30s
-TimeoutStartSec=35min
+TimeoutStartSec=45min
 
 [Install]
 WantedBy=multi-user.target
 `
 
 // systemFiles is everything written into the installed system beside the image
-// and the agent. It is a pure function of plan, manifest and boot parts.
+// and the agent: what the plan has the text of, and what only the agent can
+// make. It is a pure function of plan, manifest and boot parts.
 func systemFiles(job *Job, m *lpmos.ImageManifest, boot *bootParts) ([]file, error) {
 	e := &job.Plan.Effect
 	esp, ok := e.Partition("esp")
@@ -63,8 +73,6 @@ func identityFiles(job *Job, m *lpmos.ImageManifest) ([]file, error) {
 		return nil, fmt.Errorf("encode callhome.json: %w", err)
 	}
 	files := []file{
-		{path: "etc/hostname", mode: 0o644, text: e.Hostname + "\n"},
-		{path: "etc/hosts", mode: 0o644, text: hosts(e.Hostname)},
 		// Empty means "make one at the first boot" to systemd; a missing file
 		// would need a writable /etc early.
 		{path: "etc/machine-id", mode: 0o444},
@@ -73,21 +81,30 @@ func identityFiles(job *Job, m *lpmos.ImageManifest) ([]file, error) {
 	if !e.Unverified {
 		files = append(files, file{path: "etc/lpmos/callhome.json", mode: 0o600, text: string(callhome) + "\n"})
 	}
-	if len(e.SSHKeys) > 0 {
-		files = append(files, file{path: "root/.ssh/authorized_keys", mode: 0o600, dirMode: 0o700, text: strings.Join(e.SSHKeys, "\n") + "\n"})
-	}
 	if m.FirstBoot == "systemd" && !e.Unverified {
 		files = append(files, file{path: "etc/systemd/system/lpmos-callhome.service", mode: 0o644, text: callhomeUnit})
 	}
-	switch {
-	case m.CloudInit:
-		seed, err := cloudSeed(job)
-		if err != nil {
-			return nil, err
+	planned, err := plannedFiles(e)
+	return append(files, planned...), err
+}
+
+// plannedFiles are those that the plan has the text of.
+func plannedFiles(e *lpmos.Effect) ([]file, error) {
+	var files []file
+	for _, p := range e.Files {
+		if p.Text == "" && p.Link == "" {
+			continue // for people to read; the agent makes it otherwise
 		}
-		files = append(files, seed...)
-	case m.FirstBoot == "systemd":
-		files = append(files, file{path: "etc/systemd/network/10-lpmos.network", mode: 0o644, text: networkd(e.Network)})
+		mode, err := strconv.ParseUint(p.Mode, 8, 12)
+		name := strings.TrimPrefix(p.Path, "/")
+		if err != nil || !strings.HasPrefix(p.Path, "/") || !fs.ValidPath(name) || name == "." {
+			return nil, &Failure{Code: "plan_invalid", Cause: fmt.Sprintf("The plan has a file %q of mode %q, which cannot be written.", lpmos.Shorten(p.Path, 120), p.Mode), NextStep: nextReport}
+		}
+		f := file{path: name, mode: fs.FileMode(mode), text: p.Text, link: p.Link, owner: p.Owner, when: p.If, unless: p.Unless}
+		if path.Base(path.Dir(name)) == ".ssh" {
+			f.dirMode = 0o700
+		}
+		files = append(files, f)
 	}
 	return files, nil
 }
@@ -133,25 +150,4 @@ func mdadmUUID(uuid string) string {
 		return uuid
 	}
 	return h[:8] + ":" + h[8:16] + ":" + h[16:24] + ":" + h[24:]
-}
-
-func hosts(hostname string) string {
-	own := hostname
-	if short, _, ok := strings.Cut(hostname, "."); ok {
-		own += " " + short
-	}
-	return "127.0.0.1 localhost\n127.0.1.1 " + own + "\n\n" +
-		"::1 localhost ip6-localhost ip6-loopback\nff02::1 ip6-allnodes\nff02::2 ip6-allrouters\n"
-}
-
-// networkd asks for an address on the plan's interfaces, which it knows by
-// their MACs: names change with kernels and slots. One of them is enough to be
-// online.
-func networkd(n lpmos.PlannedNetwork) string {
-	var macs []string
-	for _, m := range n.MACs {
-		macs = append(macs, m.String())
-	}
-	return "# Written by LPMOS at installation.\n[Match]\nMACAddress=" + strings.Join(macs, " ") +
-		"\nType=ether\n\n[Link]\nRequiredForOnline=no\n\n[Network]\nDHCP=yes\n\n[DHCPv4]\nClientIdentifier=mac\n"
 }

@@ -270,6 +270,35 @@ func TestInstallTree(t *testing.T) {
 	})
 }
 
+// TestInstallTreeHoldsAllDisksFirst refuses an installation because of its second
+// disk, before the first is touched.
+func TestInstallTreeHoldsAllDisksFirst(t *testing.T) {
+	const size = 640 << 20
+	a, b := loopDevice(t, size, 512), loopDevice(t, size, 512)
+	srv := newBlobServer(t)
+	m, digest := srv.packTar(t, systemTree(t))
+	hw := machineWith([]string{a, b}, size, 512)
+	plan := layoutPlan(t, hw, m, digest, twoDisks())
+	command(t, "mke2fs", "-q", "-F", "-t", "ext4", b)
+	dir := t.TempDir()
+	if err := syscall.Mount(b, dir, "ext4", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Unmount(dir, 0)
+	job := testJob(plan)
+	job.OnWrite = func() { t.Error("OnWrite was called") }
+	in := newInstaller(t, hw, srv)
+	if got := failureCode(in.Install(t.Context(), job)); got != "disk_busy" {
+		t.Errorf("Install with its second disk mounted = %s; want disk_busy", got)
+	}
+	one := *hw
+	one.Disks = hw.Disks[:1]
+	in.cfg.Identify = func(context.Context) (*lpmos.Hardware, error) { return &one, nil }
+	if got := failureCode(in.Install(t.Context(), job)); got != "disk_missing" {
+		t.Errorf("Install without its second disk = %s; want disk_missing", got)
+	}
+}
+
 func hashFile(t testing.TB, name string) string {
 	t.Helper()
 	b, err := os.ReadFile(name)
@@ -573,6 +602,36 @@ func installDiskOnLoop(t *testing.T, rootFS string) {
 	b := make([]byte, 4096)
 	if _, err := mustOpen(t, dev).ReadAt(b, m.Zero[len(m.Zero)/2].Offset); err != nil || !bytes.Equal(b, make([]byte, 4096)) {
 		t.Errorf("what the image has as zeros = % x…, %v", b[:8], err)
+	}
+}
+
+// TestReadBackDiffers has a disk return other bytes than were written.
+func TestReadBackDiffers(t *testing.T) {
+	raw, layout := ubuntuDisk(t, 128<<20, "ext4")
+	srv := newBlobServer(t)
+	m, digest := srv.packDisk(t, raw, layout)
+	dev := loopDevice(t, 128<<20, 512)
+	hw := machineWith([]string{dev}, 128<<20, 512)
+	in := newInstaller(t, hw, srv)
+	job := testJob(diskPlan(t, hw, m, digest))
+	job.OnStep = func(s Step) {
+		if strings.HasPrefix(s.Message, "Comparing") {
+			f, err := os.OpenFile(dev, os.O_WRONLY, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			if _, err := f.WriteAt([]byte("another byte"), m.Chunks[0].Offset+4096); err != nil || f.Sync() != nil {
+				t.Errorf("spoil the disk: %v", err)
+			}
+		}
+	}
+	if got := failureCode(in.Install(t.Context(), job)); got != "disk_verify_failed" {
+		t.Errorf("Install on a disk that forgets = %s; want disk_verify_failed", got)
+	}
+	if _, ok := in.Finished(hw.Disks[0]); ok {
+		t.Error("a disk that was not verified is marked complete")
 	}
 }
 

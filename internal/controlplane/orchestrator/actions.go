@@ -164,7 +164,7 @@ func (o *Orchestrator) Retry(ctx context.Context, id, by string) (lpmos.Task, er
 	t, err := o.put.Transition(ctx, id, store.Move{Cause: lpmos.CauseRetried, By: by}, func(rec *store.Record, m *store.Move) error {
 		t := &rec.Task
 		t.Attempt++
-		t.Hardware, t.Plan, t.Approval, t.Progress, t.Error, t.Receipt, rec.Permit = nil, nil, nil, nil, nil, nil, nil
+		t.Hardware, t.Plan, t.Approval, t.Progress, t.Error, t.Receipt, t.Drift, rec.Permit = nil, nil, nil, nil, nil, nil, nil, nil
 		t.Alarm = nil
 		t.Claims, t.ClaimUUID = []lpmos.MAC{t.TargetMAC}, ""
 		m.Message = fmt.Sprintf("Attempt %d begins when the machine boots from the network.", t.Attempt)

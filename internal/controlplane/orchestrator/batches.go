@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/lpmos/lpmos"
@@ -31,7 +32,7 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 	}
 	out := make([]lpmos.Spec, len(specs))
 	bad := &lpmos.BatchError{}
-	first := map[lpmos.MAC]int{}
+	first, address := map[lpmos.MAC]int{}, map[string]int{}
 	claimed := o.read.Claimed()
 	for i, spec := range specs {
 		var err error
@@ -58,6 +59,14 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 			continue
 		}
 		first[mac] = i + 1
+		for _, a := range out[i].Addresses {
+			host, _, _ := strings.Cut(a, "/")
+			if n, twice := address[host]; twice {
+				bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "addresses", Detail: fmt.Sprintf("address %s is already in line %d", host, n)})
+				break
+			}
+			address[host] = i + 1
+		}
 		if holder, busy := claimed[mac]; busy {
 			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "target_mac", Detail: fmt.Sprintf("machine %s already has live task %s: cancel it, or wait until it ends", mac, holder)})
 		}

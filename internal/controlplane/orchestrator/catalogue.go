@@ -17,12 +17,13 @@ import (
 // the pattern stays and decides when the machine reports. Everything that
 // Create would refuse, but for a machine that is taken, is refused here.
 func (o *Orchestrator) Resolve(spec lpmos.Spec) (lpmos.Spec, error) {
+	var setup *lpmos.Setup
 	if spec.Profile != "" {
 		p, err := o.profile(spec.Profile)
 		if err != nil {
 			return spec, err
 		}
-		spec = p.Apply(spec)
+		spec, setup = p.Apply(spec), p.System
 	}
 	said := spec.Hostname != ""
 	spec, err := spec.Normalize()
@@ -39,6 +40,12 @@ func (o *Orchestrator) Resolve(spec lpmos.Spec) (lpmos.Spec, error) {
 	image, err := o.image(spec.OSType, spec.OSVersion, spec.Arch)
 	if err != nil {
 		return spec, err
+	}
+	if setup.PerMachine() && len(spec.Addresses) == 0 {
+		return spec, &lpmos.InvalidError{Field: "addresses", Problem: "are missing: the profile " + spec.Profile + " leaves them to each task, such as 192.0.2.10/24"}
+	}
+	if setup != nil && len(setup.Packages) > 0 && !image.CloudInit {
+		return spec, &lpmos.InvalidError{Field: "profile", Problem: "installs packages by cloud-init, which the image " + image.Name() + " does not have", Value: spec.Profile}
 	}
 	if spec.Template != "" {
 		t, err := o.template(spec.Template)

@@ -342,9 +342,14 @@ func (o *Orchestrator) booted(ctx context.Context, t lpmos.Task, r api.Reports) 
 			NextStep: "See which disk the firmware boots first.",
 		})
 	}
-	_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: lpmos.CauseCalledHome, By: byAgent, Message: "The installed system booted from its disk and called home."},
+	drift := t.Plan.Compare(r.Booted, t.Hardware)
+	said := "The installed system booted from its disk and called home."
+	if len(drift) > 0 {
+		said += " " + lpmos.DriftSentence(drift)
+	}
+	_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: lpmos.CauseCalledHome, By: byAgent, Message: said},
 		func(rec *store.Record, _ *store.Move) error {
-			rec.Task.Receipt, rec.Task.Error = r.Booted, nil
+			rec.Task.Receipt, rec.Task.Error, rec.Task.Drift = r.Booted, nil, drift
 			if tail := logTail(r.Log); tail != nil {
 				rec.Task.LogTail = tail
 			}

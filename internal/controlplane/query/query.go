@@ -71,6 +71,7 @@ var Keys = []Key{
 	{Name: "model", Help: "part of the machine's maker and product, or a disk's model"},
 	{Name: "os", Help: "part of os/version/arch"},
 	{Name: "version", Help: "the version, or what stands before a dot in it"},
+	{Name: "drift", Help: "yes: the installed system is not as planned; no: it is", Values: []string{"yes", "no"}, check: oneOf([]string{"yes", "no"})},
 	{Name: "stage", Help: "what an install does now, or where it failed", Values: stages(), check: oneOf(stages())},
 	{Name: "attempt", Help: "number of the attempt: 2, >1, <=3", check: numeric},
 	{Name: "error", Help: "part of a failure's code or cause"},

@@ -289,3 +289,56 @@ func TestCompletedNotVerified(t *testing.T) {
 		t.Errorf("events %+v: %v", events, err)
 	}
 }
+
+// TestProfileSystem stores a profile that configures the installed system, and
+// has a task keep it, whatever becomes of the profile.
+func TestProfileSystem(t *testing.T) {
+	p := newPlane(t)
+	put := func(body any, status int) map[string]any {
+		t.Helper()
+		b, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return want[map[string]any](p, "PUT", "/api/v1/profiles/configured", string(b), status)
+	}
+	port := map[string]any{"name": "lan0", "nic": "boot", "per_machine": true}
+	system := map[string]any{"timezone": "Europe/Berlin", "users": []any{map[string]any{"name": "ops", "sudo": true}}, "network": map[string]any{"interfaces": []any{port}}, "scripts": []any{map[string]any{"name": "a", "text": "#!/bin/sh\n"}}}
+	body := map[string]any{"os_type": "tiny", "os_version": "1", "system": system}
+	if a := put(body, 201); a["system"] == nil {
+		t.Errorf("stored %v", a)
+	}
+	for field, bad := range map[string]any{
+		"system.timezone": map[string]any{"timezone": "../x"}, "system.users[0].name": map[string]any{"users": []any{map[string]any{"name": "root"}}}, "system.wifi": map[string]any{"wifi": true},
+		"system.network.interfaces[0].nic": map[string]any{"network": map[string]any{"interfaces": []any{map[string]any{"name": "a", "nic": "eth0"}}}},
+	} {
+		if a := put(map[string]any{"version": 1, "system": bad}, 400); a["field"] != field {
+			t.Errorf("%v: field %v; want %s", bad, a["field"], field)
+		}
+	}
+	create := func(more string) string {
+		return `{"region_id":"dc1","target_mac":"` + mac + `","profile":"configured@1"` + more + `}`
+	}
+	if pr := p.problem("POST", "/api/v1/tasks", create(""), 400); pr.Field != "addresses" {
+		t.Errorf("without addresses: %+v", pr)
+	}
+	if pr := p.problem("POST", "/api/v1/tasks", create(`,"addresses":["192.0.2.10"]`), 400); pr.Field != "addresses" {
+		t.Errorf("without a prefix length: %+v", pr)
+	}
+	if pr := p.problem("POST", "/api/v1/tasks", create(`,"addresses":["192.0.2.10/24"],"gateways":["198.51.100.1"]`), 400); pr.Field != "gateways" {
+		t.Errorf("a gateway elsewhere: %+v", pr)
+	}
+	id := want[struct {
+		TaskID string `json:"task_id"`
+	}](p, "POST", "/api/v1/tasks", create(`,"addresses":["192.0.2.10/24"],"gateways":["192.0.2.1"]`), 201).TaskID
+	body["version"], body["system"] = 1, map[string]any{"timezone": "UTC"}
+	put(body, 200)
+	p.eventually("the task is known", func() bool { _, ok := p.state.Task(id); return ok })
+	task := want[lpmos.Task](p, "GET", "/api/v1/tasks/"+id, "", 200)
+	if task.Setup == nil || task.Setup.Timezone != "Europe/Berlin" || len(task.Addresses) != 1 {
+		t.Errorf("the task has %+v and addresses %v; want what the profile said", task.Setup, task.Addresses)
+	}
+	if l := want[struct{ Tasks []lpmos.Task }](p, "GET", "/api/v1/tasks?q=drift:yes", "", 200); len(l.Tasks) != 0 {
+		t.Errorf("drift:yes finds %+v", l.Tasks)
+	}
+}

@@ -57,7 +57,7 @@ func (s *State) Tasks(q api.Query) api.Page {
 // show puts a task into a page.
 func (s *State) show(page *api.Page, t *task, now time.Time) {
 	v := t.view()
-	v.Hardware, v.Plan, v.LogTail, v.Previous, v.TemplateText = nil, nil, nil, nil, nil
+	v.Hardware, v.Plan, v.LogTail, v.Previous, v.TemplateText, v.Setup = nil, nil, nil, nil, nil, nil
 	page.Tasks = append(page.Tasks, v)
 	sum := t.summary()
 	if t.Status.Live() {

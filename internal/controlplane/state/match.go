@@ -144,6 +144,13 @@ func (s *State) condition(t query.Term, now time.Time) (c condition, quick bool)
 				return !t.Exact && strings.Contains(name, v) || name == v || strings.HasPrefix(name, v+"/")
 			})
 		}, false
+	case "drift":
+		return func(r *row) bool {
+			if r.t.Receipt == nil {
+				return false
+			}
+			return slices.Contains(values, map[bool]string{true: "yes", false: "no"}[len(r.t.Drift) > 0])
+		}, false
 	case "stage":
 		return func(r *row) bool { return slices.Contains(values, string(r.t.stage())) }, false
 	}

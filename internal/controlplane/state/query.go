@@ -49,7 +49,7 @@ func (s *State) Task(id string) (lpmos.Task, bool) {
 	s.mu.RUnlock()
 	if load {
 		if kept, ok := s.load(id); ok && kept.Status == v.Status && kept.Attempt == v.Attempt {
-			v.Hardware, v.Plan, v.Previous, v.TemplateText = kept.Hardware, kept.Plan, kept.Previous, kept.TemplateText
+			v.Hardware, v.Plan, v.Previous, v.TemplateText, v.Setup = kept.Hardware, kept.Plan, kept.Previous, kept.TemplateText, kept.Setup
 			if len(v.LogTail) == 0 {
 				v.LogTail = tail(kept.LogTail, logTailLines)
 			}

@@ -68,10 +68,10 @@ func (s *State) place(t *task) {
 	if p := t.progress(); p != nil {
 		r.percent = int8(min(max(p.Percentage, 0), 100))
 	}
-	if !t.Status.Live() && (t.Hardware != nil || t.Plan != nil || t.LogTail != nil || t.Previous != nil || t.TemplateText != nil) {
+	if !t.Status.Live() && (t.Hardware != nil || t.Plan != nil || t.LogTail != nil || t.Previous != nil || t.TemplateText != nil || t.Setup != nil) {
 		// They are in the store.
-		t.left, t.leftLog = t.left || t.Hardware != nil || t.Plan != nil || t.Previous != nil || t.TemplateText != nil, t.leftLog || t.LogTail != nil
-		t.Hardware, t.Plan, t.LogTail, t.Previous, t.TemplateText = nil, nil, nil, nil, nil
+		t.left, t.leftLog = t.left || t.Hardware != nil || t.Plan != nil || t.Previous != nil || t.TemplateText != nil || t.Setup != nil, t.leftLog || t.LogTail != nil
+		t.Hardware, t.Plan, t.LogTail, t.Previous, t.TemplateText, t.Setup = nil, nil, nil, nil, nil, nil
 	}
 	if !s.listing {
 		s.learn(t) // from a listing, in order, when it is complete

@@ -158,7 +158,7 @@ func (s *State) apply(b store.Batch) api.Update {
 		s.applyFleet(c, moved)
 		switch c.Key.Kind {
 		case store.KindMetadata, store.KindStatus, store.KindHardware, store.KindPlan, store.KindApproval,
-			store.KindProgress, store.KindLogs, store.KindError, store.KindReceipt, store.KindTaskTemplate, store.KindPrevious:
+			store.KindProgress, store.KindLogs, store.KindError, store.KindReceipt, store.KindTaskTemplate, store.KindTaskSetup, store.KindPrevious:
 			s.applyTask(c, touched)
 			if c.Value == nil || c.Left {
 				continue
@@ -248,7 +248,7 @@ func touch(touched map[string]bool, id string, words bool) {
 func (s *State) applyTask(c store.Change, touched map[string]bool) {
 	id := c.Key.TaskID
 	switch c.Key.Kind {
-	case store.KindProgress, store.KindLogs, store.KindReceipt, store.KindPlan, store.KindStatus, store.KindPrevious, store.KindTaskTemplate:
+	case store.KindProgress, store.KindLogs, store.KindReceipt, store.KindPlan, store.KindStatus, store.KindPrevious, store.KindTaskTemplate, store.KindTaskSetup:
 		touch(touched, id, false)
 	default:
 		touch(touched, id, true)
@@ -269,7 +269,7 @@ func (s *State) applyTask(c store.Change, touched map[string]bool) {
 	switch c.Key.Kind {
 	case store.KindHardware, store.KindPlan:
 		t.left = c.Left
-	case store.KindPrevious, store.KindTaskTemplate:
+	case store.KindPrevious, store.KindTaskTemplate, store.KindTaskSetup:
 		t.left = t.left || c.Left
 	case store.KindLogs:
 		t.leftLog = c.Left

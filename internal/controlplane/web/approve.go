@@ -119,7 +119,11 @@ func (s *tongue) verdicts(p *lpmos.Plan, os string) (erased, kept, written verdi
 			kept.Text = s.sentence(strings.Join(keptHolds[:min(2, len(keptHolds))], s.T("; ")))
 		}
 	}
-	written = verdict{os, s.T("%s image, then called %s, address by DHCP.", s.size(p.Effect.Image.UsedBytes), p.Effect.Hostname)}
+	how := s.T("%s image, then called %s, address by DHCP.", s.size(p.Effect.Image.UsedBytes), p.Effect.Hostname)
+	if static := p.Effect.System.Static(); len(static) > 0 {
+		how = s.T("%s image, then called %s, address %s.", s.size(p.Effect.Image.UsedBytes), p.Effect.Hostname, s.list(static))
+	}
+	written = verdict{os, how}
 	if p.Problem != "" {
 		written = verdict{s.T("nothing"), s.sentence(p.Problem)}
 	}
@@ -283,8 +287,11 @@ func (s *tongue) facts(p *lpmos.Plan, os string) []fact {
 	for i, k := range e.SSHKeys {
 		add("Plan", fmt.Sprintf("ssh_keys[%d]", i+1), keyWords(k))
 	}
+	for _, l := range s.setupLines(e.System) {
+		add("System", l.What, l.Value)
+	}
 	for _, f := range e.Files {
-		add("Files", f.Path, f.Mode+" "+f.What)
+		add("Files", f.Path, strings.TrimSpace(f.Mode+" "+f.What+" "+lpmos.Prefix(f.Digest(), 19)))
 	}
 	add("Machine", "hardware_digest", p.HardwareDigest)
 	return out
@@ -293,7 +300,7 @@ func (s *tongue) facts(p *lpmos.Plan, os string) []fact {
 // factWords are the names of facts and their groups that are words.
 var factWords = map[string]string{
 	"Erased": "Erased", "Found on it": "Found on it", "Untouched": "Untouched", "Written": "Written",
-	"Disks": "Disks", "Plan": "Plan", "Files": "Files", "Machine": "Machine",
+	"Disks": "Disks", "Plan": "Plan", "Files": "Files", "System": "System", "Machine": "Machine",
 }
 
 func (s *tongue) factWord(name string) string {
@@ -359,7 +366,7 @@ func (w *Web) showStale(rw http.ResponseWriter, r *http.Request, t lpmos.Task, d
 			}
 			v.Delta = append(v.Delta, l)
 		}
-		for _, g := range []string{"Disks", "Plan", "Files", "Machine"} {
+		for _, g := range []string{"Disks", "Plan", "System", "Files", "Machine"} {
 			for _, f := range then {
 				if f.Group != g {
 					continue

@@ -67,6 +67,7 @@ type knownMachine struct {
 // createForm is what was typed, kept as it was.
 type createForm struct {
 	RegionID, TargetMAC, Image, Profile, Hostname, SSHKeys, Notes string
+	Addresses, Gateways                                           string
 	CSV                                                           string
 	GoodOnly                                                      bool
 }
@@ -89,7 +90,7 @@ func (w *Web) createForm(rw http.ResponseWriter, r *http.Request) {
 
 func createFormOf(f url.Values) createForm {
 	return createForm{RegionID: f.Get("region_id"), TargetMAC: f.Get("target_mac"), Image: f.Get("image"), Profile: f.Get("profile"), Hostname: f.Get("hostname"),
-		SSHKeys: f.Get("ssh_keys"), Notes: f.Get("notes"), CSV: f.Get("csv"), GoodOnly: f.Get("good") == "only"}
+		SSHKeys: f.Get("ssh_keys"), Notes: f.Get("notes"), Addresses: f.Get("addresses"), Gateways: f.Get("gateways"), CSV: f.Get("csv"), GoodOnly: f.Get("good") == "only"}
 }
 
 // offeredMachines is how many discovered machines the form offers.
@@ -315,6 +316,7 @@ func (w *Web) createOne(rw http.ResponseWriter, r *http.Request, v createView) {
 func (w *Web) readSpec(f createForm, ahead bool) (spec, shown lpmos.Spec, out []fieldProblem) {
 	bad := func(field, text string) { out = append(out, fieldProblem{field, text}) }
 	s := lpmos.Spec{RegionID: f.RegionID, Hostname: strings.TrimSpace(f.Hostname), Profile: f.Profile, Notes: strings.TrimSpace(strings.ReplaceAll(f.Notes, "\r\n", "\n"))}
+	s.Addresses, s.Gateways = splitList(f.Addresses), splitList(f.Gateways)
 	mac, err := lpmos.ParseMAC(strings.TrimSpace(f.TargetMAC))
 	switch invalid, ok := errors.AsType[*lpmos.InvalidError](err); {
 	case strings.TrimSpace(f.TargetMAC) == "":
@@ -361,6 +363,9 @@ func (w *Web) readSpec(f createForm, ahead bool) (spec, shown lpmos.Spec, out []
 			bad("profile", w.T("There is no profile %s.", w.quote(lpmos.Shorten(f.Profile, 40))))
 		} else {
 			shown = p.Apply(s)
+			if p.System.PerMachine() && len(s.Addresses) == 0 {
+				bad("addresses", w.T("The profile %s leaves the address to each task: give it, with its prefix length.", p.Ref()))
+			}
 			if shown.OSType == "" && f.Image == "" {
 				bad("image", w.T("The profile %s names no operating system. Choose what to install.", p.Ref()))
 			}
@@ -425,7 +430,7 @@ func (s *tongue) readKeys(keys, between string) (out []string, text string) {
 
 func createField(field string) string {
 	switch field {
-	case "region_id", "target_mac", "hostname", "ssh_keys", "notes", "profile":
+	case "region_id", "target_mac", "hostname", "ssh_keys", "notes", "profile", "addresses", "gateways":
 		return field
 	case "mac":
 		return "target_mac"

@@ -29,6 +29,8 @@ var csvColumns = []csvColumn{
 	{"profile", nil, "name of a profile, or name@version"},
 	{"ssh_keys", []string{"ssh_key", "keys"}, "public keys of those who may log in as root, parted by ; or one per line inside quotation marks"},
 	{"notes", []string{"note"}, "for who approves"},
+	{"address", []string{"addresses", "ip"}, "of the installed system, with its prefix length; several parted by spaces"},
+	{"gateway", []string{"gateways"}, "its gateway, one of each family"},
 }
 
 // csvLine is one machine of the file.

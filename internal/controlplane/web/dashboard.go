@@ -246,6 +246,9 @@ func (w *Web) newHappening(r row) happening {
 		h.Text = w.T("is installed and restarts from its own disk")
 	case lpmos.Completed:
 		h.Text = w.T("completed; its own system called home")
+		if len(r.Drift) > 0 {
+			h.Note = w.T("completed (drift: %s)", w.driftNames(r.Drift))
+		}
 	case lpmos.Failed:
 		h.Text = w.T("failed")
 		if r.Error != nil {

@@ -338,7 +338,15 @@ func newSite(t testing.TB, now time.Time) *fakeSite {
 	s.profiles, s.templates = exampleProfiles(now), exampleTemplates(now)
 	s.images = []lpmos.Image{
 		{OS: "debian", Version: "12", Arch: "amd64", Title: "Debian 12 (bookworm)", Digest: "sha256:4be1c8f2a6d3097754e80b9f61d2c3a84be1c8f2a6d3097754e80b9f61d2c3a8", SizeBytes: 3 * gb, UsedBytes: 1_400_000_000, BootModes: []string{"bios", "uefi"}},
-		{OS: "ubuntu", Version: "24.04", Arch: "amd64", Title: "Ubuntu 24.04", Digest: "sha256:52b0c9e7416fd830aa0152b0c9e7416fd830aa0152b0c9e7416fd830aa0177ad", SizeBytes: 6 * gb, UsedBytes: 2_400_000_000, BootModes: []string{"bios", "uefi"}},
+		{OS: "ubuntu", Version: "24.04", Arch: "amd64", Title: "Ubuntu 24.04", Digest: "sha256:52b0c9e7416fd830aa0152b0c9e7416fd830aa0152b0c9e7416fd830aa0177ad", SizeBytes: 6 * gb, UsedBytes: 2_400_000_000, BootModes: []string{"bios", "uefi"},
+			Format: lpmos.FormatDisk, CloudInit: true, CreatedAt: now.Add(-30 * time.Hour), StoredBytes: 700_000_000,
+			Source: &lpmos.ImageSource{URL: "https://cloud-images.ubuntu.com/noble/current/noble-server-cloudimg-amd64.img", Format: "qcow2", Checksum: "sha256:52", From: "SHA256SUMS", Signer: "D2EB44626FDDC30B513D5BB71A5D6C4C7DB87C81 UEC Image Automatic Signing Key"},
+			Preflight: &lpmos.Preflight{Checks: []lpmos.PreflightCheck{
+				{Name: "root", Result: lpmos.CheckOK, Text: "The root filesystem is ext4 on partition 1, the last on the disk, so it can be grown."},
+				{Name: "kernel", Result: lpmos.CheckOK, Text: "The kernel is 6.8.0-40-generic."},
+				{Name: "identity", Result: lpmos.CheckWarning, Text: "It carries a machine id; it is emptied when the image is installed."},
+			}},
+			Badges: []lpmos.Badge{{Firmware: "bios", Passed: true, Digest: "sha256:52b0c9e7416fd830aa0152b0c9e7416fd830aa0152b0c9e7416fd830aa0177ad"}, {Firmware: "uefi", Digest: "sha256:52b0c9e7416fd830aa0152b0c9e7416fd830aa0152b0c9e7416fd830aa0177ad"}}},
 	}
 	caps := func(dhcp string) *lpmos.Capabilities {
 		return &lpmos.Capabilities{Version: "0.2.0", Hostname: "boot-1", DHCP: dhcp, BootURL: "http://10.12.0.9:8081", AgentURL: "https://10.12.0.9:8443", Unknown: "ignore", StartedAt: now.Add(-72 * time.Hour)}
@@ -473,7 +481,7 @@ func (s *fakeSite) addHostile() {
 	s.tasks[t.ID] = t
 	s.events[t.ID] = []lpmos.Event{{At: s.now, Cause: lpmos.Cause(hostile), To: lpmos.AwaitingApproval, By: hostile, Message: hostile}}
 	s.logs[t.ID] = []string{hostile}
-	s.profiles["evil"] = lpmos.Profile{Name: "evil", Version: 1, Description: hostile, Hostname: hostile, SSHKeys: []string{hostile}, Notes: hostile, Template: hostile, UpdatedBy: hostile, UpdatedAt: s.now}
+	s.profiles["evil"] = lpmos.Profile{Name: "evil", Version: 1, Description: hostile, Hostname: hostile, SSHKeys: []string{hostile}, Notes: hostile, Template: hostile, System: &lpmos.Setup{Timezone: hostile, Users: []lpmos.Account{{Name: hostile, Gecos: hostile}}, Scripts: []lpmos.Script{{Name: hostile, Text: hostile}}}, UpdatedBy: hostile, UpdatedAt: s.now}
 	s.templates["evil"] = lpmos.Template{Name: "evil", Version: 1, Kind: hostile, Description: hostile, Text: hostile, UpdatedBy: hostile, UpdatedAt: s.now}
 	s.images = append(s.images, lpmos.Image{OS: "debian", Version: "13", Arch: "amd64", Title: hostile, BootModes: []string{hostile}})
 	s.regions = append(s.regions, lpmos.Region{ID: "evil-1", Status: hostile, Capabilities: &lpmos.Capabilities{Version: hostile, Hostname: hostile, DHCP: hostile, BootURL: "javascript:alert(1)", AgentURL: hostile, Unknown: hostile}})

@@ -30,24 +30,34 @@ func (w *Web) newUsed(u api.Use) usedView {
 	return v
 }
 
+// found is one thing that was looked at inside an image.
+type found struct{ Icon, Kind, Text string }
+
 type imageRow struct {
 	lpmos.Image
-	Name  string
-	Short string // of the digest
-	Boots string
-	Used  usedView
-	Post  string
+	Kind     string // in words; shadows the method
+	Found    []found
+	Summary  string // of Found
+	Worth    string // "warning" or "good"
+	Tried    []found
+	Verified string
+	Name     string
+	Short    string // of the digest
+	Boots    string
+	Used     usedView
+	Post     string
 }
 
 type imagesView struct {
 	Images  []imageRow
 	Command string
 	Build   string
+	Import  string
 }
 
 func (w *Web) images(rw http.ResponseWriter, r *http.Request) {
 	rev := w.rev()
-	v := imagesView{Command: "lpmos image list", Build: "lpmos image build debian-12"}
+	v := imagesView{Command: "lpmos image list", Build: "lpmos image build debian-12", Import: "lpmos image import --known ubuntu/24.04"}
 	for _, i := range w.reader.Images() {
 		row := imageRow{Image: i, Name: i.Title, Short: lpmos.Prefix(strings.TrimPrefix(i.Digest, "sha256:"), 12), Post: "/images/" + i.Name() + "/delete"}
 		if row.Name == "" {
@@ -58,10 +68,64 @@ func (w *Web) images(rw http.ResponseWriter, r *http.Request) {
 			boots = append(boots, strings.ToUpper(mode))
 		}
 		row.Boots = w.list(boots)
+		w.describe(&row)
 		row.Used = w.newUsed(w.reader.ImageUse(i.OS, i.Version, i.Arch))
 		v.Images = append(v.Images, row)
 	}
 	w.show(rw, r, http.StatusOK, "images", page{Title: w.T("Images"), Nav: "images", Watch: "all", Rev: rev, Body: v})
+}
+
+// describe adds what is known of an image's inside, origin and trials.
+func (w *Web) describe(row *imageRow) {
+	i := row.Image
+	switch i.Kind() {
+	case lpmos.FormatDisk:
+		row.Kind = w.T("whole disk with its own loader")
+	case lpmos.FormatTar:
+		row.Kind = w.T("root filesystem for declared layouts")
+	default:
+		row.Kind = w.T("root filesystem")
+	}
+	if p := i.Preflight; p != nil {
+		row.Worth, row.Summary = "good", w.T("no problem found")
+		doubts := 0
+		for _, c := range p.Checks {
+			f := found{"approve", "good", w.Said(c.Text)}
+			switch c.Result {
+			case lpmos.CheckProblem:
+				f.Icon, f.Kind = "reject", "bad"
+				doubts++
+			case lpmos.CheckWarning, lpmos.CheckUnknown:
+				f.Icon, f.Kind = "warning", "warning"
+				doubts++
+			}
+			row.Found = append(row.Found, f)
+		}
+		if doubts > 0 {
+			row.Worth, row.Summary = "warning", w.N(doubts, "1 warning", "%s warnings")
+		}
+	}
+	for _, firmware := range []string{"bios", "uefi", "uefi-secure-boot"} {
+		name := strings.ToUpper(firmware)
+		if firmware == "uefi-secure-boot" {
+			name = w.T("Secure Boot")
+		}
+		if b, ok := i.Badge(firmware); ok && b.Passed {
+			row.Tried = append(row.Tried, found{"approve", "good", w.T("booted by %s", name)})
+		} else if ok {
+			row.Tried = append(row.Tried, found{"reject", "bad", w.T("did not boot by %s", name)})
+		}
+	}
+	if s := i.Source; s != nil {
+		switch {
+		case s.Signer != "":
+			row.Verified = w.T("verified: signed by %s", s.Signer)
+		case s.Checksum != "":
+			row.Verified = w.T("verified by a checksum")
+		default:
+			row.Verified = w.T("not verified when it was imported")
+		}
+	}
 }
 
 func (w *Web) deleteImage(rw http.ResponseWriter, r *http.Request) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
-	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -66,7 +65,7 @@ func newTongue(tag string) (*tongue, error) {
 				return nil, fmt.Errorf("read %s: %q has two translations, %q and %q", name, k, old, v)
 			}
 			s.words[k] = v
-			if path.Base(name) == "said.json" && strings.Contains(k, "%s") {
+			if strings.HasSuffix(name, "said.json") && strings.Contains(k, "%s") {
 				s.said = append(s.said, newPhrase(k, v))
 			}
 		}

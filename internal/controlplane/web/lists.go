@@ -79,6 +79,9 @@ func (w *Web) now(t lpmos.Task, sum api.Summary) (string, *run) {
 	case lpmos.Verifying:
 		return "", &run{TaskID: t.ID, Status: t.Status, Stage: w.T("restarts from its own disk"), Percent: 100}
 	case lpmos.Completed:
+		if len(t.Drift) > 0 {
+			return w.T("completed (drift: %s)", w.driftNames(t.Drift)), nil
+		}
 		return w.T("its own system called home"), nil
 	case lpmos.Failed:
 		if t.Error == nil {

@@ -221,6 +221,7 @@ type planView struct {
 	Template  string
 	UserData  string
 	NoVerify  bool // the first boot is not waited for
+	Setup     []setupLine
 }
 
 // builtView is what is made of partitions: an array, a volume, or a filesystem on
@@ -240,7 +241,7 @@ type plannedView struct {
 	Role, Size, FS, Mount string
 }
 
-var roleWords = map[string]string{"bios-boot": "BIOS boot", "esp": "EFI", "root": "root", "boot": "boot", "data": "data", "swap": "swap", "raid": "RAID member", "lvm": "LVM member"}
+var roleWords = map[string]string{"bios-boot": "BIOS boot", "esp": "EFI", "root": "root", "boot": "boot files", "data": "data", "swap": "swap", "raid": "RAID member", "lvm": "LVM member"}
 
 func (s *tongue) roleWord(role string) string {
 	if w, ok := roleWords[role]; ok {
@@ -265,6 +266,10 @@ func (s *tongue) newPlan(t lpmos.Task, images []lpmos.Image) *planView {
 		v.EndWord = kind
 	}
 	v.Network = e.Network.Mode
+	v.Setup = s.setupLines(e.System)
+	if e.Network.Mode == "declared" {
+		v.Network = s.N(len(e.Network.MACs), "as declared, on 1 network port", "as declared, on %s network ports")
+	}
 	if e.Network.Mode == "dhcp" {
 		v.Network = s.N(len(e.Network.MACs), "DHCP on 1 network port", "DHCP on %s network ports")
 	}

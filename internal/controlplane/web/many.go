@@ -78,6 +78,12 @@ func commandOf(s lpmos.Spec) string {
 	if s.Hostname != "" {
 		c += " --hostname " + s.Hostname
 	}
+	if len(s.Addresses) > 0 {
+		c += " --address " + strings.Join(s.Addresses, ",")
+	}
+	if len(s.Gateways) > 0 {
+		c += " --gateway " + strings.Join(s.Gateways, ",")
+	}
 	return c
 }
 
@@ -167,7 +173,7 @@ func (w *Web) showLines(rw http.ResponseWriter, r *http.Request, status int, v c
 func (w *Web) readLines(all createForm, lines []csvLine, ahead bool) {
 	images := w.reader.Images()
 	seen := map[lpmos.MAC]int{}
-	column := map[string]string{"target_mac": "mac", "region_id": "region", "image": "os"}
+	column := map[string]string{"target_mac": "mac", "region_id": "region", "image": "os", "addresses": "address", "gateways": "gateway"}
 	for i := range lines {
 		l := &lines[i]
 		cell := func(name, otherwise string) string {
@@ -178,7 +184,7 @@ func (w *Web) readLines(all createForm, lines []csvLine, ahead bool) {
 		}
 		bad := func(field, text string) { l.Problems = append(l.Problems, lineProblem{l.Line, field, text}) }
 		f := createForm{TargetMAC: l.Cells["mac"], Hostname: l.Cells["hostname"], RegionID: cell("region", all.RegionID), Profile: cell("profile", all.Profile),
-			Image: all.Image, SSHKeys: all.SSHKeys, Notes: cell("notes", all.Notes)}
+			Image: all.Image, SSHKeys: all.SSHKeys, Notes: cell("notes", all.Notes), Addresses: l.Cells["address"], Gateways: l.Cells["gateway"]}
 		if l.Cells["profile"] != "" {
 			f.Image = ""
 		}

@@ -33,6 +33,8 @@ type profileForm struct {
 	Name, Description, Image, Hostname, SSHKeys, Notes, Template string
 	Verify                                                       bool
 	Version                                                      int
+	Setup                                                        setupForm
+	More                                                         int // blank rows of each kind
 }
 
 func (w *Web) readProfile(r *http.Request) (profileForm, lpmos.Profile) {
@@ -42,6 +44,7 @@ func (w *Web) readProfile(r *http.Request) (profileForm, lpmos.Profile) {
 		SSHKeys: lineEndings(p.Get("ssh_keys")), Notes: strings.TrimSpace(lineEndings(p.Get("notes"))), Template: p.Get("template"), Verify: p.Get("verify") != "no",
 	}
 	f.Version, _ = strconv.Atoi(p.Get("version")) // what is no number is no version
+	f.More, _ = strconv.Atoi(p.Get("more"))
 	out := lpmos.Profile{Name: f.Name, Description: f.Description, Hostname: f.Hostname, Notes: f.Notes, Template: f.Template}
 	if image := strings.Split(f.Image, "/"); len(image) == 3 {
 		out.OSType, out.OSVersion, out.Arch = image[0], image[1], image[2]
@@ -54,13 +57,14 @@ func (w *Web) readProfile(r *http.Request) (profileForm, lpmos.Profile) {
 	if !f.Verify {
 		out.Verify = new(false)
 	}
+	f.Setup, out.System = readSetup(p)
 	return f, out
 }
 
 func formOf(p lpmos.Profile) profileForm {
 	f := profileForm{
 		Name: p.Name, Description: p.Description, Hostname: p.Hostname, SSHKeys: strings.Join(p.SSHKeys, "\n"), Notes: p.Notes, Template: p.Template,
-		Verify: p.Verify == nil || *p.Verify, Version: p.Version,
+		Verify: p.Verify == nil || *p.Verify, Version: p.Version, Setup: setupFormOf(p.System),
 	}
 	if p.OSType != "" {
 		f.Image = p.OSType + "/" + p.OSVersion + "/" + p.Arch
@@ -78,12 +82,14 @@ type profilesView struct {
 	New       bool // Form makes a new one
 	Row       *profileRow
 	Command   string
+	Groups    []formGroup // of its system
+	More      int         // blank rows the next form has
 }
 
 func (v profilesView) Problem(field string) string { return problemsOf(v.Problems).Of(field) }
 
-func (w *Web) profilesPage() profilesView {
-	return profilesView{Images: w.reader.Images(), Templates: w.reader.Templates(), Facts: "{" + strings.Join(lpmos.HostnameFacts(), "}, {") + "}"}
+func (w *Web) profilesPage(f profileForm, problems []fieldProblem) profilesView {
+	return profilesView{Form: f, Problems: problems, Groups: w.setupGroups(f.Setup, problems, f.More), More: max(f.More, 1) + 1, Images: w.reader.Images(), Templates: w.reader.Templates(), Facts: "{" + strings.Join(lpmos.HostnameFacts(), "}, {") + "}"}
 }
 
 func (w *Web) profileList(rw http.ResponseWriter, r *http.Request) {
@@ -91,8 +97,8 @@ func (w *Web) profileList(rw http.ResponseWriter, r *http.Request) {
 }
 
 func (w *Web) showProfiles(rw http.ResponseWriter, r *http.Request, status int, f profileForm, problems []fieldProblem) {
-	rev, v := w.rev(), w.profilesPage()
-	v.Form, v.Problems, v.New, v.Command = f, problems, true, "lpmos profile list"
+	rev, v := w.rev(), w.profilesPage(f, problems)
+	v.New, v.Command = true, "lpmos profile list"
 	for _, p := range w.reader.Profiles() {
 		v.Rows = append(v.Rows, w.newProfileRow(p, v.Images))
 	}
@@ -113,9 +119,9 @@ func (w *Web) missing(rw http.ResponseWriter, r *http.Request, title, link, labe
 }
 
 func (w *Web) showProfile(rw http.ResponseWriter, r *http.Request, status int, p lpmos.Profile, f profileForm, problems []fieldProblem) {
-	rev, v := w.rev(), w.profilesPage()
+	rev, v := w.rev(), w.profilesPage(f, problems)
 	row := w.newProfileRow(p, v.Images)
-	v.Form, v.Problems, v.Row, v.Command = f, problems, &row, "lpmos profile show "+p.Name
+	v.Row, v.Command = &row, "lpmos profile show "+p.Name
 	w.show(rw, r, status, "profile", page{Title: p.Name, Nav: "profiles", Rev: rev, Body: v})
 }
 
@@ -129,6 +135,19 @@ func (w *Web) putProfile(rw http.ResponseWriter, r *http.Request) {
 		f.Name, p.Name = name, name
 	} else {
 		f.Version = 0
+	}
+	if r.PostForm.Has("more") {
+		// The same form with more rows: nothing is stored, nothing is lost.
+		was, ok := w.reader.Profile(name)
+		switch {
+		case name == "":
+			w.showProfiles(rw, r, http.StatusOK, f, nil)
+		case !ok:
+			w.missing(rw, r, w.T("There is no such profile"), "/profiles", w.T("All profiles"))
+		default:
+			w.showProfile(rw, r, http.StatusOK, was, f, nil)
+		}
+		return
 	}
 	ctx, cancel := actionContext(r)
 	defer cancel()
@@ -160,7 +179,16 @@ func (w *Web) formProblems(err error, renamed ...string) (int, []fieldProblem) {
 				field = renamed[i+1]
 			}
 		}
-		return http.StatusBadRequest, []fieldProblem{{cmp.Or(field, "form"), w.Said(sentence(invalid.Error()))}}
+		text := w.Said(sentence(invalid.Error()))
+		if at := setupField(field); at != field {
+			// It stands beside its field, whose name is another one there.
+			field = at
+			text = w.T("It %s.", w.Said(invalid.Problem))
+			if invalid.Value != "" {
+				text = w.joined(text, w.T("Given was %s.", w.quote(lpmos.Shorten(invalid.Value, 64))))
+			}
+		}
+		return http.StatusBadRequest, []fieldProblem{{cmp.Or(field, "form"), text}}
 	}
 	if errors.Is(err, lpmos.ErrConflict) {
 		return http.StatusConflict, []fieldProblem{{"form", w.Said(sentence(err.Error()))}}

@@ -99,6 +99,7 @@ type receiptView struct {
 	SameHostname bool
 	Planned      bool // there is a plan to compare with
 	Up           string
+	words        *tongue
 }
 
 // action is something a person may do, or may not for now.
@@ -251,6 +252,9 @@ func (s *tongue) headline(t lpmos.Task, os string) template.HTML {
 	case lpmos.Completed:
 		if !t.Verified() {
 			return s.rich("%s is installed; its first boot was not waited for", name)
+		}
+		if len(t.Drift) > 0 {
+			return s.rich("%s runs %s, and not all is as planned", name, os)
 		}
 		return s.rich("%s runs %s", name, os)
 	case lpmos.Failed:
@@ -454,7 +458,7 @@ func (s *tongue) newReceipt(t lpmos.Task) *receiptView {
 	if r == nil {
 		return nil
 	}
-	v := &receiptView{Receipt: *r, Boot: bootWord(r.BootMode), SameHostname: r.Hostname == t.Hostname, Up: s.took(time.Duration(r.UptimeSec) * time.Second)}
+	v := &receiptView{Receipt: *r, words: s, Boot: bootWord(r.BootMode), SameHostname: r.Hostname == t.Hostname, Up: s.took(time.Duration(r.UptimeSec) * time.Second)}
 	_, v.Disk = s.diskID(r.RootDisk)
 	if t.Plan != nil {
 		root, ok := t.Plan.Effect.Partition("root")
@@ -463,6 +467,33 @@ func (s *tongue) newReceipt(t lpmos.Task) *receiptView {
 		v.SameDisk = r.RootDisk == t.Plan.Effect.Target
 	}
 	return v
+}
+
+// SecureBootWord, ClockWord and MountWords are what of a receipt is no text.
+func (v receiptView) SecureBootWord() string {
+	return v.onOff(v.SecureBoot, v.words.T("on"), v.words.T("off"))
+}
+
+func (v receiptView) ClockWord() string {
+	return v.onOff(v.TimeSynced, v.words.T("follows another"), v.words.T("follows no other"))
+}
+
+func (v receiptView) onOff(b *bool, yes, no string) string {
+	switch {
+	case b == nil:
+		return ""
+	case *b:
+		return yes
+	}
+	return no
+}
+
+func (v receiptView) MountWords() []string {
+	var out []string
+	for _, m := range v.Mounts {
+		out = append(out, m.Path+" ("+m.FS+")")
+	}
+	return out
 }
 
 func bootWord(mode string) string {

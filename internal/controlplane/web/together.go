@@ -118,9 +118,10 @@ func (s *tongue) likeness(t lpmos.Task) string {
 		id.Parts = append(id.Parts, part{q.Role, q.FS, q.Mount, q.SizeBytes})
 	}
 	for _, f := range e.Files {
-		if f.Path != "/var/lib/cloud/seed/nocloud/user-data" { // its length is the machine's
-			id.Files = append(id.Files, f)
-		}
+		// Names and addresses in it are the machine's; all else of it comes from
+		// what is compared already.
+		f.Text = ""
+		id.Files = append(id.Files, f)
 	}
 	return lpmos.DigestOf(id)
 }

@@ -17,7 +17,6 @@ const (
 	maxNICs       = 1024
 	maxPartitions = 128 // on one disk
 	maxTextBytes  = 256
-	maxAddresses  = 64
 )
 
 // cleanText makes foreign text fit to be shown: without control characters and
@@ -126,13 +125,15 @@ func checkFailure(f *lpmos.Failure, attempt int) (*lpmos.Failure, error) {
 
 // checkReceipt bounds what an installed system says of itself.
 func checkReceipt(r *lpmos.Receipt) error {
-	if r.RootFSUUID == "" {
-		return &lpmos.InvalidError{Field: "receipt.root_fs_uuid", Problem: "is missing"}
+	if err := r.Check(); err != nil {
+		return err
 	}
-	if len(r.Addresses) > maxAddresses {
-		return &lpmos.InvalidError{Field: "receipt.addresses", Problem: "holds more than 64"}
-	}
+	// Keys were held to their grammar; like a command line, they may be longer
+	// than other text.
+	keys, args := r.HostKeys, cleanText(r.KernelArgs, 2<<10)
+	r.HostKeys = nil
 	cleanValue(reflect.ValueOf(r).Elem(), "receipt")
+	r.HostKeys, r.KernelArgs = keys, args
 	return nil
 }
 
