@@ -32,7 +32,8 @@ kept in --data-dir; started again, it goes on where it was.
 
 The web interface and API are at --listen-addr: plain HTTP on loopback, TLS anywhere
 else, with a certificate by the site's own authority unless --tls-cert gives one.
-Regions on other machines need --etcd-listen, and lpmos region enroll. To serve machines it needs root, --interface and --dhcp.`,
+Regions on other machines need --etcd-listen, and lpmos region enroll.
+To serve machines it needs root, --interface and --dhcp.`,
 		Example: `  lpmos up                                  # look around, without touching a network
   lpmos up --interface eth1 --dhcp=server --dhcp-range 10.0.0.100-10.0.0.199
   lpmos up --interface eth1 --dhcp=proxy    # beside a DHCP server that is there already

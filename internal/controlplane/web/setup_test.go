@@ -73,7 +73,7 @@ func TestSetupFormRoundTrips(t *testing.T) {
 func TestProfileFormConfiguresSystem(t *testing.T) {
 	s := newSite(t, testNow)
 	w := newTestWeb(t, s)
-	h := w.Handler()
+	h := signedIn(w)
 	form := formValues(w, wholeSetup())
 	form.Set("name", "configured")
 	form.Set("verify", "yes")
@@ -114,7 +114,7 @@ func TestProfileFormConfiguresSystem(t *testing.T) {
 // files where it is decided on, and for drift and host keys afterwards.
 func TestPlanShowsSystem(t *testing.T) {
 	s := newSite(t, testNow)
-	h := newTestWeb(t, s).Handler()
+	h := signedIn(newTestWeb(t, s))
 	var id string
 	for _, task := range s.tasks {
 		if task.Status == lpmos.AwaitingApproval && task.Plan != nil && task.Plan.Problem == "" {
