@@ -107,6 +107,7 @@ func (c *Client) Image(ctx context.Context, os, version, arch string) (i lpmos.I
 	if err != nil {
 		return i, "", fmt.Errorf("ask %s: %w", c.base, err)
 	}
+	c.authorize(req.Header)
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return i, "", fmt.Errorf("ask %s: %w", c.base, err)

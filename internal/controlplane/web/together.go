@@ -374,6 +374,9 @@ func (w *Web) togetherOutcome(t lpmos.Task, digest, person string) togetherResul
 		return togetherResult{t, false, w.T("Not approved by you: %s approved it at %s.", lpmos.Shorten(a.By, 80), a.At.UTC().Format("15:04:05 UTC"))}
 	case a != nil && a.By != "":
 		return togetherResult{t, false, w.T("Not approved: %s rejected it at %s.", lpmos.Shorten(a.By, 80), a.At.UTC().Format("15:04:05 UTC"))}
+	case t.Status == lpmos.AwaitingApproval:
+		// It waits, and not for this: its new plan cannot be carried out.
+		return togetherResult{t, false, w.T("Not approved: its plan changed after you opened the page. Review it by itself.")}
 	}
 	return togetherResult{t, false, w.T("Not approved: it is %s now.", strings.ToLower(w.statusWord(t.Status)))}
 }
