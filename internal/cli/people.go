@@ -175,7 +175,7 @@ first. Programs do better with a token of their own: lpmos token create.`,
 		if err != nil {
 			return err
 		}
-		name := ""
+		var name string
 		if len(args) == 1 {
 			name = args[0]
 		} else if name, err = a.prompt("User: ", false); err != nil {

@@ -32,9 +32,14 @@ func (c *ControlPlane) people(secure bool) error {
 	if err != nil {
 		return err
 	}
-	c.auth = auth.New(auth.Config{Secure: secure, Trusted: trusted, NoLogin: c.cfg.NoLogin, Region: c.state.Fetcher, CheapPasswords: c.cfg.CheapPasswords}, c.store, c.log)
+	file := filepath.Join(c.cfg.DataDir, LocalTokenFile)
+	local := func() string {
+		b, _ := os.ReadFile(file) // unreadable is as good as empty: nobody's token
+		return strings.TrimSpace(string(b))
+	}
+	c.auth = auth.New(auth.Config{Secure: secure, Trusted: trusted, NoLogin: c.cfg.NoLogin, Region: c.state.Fetcher, Local: local, CheapPasswords: c.cfg.CheapPasswords}, c.store, c.log)
 	c.state.Follow(func(b store.Batch) { c.auth.Apply(b.Rev, b.Reset, People(b, c.log)) })
-	if err := writeSecret(filepath.Join(c.cfg.DataDir, LocalTokenFile), c.auth.LocalToken("local")); err != nil {
+	if err := writeSecret(file, c.auth.LocalToken("local")); err != nil {
 		return fmt.Errorf("write the token of this host: %w", err)
 	}
 	return nil

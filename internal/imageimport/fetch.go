@@ -221,7 +221,6 @@ func caused(ctx context.Context, err error) error {
 // answer judges a response and gives the file's whole length, -1 if it is not
 // told.
 func (f *fetcher) answer(resp *http.Response, note *partialNote, have *int64) (total int64, err error) {
-	total = -1
 	switch {
 	case resp.StatusCode == http.StatusPartialContent:
 		from, of, ok := contentRange(resp.Header.Get("Content-Range"))

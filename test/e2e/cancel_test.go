@@ -115,6 +115,10 @@ func newRace(t *testing.T) *race {
 		t.Fatal(err)
 	}
 	(&site{t: t, api: r.api}).online("dc1")
+	waitFor(t, "image in the catalogue", 20*time.Second, func() error {
+		_, _, err := r.api.Image(ctx, r.image.OS, r.image.Version, r.image.Arch)
+		return err
+	})
 	return r
 }
 

@@ -15,12 +15,7 @@ const (
 	markerMagic  = "LPMOS installed 1\n"
 )
 
-// targetFile is the file of the disk that a plan names.
-func (w *world) targetFile(m *machine, t lpmos.Task) string {
-	w.t.Helper()
-	return w.diskFile(m, t.Plan.Effect.Target)
-}
-
+// diskFile is the file of the disk that a plan names.
 func (w *world) diskFile(m *machine, ref lpmos.DiskRef) string {
 	w.t.Helper()
 	for _, d := range m.Config().Disks {

@@ -432,11 +432,11 @@ func TestTokens(t *testing.T) {
 	m, c := newMemory(), newClock()
 	a := newAuth(m, c)
 	user(t, a, "anna", lpmos.Approver, "dc1", "dc2")
-	s, p, err := a.Login(t.Context(), "anna", good, "192.0.2.1", "")
+	s, _, err := a.Login(t.Context(), "anna", good, "192.0.2.1", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p = ask(a, s, "")
+	p := ask(a, s, "")
 	secret, info, err := a.CreateToken(t.Context(), p, NewToken{Name: "ci", Role: lpmos.Operator, Regions: []string{"dc1"}, For: time.Hour})
 	if err != nil {
 		t.Fatal(err)
