@@ -467,7 +467,7 @@ func changePlan(s *fakeSite, id string) {
 	defer s.mu.Unlock()
 	t := s.tasks[id]
 	h := *t.Hardware
-	h.Disks = append([]lpmos.Disk{{Device: "/dev/sda", SizeBytes: 480 * gb, Model: "Intel S4520", Serial: "PHYG1490002B480BGN", Transport: "sata",
+	h.Disks = append([]lpmos.Disk{{Device: "/dev/sda", SizeBytes: 480 * gb, SectorBytes: 512, Model: "Intel S4520", Serial: "PHYG1490002B480BGN", Transport: "sata",
 		Content: lpmos.Content{Table: "gpt", Partitions: []lpmos.Partition{{Number: 1, SizeBytes: 480 * gb, Filesystem: &lpmos.Filesystem{Type: "ntfs", OS: "Windows Server 2019", UsedBytes: 88 * gb}}}}}}, h.Disks...)
 	t.Hardware = &h
 	t.TargetDisk = new(h.Disks[0].Ref())
