@@ -100,7 +100,7 @@ func (in *Installer) complete(ctx context.Context, job *Job, boot *bootParts, ta
 		}
 	}
 	job.step(lpmos.Configuring, 6, 6, "Everything is written")
-	in.log.Info("disks complete", "disk", targets[0].path, "disks", len(targets), "attempt", job.Attempt)
+	in.log.Info("disk complete", "disk", targets[0].path, "disks", len(targets), "attempt", job.Attempt)
 	return nil
 }
 
