@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -136,7 +137,7 @@ func (c *ControlPlane) regionOf(ctx context.Context, id string) (string, error) 
 func (c *ControlPlane) restView(p auth.Principal) rest.View {
 	return rest.View{
 		Reader: scope.Read(c.state, p), Actions: scope.Act(c.state, c.orch, c.regionOf, p),
-		Store: restStore{scope.Remember(c.state, c.store, p), c.store},
+		Store: restStore{scope.Remember(c.state, c.store, p), c.store, c.state},
 	}
 }
 
@@ -145,6 +146,7 @@ func (c *ControlPlane) restView(p auth.Principal) rest.View {
 type restStore struct {
 	*scope.Past
 	store *store.Store
+	state *state.State
 }
 
 func (r restStore) Healthy(ctx context.Context) error { return r.store.Healthy(ctx) }
@@ -153,7 +155,15 @@ func (r restStore) PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (in
 	if err := r.May(auth.Administer); err != nil {
 		return 0, err
 	}
-	return r.store.PutImageIf(ctx, i, rev)
+	rev, err := r.store.PutImageIf(ctx, i, rev)
+	if err == nil {
+		// A task for it may be the very next request, and asks the read model. The
+		// image is stored, however long that takes.
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		_ = r.state.Reach(ctx, rev)
+	}
+	return rev, err
 }
 
 func (c *ControlPlane) webView(p auth.Principal) web.View {

@@ -56,6 +56,10 @@ var pages = []page{
 	{name: "profile", path: at("/profiles/storage")},
 	{name: "templates", path: at("/templates")},
 	{name: "template", path: at("/templates/base")},
+	{name: "stop", path: at("/stop")},
+	{name: "account", path: at("/account")},
+	{name: "users", path: at("/users")},
+	{name: "tokens", path: at("/tokens")},
 	{name: "missing", path: at("/no/such/page"), allow: []string{"404 (Not Found)"}},
 }
 

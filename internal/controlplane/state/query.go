@@ -20,6 +20,24 @@ func (s *State) Rev() int64 {
 	return s.rev
 }
 
+// Reach waits until the read model includes rev, or ctx ends: whoever changed
+// something and asks next is answered with the change.
+func (s *State) Reach(ctx context.Context, rev int64) error {
+	for {
+		s.mu.RLock()
+		there, moved := s.rev >= rev, s.moved
+		s.mu.RUnlock()
+		if there {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // StoreID names the store whose revisions these are.
 func (s *State) StoreID() string { return s.src.ID() }
 

@@ -46,6 +46,7 @@ type State struct {
 
 	mu      sync.RWMutex // guards what follows
 	rev     int64
+	moved   chan struct{} // closed when rev is another
 	ready   bool
 	listing bool // a reset is being read: rows are not in order yet
 	tasks   map[string]*task
@@ -98,7 +99,7 @@ type region struct {
 // New makes an empty read model. Listeners are called by Run, one update at a
 // time in the order of revisions; they must not block.
 func New(src source, log *slog.Logger, listen ...func(api.Update)) *State {
-	s := &State{src: src, log: log, listen: listen, synced: make(chan struct{}), now: time.Now}
+	s := &State{src: src, log: log, listen: listen, synced: make(chan struct{}), moved: make(chan struct{}), now: time.Now}
 	s.clear()
 	return s
 }
@@ -151,6 +152,8 @@ func (s *State) apply(b store.Batch) api.Update {
 		s.listing = true
 	}
 	s.rev = b.Rev
+	close(s.moved)
+	s.moved = make(chan struct{})
 	touched := map[string]bool{} // whether what words are looked for in changed
 	moved := map[string]bool{}   // tasks that say something new about machines
 	var statuses []string
