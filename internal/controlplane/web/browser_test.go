@@ -175,10 +175,22 @@ func (b *tab) do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
 	defer cancel()
-	if err := chromedp.Do(ctx, steps...); err != nil {
-		at, _ := chromedp.Run(b.ctx, chromedp.Location())
-		b.t.Fatalf("%s (at %s): %v", what, at, err)
+	for _, step := range steps {
+		err := chromedp.Do(ctx, step)
+		for replaced(err) && ctx.Err() == nil {
+			err = chromedp.Do(ctx, step)
+		}
+		if err != nil {
+			at, _ := chromedp.Run(b.ctx, chromedp.Location())
+			b.t.Fatalf("%s (at %s): %v", what, at, err)
+		}
 	}
+}
+
+// replaced reports whether the browser announced a new document between finding
+// an element and using it; nothing was done with the old one's.
+func replaced(err error) bool {
+	return err != nil && strings.Contains(strings.ToLower(err.Error()), "node with given id")
 }
 
 func (b *tab) open(path string) {
@@ -401,7 +413,11 @@ func TestBrowserWithoutScripts(t *testing.T) {
 	}
 	b.picture("summary-no-scripts")
 	b.do("create it", chromedp.Click(chromedp.CSS("button[value=create]")), chromedp.WaitVisible(chromedp.CSS(".track")))
-	if h1, err := chromedp.Run(b.ctx, chromedp.TextContent(chromedp.CSS("h1"))); err != nil || h1 != "app-119 waits for its machine to boot" {
+	h1, err := chromedp.Run(b.ctx, chromedp.TextContent(chromedp.CSS("h1")))
+	for replaced(err) {
+		h1, err = chromedp.Run(b.ctx, chromedp.TextContent(chromedp.CSS("h1")))
+	}
+	if err != nil || h1 != "app-119 waits for its machine to boot" {
 		t.Errorf("after creating, the page says %q, %v", h1, err)
 	}
 	b.do("cancel it", chromedp.Click(chromedp.CSS("details.ask summary")), chromedp.SendKeys(chromedp.CSS("#r-cancel"), "typo"), chromedp.Click(chromedp.CSS("details.ask button")),

@@ -104,7 +104,7 @@ func (b *Tab) Do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
 	defer cancel()
 	err := chromedp.Do(ctx, steps...)
-	for err != nil && ctx.Err() == nil && strings.Contains(err.Error(), "Could not find node with given id") {
+	for err != nil && ctx.Err() == nil && strings.Contains(strings.ToLower(err.Error()), "node with given id") {
 		// The browser announced a new document between finding an element and
 		// using it; nothing was done with the old one's.
 		err = chromedp.Do(ctx, steps...)
