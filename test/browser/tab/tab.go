@@ -104,9 +104,7 @@ func (b *Tab) Do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
 	defer cancel()
 	err := chromedp.Do(ctx, steps...)
-	for err != nil && ctx.Err() == nil && strings.Contains(strings.ToLower(err.Error()), "node with given id") {
-		// The browser announced a new document between finding an element and
-		// using it; nothing was done with the old one's.
+	for replaced(err) && ctx.Err() == nil {
 		err = chromedp.Do(ctx, steps...)
 	}
 	if err != nil {
@@ -181,6 +179,12 @@ func (b *Tab) Visible(css string) {
 	b.Do("see "+css, chromedp.WaitVisible(chromedp.CSS(css)))
 }
 
+// replaced reports whether the browser announced a new document between finding
+// an element and using it; nothing was done with the old one's.
+func replaced(err error) bool {
+	return err != nil && strings.Contains(strings.ToLower(err.Error()), "node with given id")
+}
+
 // Path is where the page is.
 func (b *Tab) Path() string {
 	b.t.Helper()
@@ -228,7 +232,12 @@ func (b *Tab) text() string {
 // Text is the text of the first element that matches.
 func (b *Tab) Text(css string) string {
 	b.t.Helper()
-	text, err := chromedp.Run(b.ctx, chromedp.TextContent(chromedp.CSS(css)))
+	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
+	defer cancel()
+	text, err := chromedp.Run(ctx, chromedp.TextContent(chromedp.CSS(css)))
+	for replaced(err) && ctx.Err() == nil {
+		text, err = chromedp.Run(ctx, chromedp.TextContent(chromedp.CSS(css)))
+	}
 	if err != nil {
 		b.t.Fatalf("read %s: %v", css, err)
 	}
