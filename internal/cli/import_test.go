@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/tier"
 	"github.com/lpmos/lpmos/test/fixture"
 )
 
@@ -25,7 +26,7 @@ func disk(t *testing.T, esp map[string]string) string {
 		t.Fatal(err)
 	}
 	if err := fixture.UbuntuDisk(t.Context(), at("noble.img"), at("root"), at("boot"), at("esp"), []byte("GRUB"), at("core"), "64M", "16M"); err != nil {
-		t.Skipf("no disk image can be made here: %v", err)
+		tier.Missing(t, "mkfs", "no disk image can be made: "+err.Error())
 	}
 	return at("noble.img")
 }

@@ -264,7 +264,7 @@ func TestNames(t *testing.T) {
 	all := Names(":443")
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	for _, a := range addrs {
 		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() && !slices.Contains(all, n.IP.String()) {

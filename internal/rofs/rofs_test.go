@@ -14,15 +14,16 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/lpmos/lpmos/internal/rofs"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
-// command runs a tool of the host; a computer without it skips.
+// command runs a tool of the host; without it the tier mkfs is missing.
 func command(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
 		if path, err = exec.LookPath("/usr/sbin/" + name); err != nil {
-			t.Skipf("%s is not here", name)
+			tier.Missing(t, "mkfs", "no "+name)
 		}
 	}
 	out, err := exec.CommandContext(t.Context(), path, args...).CombinedOutput()

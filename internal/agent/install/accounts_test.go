@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // image is a tree with account files as Debian has them.
@@ -136,7 +137,7 @@ func TestFreshHostKeys(t *testing.T) {
 	}
 	keygen, err := exec.LookPath("ssh-keygen")
 	if err != nil {
-		t.Skip("there is no ssh-keygen to compare with")
+		tier.Missing(t, "tools", "there is no ssh-keygen to compare with")
 	}
 	out, err := exec.Command(keygen, "-y", "-f", key).CombinedOutput()
 	if err != nil || !strings.HasPrefix(string(out), k.Type+" "+k.Key) {
