@@ -39,7 +39,7 @@ tidy:
 	@go mod tidy -diff
 
 unit: ## unit, contract and system tests, with the race detector
-	$(SUDO) env LPMOS_REQUIRE=root,mkfs,tools,e2e,shells GOFLAGS='$(GOFLAGS)' go test -race -timeout 20m -skip 'Browser|Screenshots' $$(go list ./... | grep -v -e /test/vm -e /test/browser)
+	$(SUDO) env LPMOS_REQUIRE=root,mkfs,tools,images,e2e,shells GOFLAGS='$(GOFLAGS)' go test -race -timeout 20m -skip 'Browser|Screenshots' $$(go list ./... | grep -v -e /test/vm -e /test/browser)
 
 browser: ## the web interface in real Chromium
 	LPMOS_REQUIRE=browser go test -p 1 -timeout 15m -run Browser ./internal/controlplane/web ./test/e2e
