@@ -40,6 +40,16 @@ func NewAgentKey() (*AgentKey, error) {
 	return &AgentKey{sign: sign, seal: seal, pub: AgentPublic{Sign: pub, Box: seal.PublicKey().Bytes()}}, nil
 }
 
+// SigningHalf makes a key of its signing half alone, which opens nothing: what
+// the agent leaves to itself in an installer that it starts.
+func SigningHalf(seed []byte) (*AgentKey, error) {
+	if len(seed) != ed25519.SeedSize {
+		return nil, &InvalidError{Field: "sign", Problem: "is not the seed of an Ed25519 key"}
+	}
+	sign := ed25519.NewKeyFromSeed(seed)
+	return &AgentKey{sign: sign, pub: AgentPublic{Sign: sign.Public().(ed25519.PublicKey)}}, nil
+}
+
 // Signer is the private key for TLS.
 func (k *AgentKey) Signer() ed25519.PrivateKey { return k.sign }
 

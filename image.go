@@ -30,7 +30,7 @@ const (
 // there stays there. In the format "tar" the chunks, one after the other, are
 // the stream.
 type ImageManifest struct {
-	Format     string  `json:"format"`         // "ext4", "disk" or "tar"
+	Format     string  `json:"format"`         // "ext4", "disk", "tar" or "installer"
 	SizeBytes  int64   `json:"size_bytes"`     // of the filesystem as built, of the disk, or of the stream
 	UsedBytes  int64   `json:"used_bytes"`     // sum of all chunks' lengths
 	Pack       Blob    `json:"pack"`           // all stored chunks, one after the other, in order
@@ -45,7 +45,8 @@ type ImageManifest struct {
 	Version    string  `json:"version"`
 	Arch       string  `json:"arch"` // GOARCH spelling
 
-	Disk *ImageDisk `json:"disk,omitempty"` // of the format "disk", and of no other
+	Disk      *ImageDisk      `json:"disk,omitempty"`      // of the format "disk", and of no other
+	Installer *ImageInstaller `json:"installer,omitempty"` // of the format "installer", which has no pack and nothing of a filesystem
 	// UnpackedBytes is, for "tar", what the files take on a filesystem with
 	// blocks of 4096 bytes.
 	UnpackedBytes int64 `json:"unpacked_bytes,omitempty"`
@@ -140,6 +141,14 @@ const (
 	MaxImagePartitions = 128
 )
 
+// Blobs are the files that the image consists of, beside its manifest.
+func (m *ImageManifest) Blobs() []Blob {
+	if i := m.Installer; i != nil {
+		return []Blob{i.Kernel, i.Initrd}
+	}
+	return []Blob{m.Pack}
+}
+
 // RootBytes is the least the root filesystem may have: of "tar", what the files
 // take with room for the filesystem's own tables and a first boot.
 func (m *ImageManifest) RootBytes() int64 {
@@ -162,8 +171,16 @@ func (m *ImageManifest) Validate() error {
 	case FormatExt4, FormatDisk:
 	case FormatTar:
 		align = 512
+	case FormatInstaller:
+		if m.Installer == nil || m.SizeBytes != 0 || m.UsedBytes != 0 || len(m.Chunks) > 0 || m.Pack != (Blob{}) || m.Disk != nil || m.CloudInit {
+			return bad("installer", "is missing, or stands beside what only an image has")
+		}
+		return m.Installer.validate()
 	default:
-		return &InvalidError{Field: "manifest.format", Problem: "is not one this version can install (ext4, disk, tar)", Value: m.Format}
+		return &InvalidError{Field: "manifest.format", Problem: "is not one this version can install (ext4, disk, tar, installer)", Value: m.Format}
+	}
+	if m.Installer != nil {
+		return bad("installer", "is given for the format installer and for no other")
 	}
 	if m.SizeBytes <= 0 || m.SizeBytes > MaxImageBytes || m.SizeBytes%align != 0 {
 		return bad("size_bytes", fmt.Sprintf("is not a positive multiple of %d up to 1 TiB", align))
@@ -316,11 +333,12 @@ type Image struct {
 	CloudInit   bool      `json:"cloud_init,omitempty"` // the image reads a NoCloud seed
 	CreatedAt   time.Time `json:"created_at"`
 
-	MinDiskBytes int64        `json:"min_disk_bytes,omitempty"` // the least a disk may have, where the import found it out
-	Preflight    *Preflight   `json:"preflight,omitempty"`      // what the import found inside
-	Badges       []Badge      `json:"badges,omitempty"`         // how it booted when it was tried
-	Source       *ImageSource `json:"source,omitempty"`         // where it came from, when it was imported
-	Signature    Signature    `json:"signature,omitzero"`       // by the control plane, over all of the above
+	MinDiskBytes int64           `json:"min_disk_bytes,omitempty"` // the least a disk may have, where the import found it out
+	Preflight    *Preflight      `json:"preflight,omitempty"`      // what the import found inside
+	Badges       []Badge         `json:"badges,omitempty"`         // how it booted when it was tried
+	Source       *ImageSource    `json:"source,omitempty"`         // where it came from, when it was imported
+	Installer    *ImageInstaller `json:"installer,omitempty"`      // of the manifest; an entry without one is an image
+	Signature    Signature       `json:"signature,omitzero"`       // by the control plane, over all of the above
 }
 
 // Preflight is what reading an image told about it, without running anything
@@ -413,19 +431,20 @@ func (i Image) DiskBytes() int64 {
 	if i.MinDiskBytes > 0 {
 		return i.MinDiskBytes
 	}
-	if i.Kind() == FormatDisk {
+	switch i.Kind() {
+	case FormatDisk:
 		return i.SizeBytes
+	case FormatInstaller:
+		return defaultInstallerDisk
 	}
 	return i.SizeBytes + biosBootBytes + espBytes + 2*GPTReserveBytes
 }
 
-// CannotBoot says in a sentence why the image cannot start a machine of this
-// boot mode ("bios", "uefi"), or "".
-func (i Image) CannotBoot(mode string) string {
-	if mode == "" || slices.Contains(i.BootModes, mode) {
-		return ""
-	}
-	return "The image " + i.Name() + " cannot boot a " + mode + " machine."
+// CannotBoot reports whether the image is known not to start a machine of this
+// boot mode ("bios", "uefi"): by what was found in it, or because it was tried.
+func (i Image) CannotBoot(mode string) bool {
+	tried, ok := i.Badge(mode)
+	return mode != "" && (!slices.Contains(i.BootModes, mode) || ok && !tried.Passed)
 }
 
 // Sign fills i's signature.

@@ -148,6 +148,9 @@ func (l laid) apply(p *Plan) {
 // files is what is written after the image, for people to see: a disk image
 // keeps its own fstab and boot loader, a declared layout needs more than fstab.
 func (l laid) files(all []PlannedFile) []PlannedFile {
+	if l.effect.Method == FormatInstaller {
+		return all
+	}
 	if l.effect.Method == FormatDisk {
 		return slices.DeleteFunc(slices.Clone(all), func(f PlannedFile) bool {
 			return f.Path == "/etc/fstab" || strings.HasPrefix(f.Path, "/boot/")
@@ -166,7 +169,7 @@ func (l laid) files(all []PlannedFile) []PlannedFile {
 // why it cannot be.
 func layOut(t *Task, h *Hardware, img Image) (l laid, problem string) {
 	switch img.Kind() {
-	case FormatDisk, FormatTar:
+	case FormatDisk, FormatTar, FormatInstaller:
 		l.effect.Method = img.Format
 	case FormatExt4:
 	default:
@@ -177,6 +180,8 @@ func layOut(t *Task, h *Hardware, img Image) (l laid, problem string) {
 			what := "a filesystem, which fits one partition"
 			if l.effect.Method == FormatDisk {
 				what = "a whole disk with partitions of its own"
+			} else if l.effect.Method == FormatInstaller {
+				what = "an installer, which divides the disk itself"
 			}
 			return l, "The image " + img.Name() + " is " + what + ": it cannot be laid out as " + t.Layout.Name() + ". Use an image that is a tree of files, or no layout."
 		}
@@ -188,9 +193,9 @@ func layOut(t *Task, h *Hardware, img Image) (l laid, problem string) {
 	}
 	l.disks = []Disk{disk}
 	l.effect.Target, l.effect.Partitions = disk.Ref(), []PlannedPartition{}
-	if l.effect.Method != FormatDisk {
+	if l.effect.Method != FormatDisk && l.effect.Method != FormatInstaller {
 		l.effect.Partitions = layout(t.ID, disk)
-	} else if l.effect.BootID = bootID(t.ID, disk); disk.SectorBytes != 512 {
+	} else if l.effect.BootID = bootID(t.ID, disk); l.effect.Method == FormatDisk && disk.SectorBytes != 512 {
 		return laid{}, "The image " + img.Name() + " is of a disk with sectors of 512 bytes, and the disk has " + strconv.Itoa(disk.SectorBytes) + ": its partition table would mean other places. Use an image that is a tree of files."
 	}
 	return l, ""

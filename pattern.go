@@ -82,7 +82,7 @@ const MaxHostnamePattern = 128
 type piece struct {
 	text string
 	name string
-	json bool
+	as   string // an encoder, "" for a value that may stand as it is
 	line int
 }
 
@@ -196,7 +196,7 @@ const (
 	MaxRenderedBytes = 64 << 10
 )
 
-// parseTemplate takes text with {{name}} and {{json name}} apart. {{open}} is
+// parseTemplate takes text with {{name}} and {{encoder name}} apart. {{open}} is
 // two braces as they are.
 func parseTemplate(text string) ([]piece, error) {
 	line := 1
@@ -235,15 +235,15 @@ func parseTemplate(text string) ([]piece, error) {
 		switch {
 		case len(words) == 1:
 			p.name = words[0]
-		case len(words) == 2 && words[0] == "json":
-			p.name, p.json = words[1], true
+		case len(words) == 2 && encoders[words[0]] != nil:
+			p.as, p.name = words[0], words[1]
 		default:
-			return invalid("{{%s}} is neither {{name}} nor {{json name}}", Shorten(inner, 40))
+			return invalid("{{%s}} is neither {{name}} nor {{json name}} (or preseed, kickstart, shell for json)", Shorten(inner, 40))
 		}
 		switch {
-		case p.name == "open" && !p.json:
+		case p.name == "open" && p.as == "":
 			p = piece{text: "{{"}
-		case slices.Contains(templateLists, p.name) && !p.json:
+		case slices.Contains(templateLists, p.name) && p.as != "json":
 			return invalid("{{%s}} is a list: write {{json %s}}", p.name, p.name)
 		case !slices.Contains(templateFacts, p.name) && !slices.Contains(templateLists, p.name):
 			return invalid("{{%s}} is not known; there is %s", Shorten(p.name, 40), strings.Join(TemplateFacts(), ", "))
@@ -269,8 +269,10 @@ func plainFact(s string) bool {
 
 // RenderTemplate puts facts into a template's text, once through and at most
 // MaxRenderedBytes of it. A fact that holds more than letters, digits and
-// ._:+@/- must be asked for as {{json name}}, which is a string, or a list of
-// strings, in JSON and so in YAML too. Errors are *InvalidError on "text".
+// ._:+@/- must be asked for by an encoder: {{json name}} is a string, or a list
+// of strings, in JSON and so in YAML too; {{preseed name}}, {{kickstart name}}
+// and {{shell name}} are a value, or a word, of those. Errors are *InvalidError
+// on "text".
 func RenderTemplate(text string, facts Facts) (string, error) {
 	pieces, err := parseTemplate(text)
 	if err != nil {
@@ -288,10 +290,12 @@ func RenderTemplate(text string, facts Facts) (string, error) {
 			switch {
 			case !known && !isList:
 				return invalid("is not known of this machine")
-			case p.json && isList:
+			case p.as == "json" && isList:
 				part = quoteJSON(list)
-			case p.json:
-				part = quoteJSON(value)
+			case p.as != "":
+				if part, err = encoders[p.as](value); err != nil {
+					return "", &InvalidError{Field: "text", Problem: fmt.Sprintf("line %d: {{%s %s}} %s for this machine", p.line, p.as, p.name, err)}
+				}
 			case value == "":
 				return invalid("is empty for this machine (write {{json " + p.name + "}} to allow that)")
 			case !plainFact(value):

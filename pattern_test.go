@@ -215,7 +215,7 @@ func TestTemplateNormalize(t *testing.T) {
 	}
 	for field, edit := range map[string]func(*lpmos.Template){
 		"name":        func(t *lpmos.Template) { t.Name = "" },
-		"kind":        func(t *lpmos.Template) { t.Kind = "preseed" },
+		"kind":        func(t *lpmos.Template) { t.Kind = "autoyast" },
 		"description": func(t *lpmos.Template) { t.Description = strings.Repeat("x", 3<<10) },
 		"text":        func(t *lpmos.Template) { t.Text = "fqdn: x" },
 	} {

@@ -47,13 +47,17 @@ type Effect struct {
 	// Layout is the name of the declared layout, "" for the plain one. Then
 	// there may be more disks than the target, and more than partitions on them.
 	Layout string         `json:"layout,omitempty"`
-	Method string         `json:"method,omitempty"` // FormatDisk, FormatTar; "" is a filesystem image
+	Method string         `json:"method,omitempty"` // FormatDisk, FormatTar, FormatInstaller; "" is a filesystem image
 	Also   []PlannedDisk  `json:"also,omitempty"`
 	Arrays []PlannedArray `json:"arrays,omitempty"`
 	Groups []PlannedGroup `json:"volume_groups,omitempty"`
 	// BootID names the disk of a whole-disk image to the region's boot helper:
-	// the image's own identifiers are those of all its copies.
+	// the image's own identifiers are those of all its copies, and those that an
+	// installer makes nobody knows before.
 	BootID string `json:"boot_id,omitempty"`
+	// Installer is what is started in place of writing an image; its answers are
+	// among Files.
+	Installer *ImageInstaller `json:"installer,omitempty"`
 }
 
 // PlannedPartition is one partition of the new table, in order.
@@ -95,6 +99,8 @@ type PlannedFile struct {
 	Link string `json:"link,omitempty"`
 	// Owner is an account of the plan whose file it is; empty is root.
 	Owner string `json:"owner,omitempty"`
+	// For is ForInstaller where the file is not one of the installed system.
+	For string `json:"for,omitempty"`
 	// If names what must be in the image for the file to be written, Unless what
 	// must not be.
 	If     string `json:"if,omitempty"`
@@ -168,6 +174,9 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 		problem = "The image " + img.Name() + " cannot be installed: " + img.Preflight.Problems()[0]
 	}
 	problem = cmp.Or(problem, p.Effect.configure(t, h, img))
+	if problem == "" && img.Installer != nil {
+		problem = p.Effect.answer(t, h, img, laid.effect.Target)
+	}
 	if problem != "" {
 		p.Problem = problem
 	} else {
@@ -198,16 +207,13 @@ var callhomeFiles = []PlannedFile{
 // configure fills in how the installed system is configured and which files
 // that takes, or says why it cannot be.
 func (e *Effect) configure(t *Task, h *Hardware, img Image) (problem string) {
-	e.Unverified = !t.WantsVerification()
-	if tt := t.TemplateText; tt != nil {
+	e.Unverified, e.Installer = !t.WantsVerification(), img.Installer
+	if tt := t.TemplateText; tt != nil && img.RefusesTemplate(tt.Kind) != "" {
+		problem = "The template " + tt.Ref() + " " + img.RefusesTemplate(tt.Kind) + "."
+	} else if tt != nil && tt.Kind == TemplateUserData {
 		text, err := tt.Render(FactsOf(t, h))
-		switch {
-		case err != nil:
+		if e.UserData = text; err != nil {
 			problem = "The template " + tt.Ref() + " cannot be rendered: " + err.Error() + "."
-		case !img.CloudInit:
-			problem = "The template " + tt.Ref() + " is for cloud-init, which the image " + img.Name() + " does not read."
-		default:
-			e.UserData = text
 		}
 	}
 	var s Setup
@@ -219,11 +225,14 @@ func (e *Effect) configure(t *Task, h *Hardware, img Image) (problem string) {
 	if s.Network = network; network != nil {
 		e.Network = PlannedNetwork{Mode: "declared", MACs: network.MACs()}
 	}
-	if len(s.Packages) > 0 && !img.CloudInit {
+	if len(s.Packages) > 0 && !img.InstallsPackages() {
 		problem = cmp.Or(problem, "The profile installs packages by cloud-init, which the image "+img.Name()+" does not have.")
 	}
 	if len(s.Kernel) > 0 && img.Kind() == FormatDisk {
 		problem = cmp.Or(problem, "The profile adds kernel arguments, and the image "+img.Name()+" is a whole disk, which keeps its own boot menu.")
+	}
+	if network != nil && img.Installer != nil {
+		problem = cmp.Or(problem, "The network is declared, and the installer "+img.Name()+" sets up DHCP only: leave the network out, or use an image.")
 	}
 	if !s.Empty() {
 		e.System, e.KernelArgs = &s, strings.Join(s.Kernel, " ")
@@ -236,7 +245,9 @@ func (e *Effect) configure(t *Task, h *Hardware, img Image) (problem string) {
 	if err != nil {
 		problem = cmp.Or(problem, "The configuration cannot be written: "+err.Error()+".")
 	}
-	e.Files = slices.Concat(plannedFiles, files)
+	if e.Files = files; img.Installer == nil {
+		e.Files = slices.Concat(plannedFiles, files)
+	}
 	if !e.Unverified {
 		e.Files = append(e.Files, callhomeFiles...)
 	}

@@ -26,8 +26,11 @@ type Profile struct {
 	Notes    string `json:"notes,omitempty"`    // of each task
 	Template string `json:"template,omitempty"` // name of a template
 	// System is how the installed system is configured.
-	System    *Setup    `json:"system,omitempty"`
-	Layout    *Layout   `json:"layout,omitempty"` // nil is the plain one
+	System *Setup  `json:"system,omitempty"`
+	Layout *Layout `json:"layout,omitempty"` // nil is the plain one
+	// Sealed is the password hashes of System's accounts, which the control plane
+	// alone can open. It is stored and not shown.
+	Sealed    string    `json:"sealed,omitempty"`
 	CreatedAt time.Time `json:"created_at,omitzero"`
 	UpdatedAt time.Time `json:"updated_at,omitzero"`
 	UpdatedBy string    `json:"updated_by,omitempty"`
@@ -116,16 +119,21 @@ func ParseRef(field, ref string) (name string, version int, err error) {
 }
 
 // The kinds of Template. Only what is applied to a machine is a kind.
-const TemplateUserData = "user-data" // for cloud-init, in the image's NoCloud seed
+const (
+	TemplateUserData    = "user-data"   // for cloud-init, in the image's NoCloud seed
+	TemplatePreseed     = "preseed"     // lines for Debian's installer
+	TemplateKickstart   = "kickstart"   // commands and sections for Anaconda
+	TemplateAutoinstall = "autoinstall" // sections for Ubuntu's installer, as a JSON object
+)
 
 // TemplateKinds lists them.
-var TemplateKinds = []string{TemplateUserData}
+var TemplateKinds = append([]string{TemplateUserData}, answerKinds...)
 
 // userDataHeads are how user-data may begin: otherwise cloud-init ignores it.
 var userDataHeads = []string{"#cloud-config", "#!", "#include", "#cloud-boothook", "Content-Type: multipart/", "MIME-Version:"}
 
-// Template is text that is written into installed systems, with the machine's
-// facts put in. It is rendered when a task's plan is made and stands, rendered,
+// Template is text that is written into installed systems, or added to the
+// answers of an installer, with the machine's facts put in. It is rendered when a task's plan is made and stands, rendered,
 // in the plan: it is read before it is approved, and it is no place for
 // secrets.
 type Template struct {
@@ -156,7 +164,12 @@ func (t Template) Normalize() (Template, error) {
 	if _, err := parseTemplate(t.Text); err != nil {
 		return t, err
 	}
-	return t, checkUserData(t.Text)
+	if t.Kind == TemplateUserData {
+		return t, checkUserData(t.Text)
+	}
+	// The grammar of the others is that of what they give for a machine.
+	_, err := t.Pinned().Render(SampleFacts())
+	return t, err
 }
 
 func checkUserData(text string) error {
@@ -187,7 +200,7 @@ func (t TaskTemplate) Render(f Facts) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return text, checkUserData(text)
+	return text, checkAnswers(t.Kind, text)
 }
 
 // SampleFacts are those of a machine that does not exist, for a preview.

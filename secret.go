@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // Secret is a value that is shown never: a password hash, a passphrase, a join
@@ -106,6 +107,10 @@ func NewSecretSet(values map[string]Secret) (SecretSet, error) {
 			return SecretSet{}, &InvalidError{Field: "secrets", Problem: "has a name that is not one (lower-case letters, digits, dots, hyphens)", Value: name}
 		case s.IsZero() || len(s.Reveal()) > MaxSecretBytes:
 			return SecretSet{}, &InvalidError{Field: "secrets." + name, Problem: "is empty or longer than 4 KiB"}
+		case strings.HasPrefix(name, passwordSecret):
+			if err := CheckPasswordHash(s.Reveal()); err != nil {
+				return SecretSet{}, &InvalidError{Field: "secrets." + name, Problem: err.(*InvalidError).Problem}
+			}
 		}
 		var salt [32]byte
 		rand.Read(salt[:])

@@ -31,7 +31,7 @@ type Setup struct {
 	Scripts  []Script  `json:"scripts,omitempty"` // run once, as root, in this order
 }
 
-// Account is a user of the installed system beside root. It has no password.
+// Account is a user of the installed system beside root.
 type Account struct {
 	Name    string   `json:"name"`            // [a-z_][a-z0-9_-]{0,31}
 	Gecos   string   `json:"gecos,omitempty"` // a person's name
@@ -39,6 +39,11 @@ type Account struct {
 	Shell   string   `json:"shell,omitempty"` // absolute path; empty is /bin/bash, or /bin/sh where there is none
 	Sudo    bool     `json:"sudo,omitempty"`  // may do everything as root, without a password
 	SSHKeys []string `json:"ssh_keys,omitempty"`
+	// PasswordHash is a crypt(3) hash as it is given; what is stored has Password
+	// instead, and the hash apart, sealed (see Profile.TakePasswords). Without
+	// one, no password opens the account.
+	PasswordHash Secret `json:"password_hash,omitzero"`
+	Password     bool   `json:"password,omitempty"`
 }
 
 // Script is run once in the installed system, at its first boot.
@@ -211,6 +216,12 @@ func (s *Setup) checkUsers() error {
 		if err := checkSSHKeys(u.SSHKeys); err != nil {
 			invalid := err.(*InvalidError)
 			return badSetup(at+"ssh_keys", invalid.Problem, invalid.Value)
+		}
+		if !u.PasswordHash.IsZero() {
+			if err := CheckPasswordHash(u.PasswordHash.Reveal()); err != nil {
+				invalid := err.(*InvalidError)
+				return badSetup(at+invalid.Field, invalid.Problem, "")
+			}
 		}
 		seen[u.Name] = true
 	}

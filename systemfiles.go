@@ -35,9 +35,12 @@ func (e *Effect) systemFiles(taskID, template string, cloudInit bool) ([]Planned
 	if cloudInit {
 		return append(files, e.cloudFiles(s, taskID, template)...), nil
 	}
-	if s.Network == nil {
+	switch {
+	case e.Installer != nil:
+		// It sets up DHCP on the port it worked with, in its system's own way.
+	case s.Network == nil:
 		files = append(files, PlannedFile{Path: "/etc/systemd/network/10-lpmos.network", Mode: "0644", What: "DHCP by MAC", Unless: networkManager, Text: networkdDHCP(e.Network.MACs)})
-	} else {
+	default:
 		network, err := networkFiles(s.Network)
 		if err != nil {
 			return nil, err
@@ -100,6 +103,9 @@ func (e *Effect) cloudFiles(s *Setup, taskID, template string) []PlannedFile {
 	}
 	for _, u := range s.Users {
 		m := map[string]any{"name": u.Name, "lock_passwd": true, "shell": u.shell()}
+		if u.Password {
+			m["lock_passwd"], m["passwd"] = false, u.passwordPlace()
+		}
 		if u.Gecos != "" {
 			m["gecos"] = u.Gecos
 		}

@@ -22,6 +22,7 @@ import (
 	"github.com/lpmos/lpmos/internal/agent/callhome"
 	"github.com/lpmos/lpmos/internal/agent/confine"
 	"github.com/lpmos/lpmos/internal/agent/demo"
+	"github.com/lpmos/lpmos/internal/agent/inside"
 	"github.com/lpmos/lpmos/internal/agent/install"
 	"github.com/lpmos/lpmos/internal/agent/inventory"
 	"github.com/lpmos/lpmos/internal/agent/pid1"
@@ -48,12 +49,19 @@ In an installed system, once and by itself:
 
   agent callhome
 
+In a distribution's installer that the agent started, from its hooks:
+
+  agent installer watch|disk|finish|failed
+
 Flags:
 `
 
 func main() {
 	if confine.IsChild() {
 		confine.Child()
+	}
+	if inside.Staging() {
+		inside.Stage()
 	}
 	// On a booted machine the arguments are the kernel's, not a person's.
 	if pid1.Booted() {
@@ -101,6 +109,8 @@ func command(args []string, stdout, stderr io.Writer) int {
 		return 0
 	case flags.NArg() == 1 && flags.Arg(0) == "callhome":
 		return callhome.Run(ctx, "/", identify, log)
+	case flags.NArg() >= 2 && flags.Arg(0) == "installer":
+		return inside.Run(ctx, flags.Args()[1:], identify, log)
 	}
 	flags.Usage()
 	return 2

@@ -160,9 +160,10 @@ func (a *Agent) carryOut(ctx context.Context, order agentapi.Approval, attempt i
 	background.Go(func() { a.logs.run(ctx, over, a.region, a.pauses.LogEvery) })
 
 	var written atomic.Bool
-	job := install.Job{TaskID: order.TaskID, Attempt: attempt, Plan: order.Plan, Callhome: a.callhome(order, attempt, token), Secrets: secrets,
+	job := install.Job{TaskID: order.TaskID, Attempt: attempt, Plan: order.Plan, Callhome: a.callhome(order, attempt, token), Secrets: secrets, Boot: a.cfg,
 		OnWrite: func() { written.Store(true) }, OnStep: bar.step}
 	err := protect(func() error { return a.install.Install(ctx, job) })
+	handedOver := errors.Is(err, install.ErrHandedOver)
 	if err == nil {
 		bar.finish("Installed; the machine reboots")
 	}
@@ -172,6 +173,10 @@ func (a *Agent) carryOut(ctx context.Context, order agentapi.Approval, attempt i
 		return next{}, context.Cause(ctx)
 	}
 	bar.flush(ctx)
+	if handedOver {
+		a.logs.flush(ctx, a.region)
+		return next{reboot: true, why: "the distribution's installer starts now"}, nil
+	}
 	if err != nil {
 		return a.conclude(ctx, order, attempt, failure(err), written.Load())
 	}

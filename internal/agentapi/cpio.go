@@ -9,9 +9,31 @@ import (
 // Segment is an initramfs archive with one file, for root only, in its
 // directory. path is absolute and one directory deep.
 func Segment(path string, content []byte) []byte {
-	name := strings.TrimPrefix(path, "/")
-	dir, _, _ := strings.Cut(name, "/")
-	return newc([]cpioFile{{dir, modeDir | 0o700, nil}, {name, modeFile | 0o600, content}})
+	return Archive(ArchiveFile{path, 0o600, content})
+}
+
+// ArchiveFile is a regular file of an initramfs archive. Its path is absolute
+// and at most one directory deep.
+type ArchiveFile struct {
+	Path    string
+	Mode    uint32 // permissions
+	Content []byte
+}
+
+// Archive is an initramfs archive of files, with their directories, which are
+// for root only.
+func Archive(files ...ArchiveFile) []byte {
+	var all []cpioFile
+	made := map[string]bool{}
+	for _, f := range files {
+		name := strings.TrimPrefix(f.Path, "/")
+		if dir, _, deep := strings.Cut(name, "/"); deep && !made[dir] {
+			made[dir] = true
+			all = append(all, cpioFile{dir, modeDir | 0o700, nil})
+		}
+		all = append(all, cpioFile{name, modeFile | f.Mode, f.Content})
+	}
+	return newc(all)
 }
 
 // newc packs files into an initramfs archive (Linux,

@@ -5,8 +5,10 @@ package apiclient
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +17,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -293,6 +296,43 @@ func (c *Client) PutImage(ctx context.Context, i lpmos.Image) error {
 // PutBootImage makes regions serve this boot image; its blobs must be there.
 func (c *Client) PutBootImage(ctx context.Context, b lpmos.BootImage) error {
 	return c.send(ctx, http.MethodPut, v1+"/bootimage", b, nil)
+}
+
+// DownloadBlob fetches a blob into a file, unless it is there already; a file
+// under its name is the whole of it.
+func (c *Client) DownloadBlob(ctx context.Context, digest, path string) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	u := *c.base
+	u.Path = strings.TrimSuffix(u.Path, "/") + v1 + "/blobs/" + digest
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return fmt.Errorf("download blob: %w", err)
+	}
+	c.authorize(req.Header)
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("download blob: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("download blob %s: %s answered %s", digest, c.base, resp.Status)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "download-")
+	if err != nil {
+		return fmt.Errorf("download blob: %w", err)
+	}
+	defer os.Remove(f.Name())
+	sum := sha256.New()
+	_, err = io.Copy(io.MultiWriter(f, sum), resp.Body)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("download blob %s: %w", digest, err)
+	}
+	if hex.EncodeToString(sum.Sum(nil)) != digest {
+		return fmt.Errorf("download blob %s: what came is something else", digest)
+	}
+	return os.Rename(f.Name(), path)
 }
 
 // UploadBlob stores a file unless it is there already. progress, if not nil, is

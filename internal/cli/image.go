@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -46,7 +47,7 @@ left out.`,
 			return a.show(i, func(bool) *table { return describeImage(i) })
 		}),
 	}
-	cmd.AddCommand(list, show, a.imageDelete(), a.imageBuild(), a.imageImport(), a.imageCatalogue())
+	cmd.AddCommand(list, show, a.imageDelete(), a.imageBuild(), a.imageImport(), a.imageInstaller(), a.imageCertify(), a.imageCatalogue())
 	return cmd
 }
 
@@ -140,14 +141,14 @@ func imageUsers(ctx context.Context, c *apiclient.Client, i lpmos.Image) ([]stri
 
 func imageTable(images []lpmos.Image, wide bool) *table {
 	t := &table{
-		head:  []string{"IMAGE", "TITLE", "TRANSFER", "WRITTEN", "BOOT", "BUILT"},
+		head:  []string{"IMAGE", "TITLE", "TRANSFER", "WRITTEN", "BOOT", "TRIED", "BUILT"},
 		empty: "The catalogue is empty. Build an image:  lpmos image build debian-12",
 	}
 	if wide {
 		t.head = append(t.head, "DIGEST")
 	}
 	for _, i := range images {
-		row := []cell{txt(i.Name()), txt(i.Title), txt(lpmos.FormatBytes(i.StoredBytes)), txt(lpmos.FormatBytes(i.UsedBytes)), txt(strings.Join(i.BootModes, ",")), {age(i.CreatedAt), dim}}
+		row := []cell{txt(i.Name()), txt(i.Title), txt(lpmos.FormatBytes(i.StoredBytes)), txt(lpmos.FormatBytes(i.UsedBytes)), txt(strings.Join(i.BootModes, ",")), triedCell(i), {age(i.CreatedAt), dim}}
 		if wide {
 			row = append(row, txt(i.Digest))
 		}
@@ -156,21 +157,43 @@ func imageTable(images []lpmos.Image, wide bool) *table {
 	return t
 }
 
+// triedCell is what came of trials, in short.
+func triedCell(i lpmos.Image) cell {
+	var out []string
+	tn := dim
+	for _, t := range trials {
+		b, ok := i.Badge(t.name)
+		switch {
+		case ok && b.Passed:
+			out = append(out, t.name)
+		case ok:
+			out, tn = append(out, t.name+" failed"), bad
+		}
+	}
+	return cell{cmp.Or(strings.Join(out, ", "), "-"), tn}
+}
+
 func describeImage(i lpmos.Image) *table {
 	v := &table{}
 	v.field("image", plain(i.Name()), strong)
 	v.field("title", plain(i.Title))
 	v.field("digest", plain(i.Digest))
 	v.field("transfer", lpmos.FormatBytes(i.StoredBytes)+" over the network")
-	v.field("written", lpmos.FormatBytes(i.UsedBytes)+" to disk")
+	if i.Installer == nil {
+		v.field("written", lpmos.FormatBytes(i.UsedBytes)+" to disk")
+	} else {
+		v.field("answers", plain(i.Installer.Answers))
+		v.field("repository", plain(i.Installer.Repository))
+		v.field("kernel args", plain(i.Installer.KernelArgs))
+	}
 	v.field("kind", kindWords(i.Kind()))
 	v.field("needs", "a disk of "+lpmos.FormatBytes(i.DiskBytes())+" or more")
 	v.field("boots", plain(strings.Join(i.BootModes, ", ")))
-	for _, firmware := range []string{"bios", "uefi", "uefi-secure-boot"} {
-		if b, ok := i.Badge(firmware); ok && b.Passed {
-			v.field("tried", plain(firmware+": "+b.Text)+", "+moment(b.At), good)
+	for _, t := range trials {
+		if b, ok := i.Badge(t.name); ok && b.Passed {
+			v.field("tried", plain(t.name+": "+b.Text)+", "+moment(b.At), good)
 		} else if ok {
-			v.field("tried", plain(firmware+": "+b.Text)+", "+moment(b.At), bad)
+			v.field("tried", plain(t.name+" failed: "+b.Text)+", "+moment(b.At), bad)
 		}
 	}
 	if s := i.Source; s != nil {
@@ -216,6 +239,8 @@ func kindWords(kind string) string {
 		return "whole disk, with its own boot loader"
 	case lpmos.FormatTar:
 		return "root filesystem for declared layouts"
+	case lpmos.FormatInstaller:
+		return "the distribution's own installer"
 	}
 	return "root filesystem"
 }

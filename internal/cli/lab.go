@@ -42,6 +42,13 @@ type labConfig struct {
 	disk     int64
 	timeout  time.Duration
 	verbose  bool
+
+	trials    []trial       // of the machines, in turns
+	verifying time.Duration // for a first boot; 0 is the site's own
+	// image brings what is installed to the directory of images; nil builds os.
+	image func(ctx context.Context, dir string) (lpmos.Image, error)
+	// ended gets the machines at the end, however that is; nil prints a report.
+	ended func([]*labMachine)
 }
 
 func (a *app) labCommand() *cobra.Command {
@@ -78,19 +85,19 @@ It needs root, QEMU and Debian's packages ("make lab" installs what is missing).
 }
 
 func (a *app) lab(ctx context.Context, cfg labConfig) error {
-	var firmwares []lab.Firmware
 	for f := range strings.SplitSeq(cfg.firmware, ",") {
-		switch strings.ToLower(strings.TrimSpace(f)) {
-		case "bios":
-			firmwares = append(firmwares, lab.BIOS)
-		case "uefi":
-			firmwares = append(firmwares, lab.UEFI)
-		case "uefi-http":
-			firmwares = append(firmwares, lab.UEFIHTTP)
-		default:
+		kinds := map[string]lab.Firmware{"bios": lab.BIOS, "uefi": lab.UEFI, "uefi-http": lab.UEFIHTTP}
+		kind, ok := kinds[strings.ToLower(strings.TrimSpace(f))]
+		if !ok {
 			return usageError{fmt.Errorf("--firmware is none of bios, uefi, uefi-http (got %q)", f)}
 		}
+		cfg.trials = append(cfg.trials, trial{install: kind, run: kind})
 	}
+	return a.runLab(ctx, cfg)
+}
+
+// runLab is a lab from nothing to its end.
+func (a *app) runLab(ctx context.Context, cfg labConfig) error {
 	if cfg.machines < 1 || cfg.machines > 64 {
 		return usageError{fmt.Errorf("--machines is not from 1 to 64")}
 	}
@@ -110,7 +117,7 @@ func (a *app) lab(ctx context.Context, cfg labConfig) error {
 	defer cancelTimeout()
 
 	out := &labOut{w: a.out}
-	run := &labRun{app: a, cfg: cfg, firmwares: firmwares, out: out}
+	run := &labRun{app: a, cfg: cfg, out: out}
 
 	// What can go wrong at once is done first: a build takes minutes.
 	dir, err := labDir(cfg.keep)
@@ -132,7 +139,7 @@ func (a *app) lab(ctx context.Context, cfg labConfig) error {
 	sc := site.Config{DataDir: filepath.Join(dir, "site"), Region: region.Config{
 		RegionID: "lab", Interface: lab.DefaultSegment.Bridge, DHCP: "server", DHCPRange: "10.77.0.100-10.77.0.199", Do: network.Do,
 	}}
-	sc.ControlPlane.ListenAddr, sc.ControlPlane.SiteName = listen, "lab"
+	sc.ControlPlane.ListenAddr, sc.ControlPlane.SiteName, sc.ControlPlane.Deadlines.VerifyingDeadline = listen, "lab", cfg.verifying
 	s, err := site.New(ctx, sc, log)
 	if err != nil {
 		return err
@@ -242,6 +249,10 @@ func (b *labBuild) make(ctx context.Context, cfg labConfig, log *slog.Logger, ou
 	})
 	build(cfg.os, func(say func(string)) (int64, error) {
 		var err error
+		if cfg.image != nil {
+			b.image, err = cfg.image(ctx, b.imageDir)
+			return b.image.StoredBytes, err
+		}
 		b.image, err = osimage.Build(ctx, osimage.Config{Name: cfg.os, OutDir: b.imageDir, CacheDir: cfg.cache}, log, func(s string, _ int) { say(s) })
 		return b.image.StoredBytes, err
 	})
@@ -316,24 +327,25 @@ func poll(ctx context.Context, done func() (bool, error)) error {
 type labRun struct {
 	*app
 	cfg       labConfig
-	network   *lab.Network
-	site      *site.Site
-	img       lpmos.Image
-	firmwares []lab.Firmware
-	dir       string
-	out       *labOut
-	done      bool
+	network *lab.Network
+	site    *site.Site
+	img     lpmos.Image
+	dir     string
+	out     *labOut
+	done    bool
 }
 
 // labMachine is one machine and when what happened to it.
 type labMachine struct {
-	name     string
-	firmware lab.Firmware
-	mac      lpmos.MAC
-	vm       *lab.Machine
-	task     string
-	marks    map[string]time.Time
-	ended    lpmos.Task
+	name  string
+	trial trial
+	mac   lpmos.MAC
+	vm    *lab.Machine
+	task  string
+	marks map[string]time.Time
+	ended lpmos.Task
+	err   error  // why nothing is known of its end
+	said  string // the last line of its console
 }
 
 func (r *labRun) provision(ctx context.Context) error {
@@ -345,7 +357,7 @@ func (r *labRun) provision(ctx context.Context) error {
 	c.UseToken(r.site.ControlPlane.LocalToken("lab"))
 	var machines []*labMachine
 	for i := range r.cfg.machines {
-		m := &labMachine{name: fmt.Sprintf("lab-%02d", i+1), firmware: r.firmwares[i%len(r.firmwares)], mac: lpmos.MAC{0x52, 0x54, 0, 0x77, 1, byte(i + 1)}, marks: map[string]time.Time{}}
+		m := &labMachine{name: fmt.Sprintf("lab-%02d", i+1), trial: r.cfg.trials[i%len(r.cfg.trials)], mac: lpmos.MAC{0x52, 0x54, 0, 0x77, 1, byte(i + 1)}, marks: map[string]time.Time{}}
 		spec := lpmos.Spec{RegionID: "lab", TargetMAC: m.mac, OSType: r.img.OS, OSVersion: r.img.Version, Arch: r.img.Arch, Hostname: m.name}
 		if m.task, err = c.CreateTask(ctx, spec, ""); err != nil {
 			return err
@@ -366,13 +378,13 @@ func (r *labRun) provision(ctx context.Context) error {
 	for _, m := range machines {
 		m.marks["power on"] = time.Now()
 		m.vm, err = r.network.Start(ctx, lab.MachineConfig{
-			Name: m.name, Firmware: m.firmware, NICs: []lab.NIC{{MAC: m.mac}},
+			Name: m.name, Firmware: m.trial.install, NICs: []lab.NIC{{MAC: m.mac}},
 			Disks: []lab.Disk{{Path: filepath.Join(r.dir, m.name+".disk"), SizeBytes: r.cfg.disk * 1_000_000_000}},
 		})
 		if err != nil {
 			return err
 		}
-		r.out.step("%s is on: %s firmware, blank disk of %d GB, serial log %s", m.name, m.firmware, r.cfg.disk, filepath.Join(m.vm.Dir(), "serial.log"))
+		r.out.step("%s is on: %s firmware, blank disk of %d GB, serial log %s", m.name, m.trial.install, r.cfg.disk, filepath.Join(m.vm.Dir(), "serial.log"))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -389,6 +401,17 @@ func (r *labRun) provision(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
+	if r.cfg.ended != nil {
+		for i, m := range machines {
+			m.err = errs[i]
+			if last := m.vm.Console().Tail(1); len(last) > 0 {
+				m.said = strings.TrimSpace(last[0])
+			}
+		}
+		r.done = true
+		r.cfg.ended(machines)
+		return errors.Join(errs...)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -401,6 +424,9 @@ func (r *labRun) seen(ctx context.Context, c *apiclient.Client, m *labMachine, t
 		for _, l := range m.vm.Console().Tail(15) {
 			fmt.Fprintln(r.err, "  console:", plain(l))
 		}
+	}
+	if t.Status == lpmos.Verifying && m.trial.run != m.trial.install {
+		return r.switchOver(ctx, m)
 	}
 	if t.Status != lpmos.AwaitingApproval || t.Plan == nil || t.Plan.Problem != "" {
 		return nil
@@ -415,6 +441,21 @@ func (r *labRun) seen(ctx context.Context, c *apiclient.Client, m *labMachine, t
 		return nil // a person was quicker
 	}
 	return err
+}
+
+// switchOver starts the installed system of a machine by another firmware,
+// from its disk.
+func (r *labRun) switchOver(ctx context.Context, m *labMachine) error {
+	m.vm.PowerOff()
+	cfg := m.vm.Config()
+	cfg.Name, cfg.Firmware, cfg.NVRAMOrder = m.name+"-run", m.trial.run, true
+	vm, err := r.network.Start(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	m.vm = vm
+	r.out.step("%s is on again, by %s", m.name, m.trial.run)
+	return nil
 }
 
 // phases are what is timed, in order: the name, and the event that marks it.
@@ -443,7 +484,7 @@ func (r *labRun) report(ctx context.Context, c *apiclient.Client, machines []*la
 			}
 			marks = append(marks, mark)
 		}
-		fmt.Fprintf(r.out, "\n%s  %s firmware  %s %s  %s\n", m.name, m.firmware, m.ended.OSType, m.ended.OSVersion, m.ended.Status)
+		fmt.Fprintf(r.out, "\n%s  %s firmware  %s %s  %s\n", m.name, m.trial.run, m.ended.OSType, m.ended.OSVersion, m.ended.Status)
 		if err := lab.WritePhases(r.out, marks); err != nil {
 			return err
 		}

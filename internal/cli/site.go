@@ -66,23 +66,29 @@ func uploadImage(ctx context.Context, c *apiclient.Client, dir string, img lpmos
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, "blobs", digest)
-	f, err := os.Open(path)
+	m, err := readManifest(filepath.Join(dir, "blobs", digest))
 	if err != nil {
-		return fmt.Errorf("open manifest: %w", err)
+		return err
 	}
-	var m lpmos.ImageManifest
-	err = lpmos.DecodeJSON(f, lpmos.MaxManifestBytes, &m)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("read manifest: %w", err)
-	}
-	for _, d := range []string{m.Pack.SHA256, digest} {
-		step("uploading " + d[:12])
-		if err := c.UploadBlob(ctx, d, filepath.Join(dir, "blobs", d), nil); err != nil {
+	for _, b := range append(m.Blobs(), lpmos.Blob{SHA256: digest}) {
+		step("uploading " + b.SHA256[:12])
+		if err := c.UploadBlob(ctx, b.SHA256, filepath.Join(dir, "blobs", b.SHA256), nil); err != nil {
 			return fmt.Errorf("upload %s: %w", img.Name(), err)
 		}
 	}
 	return c.PutImage(ctx, img)
+}
+
+func readManifest(name string) (m lpmos.ImageManifest, err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return m, fmt.Errorf("open manifest: %w", err)
+	}
+	err = lpmos.DecodeJSON(f, lpmos.MaxManifestBytes, &m)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return m, fmt.Errorf("read manifest: %w", err)
+	}
+	return m, nil
 }
 
 func (a *app) bootImageCommand() *cobra.Command {

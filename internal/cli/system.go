@@ -37,6 +37,9 @@ func setupLines(s *lpmos.Setup) [][2]string {
 		if u.Sudo {
 			words = append(words, "may act as root")
 		}
+		if u.Password {
+			words = append(words, "has a password")
+		}
 		words = append(words, count(len(u.SSHKeys), "SSH key", "SSH keys"))
 		add("user", strings.Join(words, ", "))
 	}

@@ -686,6 +686,9 @@ func planWrites(v *table, e *lpmos.Effect) {
 	if e.Method == lpmos.FormatDisk {
 		line("the whole disk, with the image's own partitions")
 	}
+	if e.Method == lpmos.FormatInstaller {
+		line("the whole disk, as the installer divides it by its answers")
+	}
 	on := map[string]string{} // by PartUUID
 	for _, d := range e.Disks() {
 		disk := ""

@@ -206,8 +206,9 @@ func (w *world) publish(image string) {
 func (w *world) register(img lpmos.Image) {
 	w.t.Helper()
 	w.image = img
-	for _, d := range []string{w.manifest().Pack.SHA256, w.digest()} {
-		if err := w.client.UploadBlob(w.t.Context(), d, filepath.Join(w.built.imageDir, "blobs", d), nil); err != nil {
+	m := w.manifest()
+	for _, b := range append(m.Blobs(), lpmos.Blob{SHA256: w.digest()}) {
+		if err := w.client.UploadBlob(w.t.Context(), b.SHA256, filepath.Join(w.built.imageDir, "blobs", b.SHA256), nil); err != nil {
 			w.t.Fatal(err)
 		}
 	}

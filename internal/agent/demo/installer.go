@@ -62,8 +62,10 @@ func (in *installer) Install(ctx context.Context, job install.Job) error {
 	if err := in.pretend(ctx, lpmos.Partitioning, in.duration/10, step, "Pretending to partition "+job.Plan.Effect.Target.String()); err != nil {
 		return err
 	}
-	if err := in.download(ctx, m, step); err != nil {
-		return err
+	if m.Installer == nil {
+		if err := in.download(ctx, m, step); err != nil {
+			return err
+		}
 	}
 	if err := in.pretend(ctx, lpmos.StageInstall, in.duration/5, step, "Pretending to write "+lpmos.FormatBytes(m.UsedBytes)); err != nil {
 		return err

@@ -99,9 +99,9 @@ func (t *table) join(at int, name string) {
 }
 
 // addUsers adds the accounts of a plan and returns them; cloud-init, where the
-// image has it, adds them itself. No account has a password.
-func (t tree) addUsers(s *lpmos.Setup, cloudInit bool) (map[string]account, error) {
-	users := map[string]account{}
+// image has it, adds them itself.
+func (t tree) addUsers(job *Job, cloudInit bool) (map[string]account, error) {
+	users, s := map[string]account{}, job.Plan.Effect.System
 	if s == nil || len(s.Users) == 0 || cloudInit {
 		return users, nil
 	}
@@ -161,7 +161,16 @@ func (t tree) addUsers(s *lpmos.Setup, cloudInit bool) (map[string]account, erro
 		if shadow != nil {
 			// "!" is no password's hash. The day of the last change is left out,
 			// which turns ageing off: the agent's clock may be anywhere.
-			shadow.lines = append(shadow.lines, u.Name+":!::0:99999:7:::")
+			hash := "!"
+			if u.Password {
+				hash = job.Secrets[u.PasswordSecret()].Reveal()
+				if lpmos.CheckPasswordHash(hash) != nil {
+					return nil, &Failure{Code: "secrets_invalid", Cause: "The password of " + u.Name + " did not come with the permit.", NextStep: "Store the profile with the password hash again, then create the task again."}
+				}
+			}
+			shadow.lines = append(shadow.lines, u.Name+":"+hash+"::0:99999:7:::")
+		} else if u.Password {
+			return nil, &Failure{Code: "image_unsuitable", Cause: "The image has no /etc/shadow, so the password of " + u.Name + " has no place.", NextStep: "Use another image, or an account without a password."}
 		}
 		for _, g := range u.Groups {
 			if group.find(g) < 0 {

@@ -37,13 +37,18 @@ func accountTree(t *testing.T) (tree, string) {
 	return tree{root}, dir
 }
 
+// setupJob is an attempt whose plan configures s.
+func setupJob(s *lpmos.Setup) *Job {
+	return &Job{Plan: &lpmos.Plan{Effect: lpmos.Effect{System: s}}, Secrets: map[string]lpmos.Secret{"password.ops": lpmos.NewSecret(passwordHash)}}
+}
+
 func TestAddUsers(t *testing.T) {
 	tr, dir := accountTree(t)
 	s := &lpmos.Setup{Users: []lpmos.Account{
 		{Name: "ops", Gecos: "Operations", Groups: []string{"adm", "docker"}, Shell: "/bin/sh"},
 		{Name: "app", Shell: "/bin/zsh"},
 	}}
-	users, err := tr.addUsers(s, false)
+	users, err := tr.addUsers(setupJob(s), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,10 +86,10 @@ func TestAddUsers(t *testing.T) {
 	if st, err := os.Stat(filepath.Join(dir, "home/ops/.ssh")); err != nil || st.Mode().Perm() != 0o700 {
 		t.Errorf(".ssh: %v, %v", st, err)
 	}
-	if _, err := tr.addUsers(&lpmos.Setup{Users: []lpmos.Account{{Name: "debian"}}}, false); failureCode(err) != "user_exists" {
+	if _, err := tr.addUsers(setupJob(&lpmos.Setup{Users: []lpmos.Account{{Name: "debian"}}}), false); failureCode(err) != "user_exists" {
 		t.Errorf("an account that is there: %v; want user_exists", err)
 	}
-	if users, err := tr.addUsers(&lpmos.Setup{Users: []lpmos.Account{{Name: "other"}}}, true); err != nil || len(users) != 0 || strings.Contains(text("etc/passwd"), "other") {
+	if users, err := tr.addUsers(setupJob(&lpmos.Setup{Users: []lpmos.Account{{Name: "other"}}}), true); err != nil || len(users) != 0 || strings.Contains(text("etc/passwd"), "other") {
 		t.Errorf("cloud-init's accounts were added, too: %v, %v", users, err)
 	}
 }
@@ -97,7 +102,7 @@ func TestAddUsersFollowsNoLink(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(dir, "etc/passwd")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tr.addUsers(&lpmos.Setup{Users: []lpmos.Account{{Name: "ops"}}}, false); err == nil {
+	if _, err := tr.addUsers(setupJob(&lpmos.Setup{Users: []lpmos.Account{{Name: "ops"}}}), false); err == nil {
 		t.Error("a link out of the image was followed")
 	}
 	if b, _ := os.ReadFile(outside); strings.Contains(string(b), "ops") {
@@ -110,7 +115,7 @@ func TestAddUsersFollowsNoLink(t *testing.T) {
 	if err := os.Symlink(filepath.Dir(outside), home); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tr.addUsers(&lpmos.Setup{Users: []lpmos.Account{{Name: "ops"}}}, false); err == nil {
+	if _, err := tr.addUsers(setupJob(&lpmos.Setup{Users: []lpmos.Account{{Name: "ops"}}}), false); err == nil {
 		t.Error("a home was made outside of the image")
 	}
 }
@@ -162,11 +167,11 @@ func TestPlannedFilesRefusesPaths(t *testing.T) {
 		{Path: "etc/x", Mode: "0644", Text: "a"}, {Path: "/../etc/x", Mode: "0644", Text: "a"}, {Path: "/etc//x", Mode: "0644", Text: "a"},
 		{Path: "/", Mode: "0644", Text: "a"}, {Path: "/etc/x", Mode: "rw", Text: "a"}, {Path: "/etc/x", Mode: "99999", Text: "a"},
 	} {
-		if got, err := plannedFiles(&lpmos.Effect{Files: []lpmos.PlannedFile{p}}); err == nil {
+		if got, err := plannedFiles(&lpmos.Effect{Files: []lpmos.PlannedFile{p}}, nil); err == nil {
 			t.Errorf("%+v becomes %+v; want an error", p, got)
 		}
 	}
-	if got, err := plannedFiles(&lpmos.Effect{Files: []lpmos.PlannedFile{{Path: "/etc/fstab", Mode: "0644"}, {Path: "/root/.ssh/a", Mode: "0600", Text: "a"}}}); err != nil || len(got) != 1 || got[0].dirMode != 0o700 {
+	if got, err := plannedFiles(&lpmos.Effect{Files: []lpmos.PlannedFile{{Path: "/etc/fstab", Mode: "0644"}, {Path: "/root/.ssh/a", Mode: "0600", Text: "a"}}}, nil); err != nil || len(got) != 1 || got[0].dirMode != 0o700 {
 		t.Errorf("plannedFiles = %+v, %v", got, err)
 	}
 }

@@ -181,7 +181,18 @@ func (t tree) write(f file, users map[string]account) error {
 // configure makes the system what the plan says: its accounts, its files, and
 // host keys that are its own.
 func (t tree) configure(job *Job, m *lpmos.ImageManifest, files []file) error {
-	users, err := t.addUsers(job.Plan.Effect.System, m.CloudInit)
+	if err := t.apply(job, m, files); err != nil {
+		return err
+	}
+	if err := t.freshHostKeys(m); err != nil {
+		return fmt.Errorf("make host keys: %w", err)
+	}
+	return nil
+}
+
+// apply adds the accounts of the plan and writes files.
+func (t tree) apply(job *Job, m *lpmos.ImageManifest, files []file) error {
+	users, err := t.addUsers(job, m.CloudInit)
 	if err != nil {
 		return fmt.Errorf("add accounts: %w", err)
 	}
@@ -192,9 +203,6 @@ func (t tree) configure(job *Job, m *lpmos.ImageManifest, files []file) error {
 		if err := t.write(f, users); err != nil {
 			return fmt.Errorf("write /%s: %w", f.path, err)
 		}
-	}
-	if err := t.freshHostKeys(m); err != nil {
-		return fmt.Errorf("make host keys: %w", err)
 	}
 	return nil
 }

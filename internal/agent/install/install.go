@@ -24,6 +24,8 @@ type Job struct {
 	// Secrets are the values of Plan.Effect.Secrets, by name. They go where the
 	// plan says and nowhere else: no argument, no log, no error.
 	Secrets map[string]lpmos.Secret
+	// Boot is who this boot is, for what goes on in an installer.
+	Boot agentapi.BootConfig
 
 	OnWrite func()     // called once, before the first write; may be nil
 	OnStep  func(Step) // called from several goroutines, one at a time; may be nil
@@ -72,6 +74,10 @@ type Config struct {
 	// package confine. Layouts with arrays or volume groups need it.
 	Confined func(ctx context.Context, root, path string, args ...string) (output string, err error)
 
+	// Kexec loads a kernel and its initramfs to be started at the next restart; nil
+	// asks this kernel to.
+	Kexec func(kernel, initrd *os.File, args string) error
+
 	StallTimeout time.Duration // how long a stage may go without progress; 0 is 10 min
 }
 
@@ -119,6 +125,9 @@ func New(cfg Config, run Runner, blobs Blobs, decode Decoder, log *slog.Logger) 
 	if cfg.StallTimeout <= 0 {
 		cfg.StallTimeout = 10 * time.Minute
 	}
+	if cfg.Kexec == nil {
+		cfg.Kexec = kexec
+	}
 	cfg.Grub.setDefaults()
 	if decode == nil {
 		decode = Zstd{Path: cfg.Tools.Zstd}
@@ -139,7 +148,8 @@ func (in *Installer) Finished(d lpmos.Disk) (m Marker, ok bool) {
 }
 
 // Install carries out job and returns when all its disks are complete, or with
-// an error that is, or wraps, a *Failure.
+// an error that is, or wraps, a *Failure. ErrHandedOver is not a failure: the
+// machine is to be restarted, and the distribution's installer goes on.
 func (in *Installer) Install(ctx context.Context, job Job) error {
 	e := &job.Plan.Effect
 	job.step(lpmos.Partitioning, 0, 5, "Reading the image's manifest")
@@ -154,6 +164,13 @@ func (in *Installer) Install(ctx context.Context, job Job) error {
 	}
 	if method := cmp.Or(e.Method, lpmos.FormatExt4); method != m.Format {
 		return staged(lpmos.Partitioning, &Failure{Code: "plan_invalid", Cause: fmt.Sprintf("The plan is for an image of the format %q and the image is %q.", method, m.Format), NextStep: nextReport})
+	}
+	if m.Format == lpmos.FormatInstaller {
+		err := in.startInstaller(ctx, &job, m)
+		if errors.Is(err, ErrHandedOver) {
+			return err
+		}
+		return staged(lpmos.Partitioning, err)
 	}
 	if m.Format == lpmos.FormatDisk {
 		return in.installDisk(ctx, &job, m)

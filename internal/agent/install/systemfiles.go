@@ -67,40 +67,48 @@ func systemFiles(job *Job, m *lpmos.ImageManifest, boot *bootParts) ([]file, err
 
 // identityFiles are those that any image gets, however it was written.
 func identityFiles(job *Job, m *lpmos.ImageManifest) ([]file, error) {
-	e := &job.Plan.Effect
-	callhome, err := json.MarshalIndent(job.Callhome, "", "  ")
-	if err != nil {
-		return nil, fmt.Errorf("encode callhome.json: %w", err)
-	}
-	files := []file{
+	own, err := ownFiles(job, m)
+	return append([]file{
 		// Empty means "make one at the first boot" to systemd; a missing file
 		// would need a writable /etc early.
 		{path: "etc/machine-id", mode: 0o444},
 		{path: "var/lib/dbus/machine-id", remove: true},
-	}
+	}, own...), err
+}
+
+// ownFiles are those that any system gets, also one that an installer made: what
+// reports the first boot, and what the plan has the text of.
+func ownFiles(job *Job, m *lpmos.ImageManifest) ([]file, error) {
+	e := &job.Plan.Effect
+	var files []file
 	if !e.Unverified {
+		callhome, err := json.MarshalIndent(job.Callhome, "", "  ")
+		if err != nil {
+			return nil, fmt.Errorf("encode callhome.json: %w", err)
+		}
 		files = append(files, file{path: "etc/lpmos/callhome.json", mode: 0o600, text: string(callhome) + "\n"})
 	}
 	if m.FirstBoot == "systemd" && !e.Unverified {
 		files = append(files, file{path: "etc/systemd/system/lpmos-callhome.service", mode: 0o644, text: callhomeUnit})
 	}
-	planned, err := plannedFiles(e)
+	planned, err := plannedFiles(e, job.Secrets)
 	return append(files, planned...), err
 }
 
-// plannedFiles are those that the plan has the text of.
-func plannedFiles(e *lpmos.Effect) ([]file, error) {
+// plannedFiles are those that the plan has the text of, with the values of
+// secrets in the places that are left for them.
+func plannedFiles(e *lpmos.Effect, secrets map[string]lpmos.Secret) ([]file, error) {
 	var files []file
 	for _, p := range e.Files {
-		if p.Text == "" && p.Link == "" {
-			continue // for people to read; the agent makes it otherwise
+		if p.Text == "" && p.Link == "" || p.For != "" {
+			continue // for people to read, the agent makes it otherwise; or it is none of this system's
 		}
 		mode, err := strconv.ParseUint(p.Mode, 8, 12)
 		name := strings.TrimPrefix(p.Path, "/")
 		if err != nil || !strings.HasPrefix(p.Path, "/") || !fs.ValidPath(name) || name == "." {
 			return nil, &Failure{Code: "plan_invalid", Cause: fmt.Sprintf("The plan has a file %q of mode %q, which cannot be written.", lpmos.Shorten(p.Path, 120), p.Mode), NextStep: nextReport}
 		}
-		f := file{path: name, mode: fs.FileMode(mode), text: p.Text, link: p.Link, owner: p.Owner, when: p.If, unless: p.Unless}
+		f := file{path: name, mode: fs.FileMode(mode), text: lpmos.FillSecrets(p.Text, secrets), link: p.Link, owner: p.Owner, when: p.If, unless: p.Unless}
 		if path.Base(path.Dir(name)) == ".ssh" {
 			f.dirMode = 0o700
 		}

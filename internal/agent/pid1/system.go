@@ -155,8 +155,18 @@ func (s *System) SetClock(t time.Time) error {
 	return nil
 }
 
-// Reboot writes everything out, unmounts, and restarts the machine. It returns
-// only if it could not.
+// linuxRebootCmdKexec starts the kernel that was loaded (linux/reboot.h).
+const linuxRebootCmdKexec = 0x45584543
+
+// kexecLoaded reports whether another kernel waits to be started.
+func kexecLoaded() bool {
+	b, err := os.ReadFile("/sys/kernel/kexec_loaded")
+	return err == nil && strings.TrimSpace(string(b)) == "1"
+}
+
+// Reboot writes everything out, unmounts, and restarts the machine, into the
+// kernel that was loaded for that if there is one. It returns only if it could
+// not.
 func (s *System) Reboot() error { return s.leave(syscall.LINUX_REBOOT_CMD_RESTART) }
 
 // PowerOff is Reboot without the second half.
@@ -175,6 +185,9 @@ func (s *System) leave(how int) error {
 		}
 	}
 	syscall.Sync()
+	if how == syscall.LINUX_REBOOT_CMD_RESTART && kexecLoaded() {
+		how = linuxRebootCmdKexec
+	}
 	if err := syscall.Reboot(how); err != nil {
 		return fmt.Errorf("restart the machine: %w", err)
 	}

@@ -44,7 +44,7 @@ func (o *Orchestrator) Resolve(spec lpmos.Spec) (lpmos.Spec, error) {
 	if setup.PerMachine() && len(spec.Addresses) == 0 {
 		return spec, &lpmos.InvalidError{Field: "addresses", Problem: "are missing: the profile " + spec.Profile + " leaves them to each task, such as 192.0.2.10/24"}
 	}
-	if setup != nil && len(setup.Packages) > 0 && !image.CloudInit {
+	if setup != nil && len(setup.Packages) > 0 && !image.InstallsPackages() {
 		return spec, &lpmos.InvalidError{Field: "profile", Problem: "installs packages by cloud-init, which the image " + image.Name() + " does not have", Value: spec.Profile}
 	}
 	if spec.Template != "" {
@@ -52,8 +52,8 @@ func (o *Orchestrator) Resolve(spec lpmos.Spec) (lpmos.Spec, error) {
 		if err != nil {
 			return spec, err
 		}
-		if !image.CloudInit {
-			return spec, &lpmos.InvalidError{Field: "template", Problem: "is for cloud-init, which the image " + image.Name() + " does not read", Value: spec.Template}
+		if why := image.RefusesTemplate(t.Kind); why != "" {
+			return spec, &lpmos.InvalidError{Field: "template", Problem: why, Value: spec.Template}
 		}
 		spec.Template = t.Ref()
 	}
@@ -146,12 +146,16 @@ func (o *Orchestrator) PutProfile(ctx context.Context, p lpmos.Profile, based in
 		}
 	}
 	if p.Template != "" {
-		if _, err := o.template(p.Template); err != nil {
+		t, err := o.template(p.Template)
+		if err != nil {
 			return p, err
 		}
-		if p.OSType != "" && !image.CloudInit {
-			return p, &lpmos.InvalidError{Field: "template", Problem: "is for cloud-init, which the image " + image.Name() + " does not read", Value: p.Template}
+		if why := image.RefusesTemplate(t.Kind); p.OSType != "" && why != "" {
+			return p, &lpmos.InvalidError{Field: "template", Problem: why, Value: p.Template}
 		}
+	}
+	if p, err = o.sealPasswords(p); err != nil {
+		return p, err
 	}
 	p.UpdatedBy = by
 	p, err = o.put.PutProfile(ctx, p, based)
@@ -159,6 +163,41 @@ func (o *Orchestrator) PutProfile(ctx context.Context, p lpmos.Profile, based in
 		o.log.Info("profile stored", "profile", p.Ref(), "by", by)
 	}
 	return p, err
+}
+
+// sealPasswords takes the password hashes out of a profile and seals them. An
+// account that has a password and says none keeps what it had.
+func (o *Orchestrator) sealPasswords(p lpmos.Profile) (lpmos.Profile, error) {
+	was, _ := o.read.Profile(p.Name)
+	kept, err := o.passwords(was)
+	if err != nil {
+		return p, err
+	}
+	p, hashes, err := p.TakePasswords(kept)
+	p.Sealed = ""
+	if err != nil || len(hashes) == 0 {
+		return p, err
+	}
+	set, err := lpmos.NewSecretSet(hashes)
+	if err != nil {
+		return p, err
+	}
+	if o.vault == nil {
+		return p, errNoVault
+	}
+	p.Sealed = o.vault.SealProfile(p.Name, set)
+	return p, nil
+}
+
+// passwords are the password hashes of a profile, by the names of their secrets.
+func (o *Orchestrator) passwords(p lpmos.Profile) (map[string]lpmos.Secret, error) {
+	if p.Sealed == "" {
+		return nil, nil
+	}
+	if o.vault == nil {
+		return nil, errNoVault
+	}
+	return o.vault.OpenProfile(p.Name, p.Sealed)
 }
 
 // PutTemplate is PutProfile for templates.

@@ -330,11 +330,12 @@ func (o *Orchestrator) alarm(ctx context.Context, t lpmos.Task, a *lpmos.Alarm) 
 func (o *Orchestrator) booted(ctx context.Context, t lpmos.Task, r api.Reports) error {
 	root, whole := "", false
 	if t.Plan != nil {
-		fs, _ := t.Plan.Effect.Root()
-		root, whole = fs.UUID, t.Plan.Effect.Method == lpmos.FormatDisk
+		fs, made := t.Plan.Effect.Root()
+		root, whole = fs.UUID, !made
 	}
-	// A whole-disk image has identifiers of its own, which every copy has: the
-	// disk it runs from says which copy it is.
+	// A whole-disk image has identifiers of its own, which every copy has, and
+	// those that an installer makes are not known: the disk the system runs from
+	// says which it is.
 	if whole && r.Booted.RootDisk != t.Plan.Effect.Target || !whole && (root == "" || r.Booted.RootFSUUID != root) {
 		return o.fail(ctx, t, lpmos.CauseFailed, &lpmos.Failure{
 			Code:     "booted_other_system",

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 
@@ -25,14 +26,32 @@ func (o *Orchestrator) mayInstall(mac lpmos.MAC) error {
 	return nil
 }
 
-// sealed takes the secrets out of a spec: commitments to them, and what seals
+var errNoVault = errors.New("there is no key to seal secrets with")
+
+// sealed takes the secrets out of a spec, with the password hashes of its
+// profile: commitments to them, and what seals
 // them for the task they become part of.
 func (o *Orchestrator) sealed(spec *lpmos.Spec) ([]lpmos.PlannedSecret, func(taskID string) string, error) {
+	if spec.Profile != "" {
+		p, err := o.profile(spec.Profile)
+		if err != nil {
+			return nil, nil, err
+		}
+		passwords, err := o.passwords(p)
+		if err != nil {
+			return nil, nil, err
+		}
+		// What the task says itself counts.
+		all := map[string]lpmos.Secret{}
+		maps.Copy(all, passwords)
+		maps.Copy(all, spec.Secrets)
+		spec.Secrets = all
+	}
 	if len(spec.Secrets) == 0 {
 		return nil, nil, nil
 	}
 	if o.vault == nil {
-		return nil, nil, errors.New("there is no key to seal secrets with")
+		return nil, nil, errNoVault
 	}
 	set, err := lpmos.NewSecretSet(spec.Secrets)
 	if err != nil {

@@ -27,6 +27,12 @@ type profileAnswer struct {
 	UsedBy *usedBy `json:"used_by,omitempty"`
 }
 
+// newProfileAnswer is a profile without what only the control plane can open.
+func newProfileAnswer(p lpmos.Profile, u *usedBy) profileAnswer {
+	p.Sealed = ""
+	return profileAnswer{p, u}
+}
+
 type templateAnswer struct {
 	lpmos.Template
 	UsedBy *usedBy `json:"used_by,omitempty"`
@@ -84,7 +90,7 @@ func (a *API) name(c *gin.Context, body string) (string, bool) {
 func (a *API) listProfiles(c *gin.Context) {
 	out := []profileAnswer{}
 	for _, p := range a.read.Profiles() {
-		out = append(out, profileAnswer{p, newUsedBy(a.read.ProfileUse(p.Name))})
+		out = append(out, newProfileAnswer(p, newUsedBy(a.read.ProfileUse(p.Name))))
 	}
 	c.JSON(http.StatusOK, struct {
 		Profiles []profileAnswer `json:"profiles"`
@@ -102,7 +108,7 @@ func (a *API) getProfile(c *gin.Context) {
 		return
 	}
 	c.Header("ETag", etag(p.Version))
-	c.JSON(http.StatusOK, profileAnswer{p, newUsedBy(a.read.ProfileUse(name))})
+	c.JSON(http.StatusOK, newProfileAnswer(p, newUsedBy(a.read.ProfileUse(name))))
 }
 
 func (a *API) putProfile(c *gin.Context) {
@@ -122,7 +128,7 @@ func (a *API) putProfile(c *gin.Context) {
 	}
 	p.Name = name
 	p, err = a.act.PutProfile(c.Request.Context(), p, version, who(c))
-	a.stored(c, p.Version, "/api/v1/profiles/"+name, profileAnswer{p, nil}, conditional, err)
+	a.stored(c, p.Version, "/api/v1/profiles/"+name, newProfileAnswer(p, nil), conditional, err)
 }
 
 func (a *API) deleteProfile(c *gin.Context) {

@@ -95,11 +95,15 @@ func (a *API) putImage(c *gin.Context) {
 	case m.OS != i.OS || m.Version != i.Version || m.Arch != i.Arch:
 		a.fail(c, &lpmos.InvalidError{Field: "digest", Problem: "names the manifest of " + m.OS + "/" + m.Version + "/" + m.Arch})
 		return
-	case !a.blobs.Has(m.Pack.SHA256):
-		a.fail(c, &lpmos.InvalidError{Field: "digest", Problem: "names a manifest whose pack was not uploaded", Value: m.Pack.SHA256})
-		return
 	}
-	i.Format, i.SizeBytes, i.UsedBytes, i.StoredBytes, i.CloudInit = m.Format, m.RootBytes(), m.UsedBytes, m.Pack.Bytes, m.CloudInit
+	i.Format, i.SizeBytes, i.UsedBytes, i.StoredBytes, i.CloudInit, i.Installer = m.Format, m.RootBytes(), m.UsedBytes, 0, m.CloudInit, m.Installer
+	for _, b := range m.Blobs() {
+		if !a.blobs.Has(b.SHA256) {
+			a.fail(c, &lpmos.InvalidError{Field: "digest", Problem: "names a manifest whose pack, kernel or initramfs was not uploaded", Value: b.SHA256})
+			return
+		}
+		i.StoredBytes += b.Bytes
+	}
 	if len(i.BootModes) == 0 {
 		i.BootModes = []string{"bios", "uefi"}
 	}

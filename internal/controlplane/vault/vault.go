@@ -78,6 +78,28 @@ func (v *Vault) Open(purpose, sealed string) ([]byte, error) {
 	return b, nil
 }
 
+// SealProfile closes the password hashes of a profile.
+func (v *Vault) SealProfile(name string, set lpmos.SecretSet) string {
+	return v.Seal("profile "+name, set.Expose())
+}
+
+// OpenProfile opens the password hashes of a profile, by the names of their
+// secrets; there are none in "".
+func (v *Vault) OpenProfile(name, sealed string) (map[string]lpmos.Secret, error) {
+	if sealed == "" {
+		return nil, nil
+	}
+	b, err := v.Open("profile "+name, sealed)
+	if err != nil {
+		return nil, err
+	}
+	set, err := lpmos.ParseSecretSet(b)
+	if err != nil {
+		return nil, err
+	}
+	return set.Check(set.Planned())
+}
+
 // SealTask closes a task's secrets.
 func (v *Vault) SealTask(taskID string, set lpmos.SecretSet) string {
 	return v.Seal("task "+taskID, set.Expose())

@@ -123,6 +123,9 @@ func (s *tongue) verdicts(p *lpmos.Plan, os string) (erased, kept, written verdi
 	if static := p.Effect.System.Static(); len(static) > 0 {
 		how = s.T("%s image, then called %s, address %s.", s.size(p.Effect.Image.UsedBytes), p.Effect.Hostname, s.list(static))
 	}
+	if p.Effect.Installer != nil {
+		how = s.T("The distribution’s own installer divides and writes the disk; then called %s, address by DHCP.", p.Effect.Hostname)
+	}
 	written = verdict{os, how}
 	if p.Problem != "" {
 		written = verdict{s.T("nothing"), s.sentence(p.Problem)}

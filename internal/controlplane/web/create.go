@@ -179,8 +179,8 @@ func (s *tongue) unfit(i lpmos.Image, h *lpmos.Hardware) string {
 		return ""
 	case h.CPU.Architecture != "" && h.CPU.Architecture != i.Arch:
 		return s.T("not for this machine: it is %s", h.CPU.Architecture)
-	case h.BootMode != "" && !slices.Contains(i.BootModes, h.BootMode):
-		return s.T("not for this machine: it starts by %s", bootWord(h.BootMode))
+	case i.CannotBoot(h.BootMode):
+		return s.T("this image cannot boot a %s machine", bootWord(h.BootMode))
 	}
 	return ""
 }

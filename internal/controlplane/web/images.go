@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
@@ -31,7 +32,11 @@ func (w *Web) newUsed(u api.Use) usedView {
 }
 
 // found is one thing that was looked at inside an image.
-type found struct{ Icon, Kind, Text string }
+type found struct {
+	Icon, Kind, Text string
+	At               time.Time // when it was tried; zero for what stands in it
+	Why              string    // of a trial that failed
+}
 
 type imageRow struct {
 	lpmos.Image
@@ -83,6 +88,8 @@ func (w *Web) describe(row *imageRow) {
 		row.Kind = w.T("whole disk with its own loader")
 	case lpmos.FormatTar:
 		row.Kind = w.T("root filesystem for declared layouts")
+	case lpmos.FormatInstaller:
+		row.Kind = w.T("the distribution’s own installer (%s)", i.Installer.Answers)
 	default:
 		row.Kind = w.T("root filesystem")
 	}
@@ -90,7 +97,7 @@ func (w *Web) describe(row *imageRow) {
 		row.Worth, row.Summary = "good", w.T("no problem found")
 		doubts := 0
 		for _, c := range p.Checks {
-			f := found{"approve", "good", w.Said(c.Text)}
+			f := found{Icon: "approve", Kind: "good", Text: w.Said(c.Text)}
 			switch c.Result {
 			case lpmos.CheckProblem:
 				f.Icon, f.Kind = "reject", "bad"
@@ -111,9 +118,9 @@ func (w *Web) describe(row *imageRow) {
 			name = w.T("Secure Boot")
 		}
 		if b, ok := i.Badge(firmware); ok && b.Passed {
-			row.Tried = append(row.Tried, found{"approve", "good", w.T("booted by %s", name)})
+			row.Tried = append(row.Tried, found{Icon: "approve", Kind: "good", Text: w.T("booted by %s", name), At: b.At})
 		} else if ok {
-			row.Tried = append(row.Tried, found{"reject", "bad", w.T("did not boot by %s", name)})
+			row.Tried = append(row.Tried, found{Icon: "reject", Kind: "bad", Text: w.T("did not boot by %s", name), At: b.At, Why: b.Text})
 		}
 	}
 	if s := i.Source; s != nil {

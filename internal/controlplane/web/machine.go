@@ -257,6 +257,9 @@ func (s *tongue) newPlan(t lpmos.Task, images []lpmos.Image) *planView {
 		ImageSize: s.size(e.Image.UsedBytes), ImgDigest: e.Image.Digest, Hostname: e.Hostname, BootMode: bootWord(e.BootMode),
 		Files: e.Files, Erases: p.ErasesData(), EndOf: strings.Join(api.SerialEnds(p), " "), Ends: len(api.SerialEnds(p)), Profile: t.Profile, Template: t.Template, UserData: e.UserData, NoVerify: e.Unverified,
 	}
+	if i := e.Installer; i != nil {
+		v.ImageSize = s.T("its own installer, with a %s file", i.Answers)
+	}
 	switch kind, _ := s.diskID(e.Target); kind {
 	case s.T("Serial number"):
 		v.EndWord = s.T("serial number")

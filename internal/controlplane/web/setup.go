@@ -40,7 +40,10 @@ func (s *tongue) setupLines(x *lpmos.Setup) []setupLine {
 		if u.Sudo {
 			words = append(words, s.T("may act as root"))
 		}
-		if len(u.SSHKeys) == 0 {
+		if u.Password {
+			words = append(words, s.T("has a password"))
+		}
+		if len(u.SSHKeys) == 0 && !u.Password {
 			words = append(words, s.T("cannot log in: no SSH key"))
 		}
 		for _, k := range u.SSHKeys {

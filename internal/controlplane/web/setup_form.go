@@ -24,7 +24,7 @@ type setupForm struct {
 
 type accountRow struct {
 	Name, Gecos, Groups, Shell, Keys string
-	Sudo                             bool
+	Sudo, Password                   bool
 }
 
 type interfaceRow struct {
@@ -59,10 +59,14 @@ func readSetup(p url.Values) (setupForm, *lpmos.Setup) {
 	for i := range maxRows {
 		at := func(kind, name string) string { return text(fmt.Sprintf("%s-%d-%s", kind, i, name)) }
 		on := func(kind, name string) bool { return at(kind, name) != "" }
-		u := accountRow{Name: at("users", "name"), Gecos: at("users", "gecos"), Groups: at("users", "groups"), Shell: at("users", "shell"), Keys: at("users", "ssh_keys"), Sudo: on("users", "sudo")}
-		if !u.blank() {
+		u := accountRow{Name: at("users", "name"), Gecos: at("users", "gecos"), Groups: at("users", "groups"), Shell: at("users", "shell"), Keys: at("users", "ssh_keys"), Sudo: on("users", "sudo"), Password: on("users", "password")}
+		hash := at("users", "password_hash")
+		if !u.blank() || hash != "" {
 			f.Users = append(f.Users, u)
-			user := lpmos.Account{Name: u.Name, Gecos: u.Gecos, Groups: splitList(u.Groups), Shell: u.Shell, Sudo: u.Sudo}
+			user := lpmos.Account{Name: u.Name, Gecos: u.Gecos, Groups: splitList(u.Groups), Shell: u.Shell, Sudo: u.Sudo, Password: u.Password}
+			if hash != "" {
+				user.PasswordHash = lpmos.NewSecret(hash)
+			}
 			for line := range strings.Lines(u.Keys) {
 				if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
 					user.SSHKeys = append(user.SSHKeys, line)
@@ -143,7 +147,7 @@ func setupFormOf(s *lpmos.Setup) setupForm {
 	words := func(list []string) string { return strings.Join(list, " ") }
 	f := setupForm{Timezone: s.Timezone, Locale: s.Locale, Keyboard: s.Keyboard, NTP: words(s.NTP), Packages: words(s.Packages), Kernel: words(s.Kernel)}
 	for _, u := range s.Users {
-		f.Users = append(f.Users, accountRow{u.Name, u.Gecos, words(u.Groups), u.Shell, lines(u.SSHKeys), u.Sudo})
+		f.Users = append(f.Users, accountRow{u.Name, u.Gecos, words(u.Groups), u.Shell, lines(u.SSHKeys), u.Sudo, u.Password})
 	}
 	for _, c := range s.Scripts {
 		f.Scripts = append(f.Scripts, scriptRow(c))
@@ -250,7 +254,7 @@ func (w *Web) setupGroups(f setupForm, problems []fieldProblem, more int) []form
 		}})
 	}
 	network.Fields = []formField{optional("dns", w.T("DNS servers"), w.T("Addresses, parted by spaces"), f.DNS, "192.0.2.53"), optional("search", w.T("Search domains"), w.T("Parted by spaces"), f.Search, "example.net")}
-	users := formGroup{ID: "users", Title: w.T("Users"), Hint: w.T("Beside root. They log in with their keys; nobody has a password."), More: w.T("One more user"), Count: len(f.Users)}
+	users := formGroup{ID: "users", Title: w.T("Users"), Hint: w.T("Beside root. They log in with their keys, and at the console with a password where one is given."), More: w.T("One more user"), Count: len(f.Users)}
 	for i := range len(f.Users) + more {
 		var r accountRow
 		title := w.T("Another user")
@@ -263,6 +267,9 @@ func (w *Web) setupGroups(f setupForm, problems []fieldProblem, more int) []form
 			optional(at("name"), w.T("Name"), "", r.Name, "ops"), optional(at("gecos"), w.T("Person"), "", r.Gecos, ""),
 			optional(at("groups"), w.T("Groups"), w.T("Parted by spaces; made if they are not there"), r.Groups, "adm"), optional(at("shell"), w.T("Shell"), "", r.Shell, "/bin/bash"),
 			{Name: at("sudo"), Label: w.T("May act as root (sudo), without a password"), Kind: "check", Checked: r.Sudo},
+			// What was typed is not shown again, not even to who typed it.
+			optional(at("password_hash"), w.T("Password hash"), w.T("By mkpasswd or openssl passwd -6, never the password itself; kept sealed and not shown again"), "", "$6$…"),
+			{Name: at("password"), Label: w.T("Has a password (the stored one, where no hash is given)"), Kind: "check", Checked: r.Password},
 			{Name: at("ssh_keys"), Label: w.T("SSH public keys"), Hint: w.T("One per line"), Kind: "area", Value: r.Keys, Example: "ssh-ed25519 AAAA… name", Rows: 2},
 		}})
 	}

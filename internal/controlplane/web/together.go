@@ -230,6 +230,9 @@ func (w *Web) newTogether(r *http.Request, tasks []lpmos.Task, fill func(*candid
 				Hardware: w.list([]string{w.cpuWords(t.Hardware.CPU), w.gib(t.Hardware.Memory.TotalBytes), w.N(len(t.Hardware.Disks), "1 disk", "%s disks")})}
 			g.Erased, g.Kept, g.Written = w.verdicts(t.Plan, imageTitle(images, t.OSType, t.OSVersion, t.Arch))
 			g.Written.Text = w.T("%s image, address by DHCP; each machine gets its own host name.", w.size(t.Plan.Effect.Image.UsedBytes))
+			if t.Plan.Effect.Installer != nil {
+				g.Written.Text = w.T("The distribution’s own installer divides and writes the disk, address by DHCP; each machine gets its own host name.")
+			}
 			if p.Target != nil {
 				g.Disk = w.list([]string{p.Target.Size, p.Target.Title})
 			}

@@ -1,3 +1,0 @@
-package install
-
-const sysSyncfs = 306

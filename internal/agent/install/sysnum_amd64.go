@@ -1,0 +1,6 @@
+package install
+
+const (
+	sysSyncfs        = 306
+	sysKexecFileLoad = 320
+)

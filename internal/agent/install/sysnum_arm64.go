@@ -1,0 +1,6 @@
+package install
+
+const (
+	sysSyncfs        = 267
+	sysKexecFileLoad = 294
+)
