@@ -30,6 +30,9 @@ func (s Secret) Reveal() string {
 // IsZero reports whether there is no value.
 func (s Secret) IsZero() bool { return s.Reveal() == "" }
 
+// Equal reports whether both have the same value.
+func (s Secret) Equal(o Secret) bool { return s.Reveal() == o.Reveal() }
+
 const redacted = "redacted"
 
 // String hides the value from fmt.

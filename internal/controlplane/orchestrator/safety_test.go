@@ -250,3 +250,74 @@ func TestAlarmIsOnTheTimeline(t *testing.T) {
 		t.Errorf("agent key = %+v", x.AgentKey)
 	}
 }
+
+// TestPasswordsOfProfiles follows the hash of an account's password from the
+// profile to the agent, and looks for it everywhere else.
+func TestPasswordsOfProfiles(t *testing.T) {
+	hash := "$6$CANARY7f3a$" + strings.Repeat("x", 86)
+	s := newSite(t, orchestrator.Config{})
+	nowhere := func(when string, v any) {
+		t.Helper()
+		if b, err := json.Marshal(v); err != nil || bytes.Contains(b, []byte("CANARY")) || strings.Contains(fmt.Sprintf("%+v", v), "CANARY") {
+			t.Errorf("%s shows the hash, %v: %.300s", when, err, b)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for b, err := range s.store.Changes(ctx, store.All) {
+			s.ok(err)
+			for _, c := range b.Changes {
+				if bytes.Contains(c.Value, []byte("CANARY")) {
+					t.Errorf("%s: %s holds the hash", when, c.Key)
+				}
+			}
+			break
+		}
+	}
+	p, err := s.PutProfile(t.Context(), lpmos.Profile{Name: "web", System: &lpmos.Setup{Users: []lpmos.Account{{Name: "ops", PasswordHash: lpmos.NewSecret(hash)}}}}, 0, "ada")
+	s.ok(err)
+	nowhere("the profile", p)
+	s.eventually("the profile is known", func() bool { _, ok := s.state.Profile("web"); return ok })
+	// What is read and sent back with a change keeps the password.
+	p.Description, p.Sealed = "changed", ""
+	p, err = s.PutProfile(t.Context(), p, p.Version, "ada")
+	s.ok(err)
+	if p.Sealed == "" || !p.System.Users[0].Password {
+		t.Fatalf("the changed profile is %+v", p)
+	}
+	s.eventually("the change is known", func() bool { now, _ := s.state.Profile("web"); return now.Version == 2 })
+	sp := spec(mac(1))
+	sp.Profile = "web"
+	task, err := s.Create(t.Context(), sp, "ada", "")
+	s.ok(err)
+	s.ok(s.sess.PutHardware(t.Context(), task.ID, 1, hardware(mac(1))))
+	task = s.is(task.ID, lpmos.AwaitingApproval)
+	nowhere("the task", task)
+	if secrets := task.Plan.Effect.Secrets; len(secrets) != 1 || secrets[0].Name != "password.ops" {
+		t.Fatalf("the plan commits to %+v; want the password", secrets)
+	}
+	task = s.approve(task)
+	s.ok(s.sess.PutPermitRequest(t.Context(), s.request(task, 1, strings.Repeat("3", 64))))
+	task = s.is(task.ID, lpmos.Installing)
+	rec, err := s.store.Task(t.Context(), task.ID)
+	s.ok(err)
+	raw, err := agentKey.Open(lpmos.SecretContext(task.ID, 1, task.Approval.PlanDigest), rec.Secrets.ForAgent.Sealed)
+	s.ok(err)
+	set, err := lpmos.ParseSecretSet(raw)
+	s.ok(err)
+	if values, err := set.Check(task.Plan.Effect.Secrets); err != nil || values["password.ops"].Reveal() != hash {
+		t.Errorf("the agent gets %v, %v", values, err)
+	}
+
+	// Without an account that has one, nothing is kept.
+	p.System.Users[0].Password = false
+	p, err = s.PutProfile(t.Context(), p, p.Version, "ada")
+	s.ok(err)
+	if p.Sealed != "" {
+		t.Error("a password that no account has is kept")
+	}
+	sp = spec(mac(2))
+	sp.Secrets = map[string]lpmos.Secret{"password.ops": lpmos.NewSecret("CANARY-plain")}
+	if _, err := s.Create(t.Context(), sp, "ada", ""); err == nil || strings.Contains(err.Error(), "CANARY") || !strings.Contains(err.Error(), "secrets.password.ops") {
+		t.Errorf("Create with a password that is no hash = %v", err)
+	}
+}

@@ -174,7 +174,7 @@ func TestProfilesAndTemplates(t *testing.T) {
 		t.Errorf("a template for an image without cloud-init: %v", a)
 	}
 	for field, body := range map[string]map[string]any{
-		"kind": {"kind": "kickstart", "text": "x"},
+		"kind": {"kind": "autoyast", "text": "x"},
 		"text": {"kind": "user-data", "text": "#cloud-config\n{{password}}"},
 	} {
 		if a := p.put("/api/v1/templates/bad", body, 400); a["field"] != field {
