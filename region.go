@@ -2,6 +2,7 @@ package lpmos
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -14,7 +15,8 @@ type Region struct {
 	Rev          int64         `json:"rev"`
 }
 
-// Capabilities is what a region says of itself when it starts.
+// Capabilities is what a region says of itself when it starts, and, in Stock, as
+// it goes on.
 type Capabilities struct {
 	Version   string    `json:"version"`
 	Hostname  string    `json:"hostname"`
@@ -27,7 +29,25 @@ type Capabilities struct {
 	// control plane, made anew at each start. The control plane never shows it.
 	Fetcher string `json:"fetcher,omitempty"`
 	// Own is the host the region runs on, which is never installed.
-	Own Host `json:"own,omitzero"`
+	Own   Host   `json:"own,omitzero"`
+	Stock *Stock `json:"stock,omitempty"`
+}
+
+// Stock is what a region's cache of files holds.
+type Stock struct {
+	Files    int      `json:"files"`
+	Bytes    int64    `json:"bytes"`
+	MaxBytes int64    `json:"max_bytes"`
+	Digests  []string `json:"digests,omitempty"` // of the files used last, at most MaxStockDigests, sorted
+}
+
+// MaxStockDigests bounds Stock.Digests.
+const MaxStockDigests = 256
+
+// Holds reports whether the file with a digest ("sha256:…") is among those named.
+func (s *Stock) Holds(digest string) bool {
+	bare, err := TrimDigest(digest)
+	return s != nil && err == nil && slices.Contains(s.Digests, bare)
 }
 
 // Host names a computer by what its hardware report would say of it.

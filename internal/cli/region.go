@@ -126,6 +126,9 @@ func describeRegion(r lpmos.Region, tasks []string) *table {
 	v.field("boot", plain(caps.BootURL))
 	v.field("agent api", plain(caps.AgentURL))
 	v.field("unknown machines", plain(caps.Unknown))
+	if s := caps.Stock; s != nil {
+		v.field("holds", fmt.Sprintf("%s, %s of %s", count(s.Files, "file", "files"), lpmos.FormatBytes(s.Bytes), lpmos.FormatBytes(s.MaxBytes)))
+	}
 	if len(tasks) > 0 {
 		v.field("tasks", strings.Join(tasks, ", "))
 	}

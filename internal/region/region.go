@@ -348,12 +348,40 @@ func (r *Region) restore(ctx context.Context) error {
 	return nil
 }
 
+// stocked is what a session was told of the cache last.
+type stocked struct {
+	session *store.Session
+	digest  string
+}
+
+// tellStock says what the cache holds when that is news. A region that reads
+// the control plane's own files has no cache.
+func (r *Region) tellStock(ctx context.Context, s *store.Session, told *stocked) {
+	cache, ok := r.blobs.(interface{ Stock() lpmos.Stock })
+	if !ok {
+		return
+	}
+	stock := cache.Stock()
+	now := stocked{s, lpmos.DigestOf(stock)}
+	if now == *told {
+		return
+	}
+	caps := r.caps
+	caps.Stock = &stock
+	if err := s.PutCapabilities(ctx, caps); err != nil {
+		r.log.Warn("stock not told", "err", err) // with the next sweep
+		return
+	}
+	*told = now
+}
+
 // sweepEvery is how soon reports go after their order did.
 const sweepEvery = 15 * time.Second
 
 func (r *Region) sweep(ctx context.Context) error {
 	t := time.NewTicker(sweepEvery)
 	defer t.Stop()
+	var told stocked
 	for {
 		select {
 		case <-ctx.Done():
@@ -364,6 +392,7 @@ func (r *Region) sweep(ctx context.Context) error {
 		if s == nil || !r.view.Synced() {
 			continue
 		}
+		r.tellStock(ctx, s, &told)
 		for _, id := range r.view.orphans() {
 			err := s.DeleteReports(ctx, id)
 			if err == nil || errors.Is(err, lpmos.ErrConflict) {

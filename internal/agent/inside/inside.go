@@ -152,6 +152,10 @@ func detach() error {
 		return err
 	}
 	defer null.Close()
+	// debconf waits until nobody holds the descriptor that its scripts inherit.
+	for fd := 3; fd < 64; fd++ {
+		syscall.CloseOnExec(fd)
+	}
 	p, err := os.StartProcess("/proc/self/exe", []string{lpmos.InstallerAgent, "installer", "report"},
 		&os.ProcAttr{Dir: "/", Files: []*os.File{null, null, null}, Sys: &syscall.SysProcAttr{Setsid: true}})
 	if err != nil {

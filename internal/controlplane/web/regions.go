@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"net/http"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ type regionView struct {
 	Word     string
 	Machines int
 	Services []service
+	Stock    string // what its cache holds, in words
 }
 
 // service is one thing a region does for machines.
@@ -39,6 +41,24 @@ func (w *Web) newRegion(r lpmos.Region) regionView {
 	v.Running, v.Awaiting = load[lpmos.Installing]+load[lpmos.Verifying], load[lpmos.AwaitingApproval]
 	v.Queued = load[lpmos.Pending] + load[lpmos.Approved]
 	return v
+}
+
+// stock is what a region's cache holds, in words; "" when it has none.
+func (w *Web) stock(c *lpmos.Capabilities) string {
+	if c == nil || c.Stock == nil {
+		return ""
+	}
+	var names []string
+	for _, i := range w.reader.Images() {
+		if c.Stock.Holds(i.Digest) {
+			names = append(names, cmp.Or(i.Title, i.Name()))
+		}
+	}
+	words := w.N(c.Stock.Files, "1 file, %s of %s", "%s files, %s of %s", w.size(c.Stock.Bytes), w.size(c.Stock.MaxBytes))
+	if len(names) > 0 {
+		words += w.T("; of the images: %s", w.list(names))
+	}
+	return words
 }
 
 func (w *Web) services(v regionView) []service {
@@ -76,7 +96,7 @@ func (w *Web) regions(rw http.ResponseWriter, r *http.Request) {
 	for _, reg := range w.reader.Regions() {
 		rv := w.newRegion(reg)
 		rv.Machines = w.reader.Machines(machinesOf(reg.ID)).Total
-		rv.Services = w.services(rv)
+		rv.Services, rv.Stock = w.services(rv), w.stock(reg.Capabilities)
 		v.Regions = append(v.Regions, rv)
 		if rv.Online {
 			v.Online++

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,7 +10,9 @@ import (
 	"hash"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -189,6 +192,22 @@ func (c *Cache) open(digest string) (io.ReadSeekCloser, int64, *job, error) {
 		c.work.Go(func() { c.run(digest, j) })
 	}
 	return nil, 0, j, nil
+}
+
+// Stock says what the cache holds.
+func (c *Cache) Stock() lpmos.Stock {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := lpmos.Stock{Files: len(c.entries), MaxBytes: c.cfg.MaxBytes}
+	for _, e := range c.entries {
+		s.Bytes += e.size
+	}
+	s.Digests = slices.SortedFunc(maps.Keys(c.entries), func(a, b string) int {
+		return cmp.Or(c.entries[b].used.Compare(c.entries[a].used), strings.Compare(a, b))
+	})
+	s.Digests = s.Digests[:min(len(s.Digests), lpmos.MaxStockDigests)]
+	slices.Sort(s.Digests)
+	return s
 }
 
 // Progress says how much of a blob that is being fetched is there. Total is -1

@@ -412,3 +412,20 @@ func TestDir(t *testing.T) {
 		}
 	}
 }
+
+func TestStock(t *testing.T) {
+	data, digest := blob(10_000, 7)
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+	})
+	c := blob(t, Config{Dir: t.TempDir(), MaxBytes: 1 << 20}, serve(t, h))
+	if s := c.Stock(); s.Files != 0 || s.Bytes != 0 || s.MaxBytes != 1<<20 || s.Holds("sha256:"+digest) {
+		t.Errorf("an empty cache holds %+v", s)
+	}
+	if _, err := read(t, c, digest); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.Stock(); s.Files != 1 || s.Bytes != 10_000 || !s.Holds("sha256:"+digest) || s.Holds("sha256:"+strings.Repeat("0", 64)) {
+		t.Errorf("the cache holds %+v; want the file that was asked for", s)
+	}
+}
