@@ -418,7 +418,7 @@ func TestStock(t *testing.T) {
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
 	})
-	c := blob(t, Config{Dir: t.TempDir(), MaxBytes: 1 << 20}, serve(t, h))
+	c := open(t, Config{Dir: t.TempDir(), MaxBytes: 1 << 20}, serve(t, h))
 	if s := c.Stock(); s.Files != 0 || s.Bytes != 0 || s.MaxBytes != 1<<20 || s.Holds("sha256:"+digest) {
 		t.Errorf("an empty cache holds %+v", s)
 	}
