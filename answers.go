@@ -138,7 +138,16 @@ func (a answers) preseed() (string, error) {
 	note := func(text string) { b.WriteString("\n# " + text + "\n") }
 
 	b.WriteString("# Written by LPMOS for task " + a.taskID + ".\n")
-	say("debian-installer/locale", "string", a.locale())
+	// Without a country in the locale it asks for one. The locale that was meant
+	// is written by the last command.
+	locale := a.setup.Locale
+	if _, rest, ok := strings.Cut(locale, "_"); !ok || len(rest) < 2 {
+		locale = "en_US.UTF-8"
+	}
+	language, rest, _ := strings.Cut(locale, "_")
+	say("debian-installer/language", "string", language)
+	say("debian-installer/country", "string", rest[:2])
+	say("debian-installer/locale", "string", locale)
 	say("keyboard-configuration/xkb-keymap", "select", a.keyboard())
 	say("netcfg/choose_interface", "select", "auto") // the one of BOOTIF on the command line
 	host, domain, _ := strings.Cut(a.effect.Hostname, ".")

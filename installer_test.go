@@ -123,6 +123,20 @@ func TestInstallerPlan(t *testing.T) {
 	}
 }
 
+// TestPreseedNamesACountry holds that Debian's installer need not ask for one.
+func TestPreseedNamesACountry(t *testing.T) {
+	for locale, want := range map[string]string{
+		"": "language string en\nd-i debian-installer/country string US\n", "C.UTF-8": "country string US\nd-i debian-installer/locale string en_US.UTF-8\n",
+		"de_AT.UTF-8": "language string de\nd-i debian-installer/country string AT\nd-i debian-installer/locale string de_AT.UTF-8\n",
+	} {
+		task := task()
+		task.Setup = &lpmos.Setup{Locale: locale}
+		if text := answersOf(t, lpmos.NewPlan(task, server(), installer(lpmos.TemplatePreseed))); !strings.Contains(text, want) {
+			t.Errorf("locale %q gives\n%s\nwant %q in it", locale, lpmos.Prefix(text, 300), want)
+		}
+	}
+}
+
 // TestAnswersAreNotATemplates holds that no template says what decides about
 // disks, commands and passwords.
 func TestAnswersAreNotATemplates(t *testing.T) {
