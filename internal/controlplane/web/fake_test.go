@@ -42,6 +42,8 @@ type fakeSite struct {
 	now     time.Time
 
 	profiles  map[string]lpmos.Profile
+	locks     map[lpmos.MAC]*lpmos.Lock
+	tpm       *lpmos.TPMBinding // of every machine that has a TPM
 	templates map[string]lpmos.Template
 }
 
@@ -261,6 +263,34 @@ func (s *fakeSite) Stop(_ context.Context, reason, by string) (lpmos.Stop, error
 	defer s.mu.Unlock()
 	s.stopped = &lpmos.Stop{By: by, Reason: reason, At: time.Now().UTC()}
 	return *s.stopped, nil
+}
+func (s *fakeSite) Lock(_ context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if reason == "" {
+		return lpmos.Lock{}, &lpmos.InvalidError{Field: "reason", Problem: "is missing: whoever meets the lock wants to know why"}
+	}
+	l := lpmos.Lock{By: by, Reason: reason, At: s.now}
+	if s.locks == nil {
+		s.locks = map[lpmos.MAC]*lpmos.Lock{}
+	}
+	s.locks[mac] = &l
+	return l, nil
+}
+func (s *fakeSite) Unlock(_ context.Context, mac lpmos.MAC, _ string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.locks, mac)
+	return nil
+}
+func (s *fakeSite) ForgetTPM(context.Context, lpmos.MAC, string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tpm == nil {
+		return lpmos.ErrNotFound
+	}
+	s.tpm = nil
+	return nil
 }
 func (s *fakeSite) Resume(context.Context, string) error {
 	s.mu.Lock()
@@ -527,6 +557,10 @@ func (s *fakeSite) fleet() []lpmos.Machine {
 			for _, d := range h.Disks {
 				m.DiskBytes += d.SizeBytes
 			}
+		}
+		m.Lock = s.locks[m.MAC]
+		if m.Hardware != nil && m.Hardware.TPM != nil {
+			m.TPM = s.tpm
 		}
 		out = append(out, m)
 	}

@@ -17,6 +17,7 @@ type machineView struct {
 	CPU, Memory, Firmware      string
 	SecureBoot, Board, Agent   string
 	BoardSerial, Chassis       string
+	TPM, TPMWords              string // fingerprint, "" for none; what it is worth
 	ReportedAt                 time.Time
 	Disks                      []diskView
 	NICs                       []nicView
@@ -78,13 +79,14 @@ func (s *tongue) newMachine(t lpmos.Task) *machineView {
 		v.compare(s, p)
 		v.addChanges(s, lpmos.DiffHardware(p.Hardware, h))
 	}
+	v.TPMWords = s.tpmWords(h.TPM, t.TPM)
 	return v
 }
 
 func (s *tongue) hardware(h *lpmos.Hardware, plan *lpmos.Plan) *machineView {
 	v := &machineView{
 		Model: s.model(h), Serial: h.System.Serial, UUID: h.System.UUID, Asset: h.Chassis.AssetTag,
-		CPU: s.cpuWords(h.CPU), Memory: s.gib(h.Memory.TotalBytes), Firmware: s.firmwareWords(h), SecureBoot: s.secureBootWords(h),
+		TPM: h.TPM.Fingerprint(), CPU: s.cpuWords(h.CPU), Memory: s.gib(h.Memory.TotalBytes), Firmware: s.firmwareWords(h), SecureBoot: s.secureBootWords(h),
 		Board: strings.TrimSpace(h.Board.Manufacturer + " " + h.Board.Product), BoardSerial: h.Board.Serial,
 		changed: map[string]bool{},
 	}
@@ -123,7 +125,7 @@ func (m *machineView) compare(s *tongue, p *lpmos.Sighting) {
 
 // differenceWords name components of a machine and what of them may change.
 var differenceWords = map[string]string{
-	"system": "machine", "board": "board", "chassis": "chassis", "firmware": "firmware", "cpu": "processor", "memory": "memory", "disk": "disk", "nic": "network port",
+	"system": "machine", "board": "board", "chassis": "chassis", "firmware": "firmware", "cpu": "processor", "memory": "memory", "disk": "disk", "nic": "network port", "tpm": "TPM", "endorsement_key": "endorsement key",
 	"manufacturer": "maker", "model": "model", "serial": "serial number", "uuid": "UUID", "asset_tag": "asset tag", "version": "version", "date": "date",
 	"boot_mode": "starts by", "secure_boot": "Secure Boot", "architecture": "architecture", "sockets": "sockets", "cores": "cores", "threads": "threads",
 	"size": "size", "wwn": "WWN", "transport": "attached by", "sector_bytes": "sector size", "read_only": "read-only", "link": "link", "driver": "driver", "pci": "PCI address",
