@@ -122,7 +122,7 @@ func (t *TPM) createPrimary(template []byte) (handle uint32, public []byte, err 
 	r.sized(maxDigest) // creationHash
 	r.u16()            // creationTicket: tag,
 	r.u32()            // hierarchy,
-	r.sized(maxDigest) // digest
+	r.sized(maxTicket) // digest
 	r.sized(nameSize)  // name, which we compute ourselves
 	return handle, public, r.end("primary key")
 }

@@ -187,7 +187,7 @@ func TestLyingTPM(t *testing.T) {
 		"half a header":           {[][]byte{{0x80, 0x02, 0}}, io.ErrUnexpectedEOF},
 		"a size below the header": {[][]byte{{0x80, 0x02, 0, 0, 0, 1, 0, 0, 0, 0}}, errShort},
 		"a size of 4 GiB":         {[][]byte{{0x80, 0x02, 255, 255, 255, 255, 0, 0, 0, 0}}, errShort},
-		"less than it says":       {[][]byte{{0x80, 0x02, 0, 0, 0, 99, 0, 0, 0, 0}}, io.ErrUnexpectedEOF},
+		"less than it says":       {[][]byte{{0x80, 0x02, 0, 0, 0, 99, 0, 0, 0, 0}}, io.EOF},
 		"success and no body":     {[][]byte{answer(0)}, errShort},
 		"a key of 64 KiB":         {[][]byte{answer(0, 0x80, 0, 0, 0, 0, 0, 0, 2, 0xff, 0xff)}, errShort},
 		"a password it wants":     {[][]byte{answer(0x9a2)}, ErrAuth},

@@ -39,12 +39,14 @@ const (
 	sensitiveDataOrigin = 1 << 5
 	userWithAuth        = 1 << 6
 	adminWithPolicy     = 1 << 7
+	noDA                = 1 << 10
 	restricted          = 1 << 16
 	decrypt             = 1 << 17
 	sign                = 1 << 18
 
 	endorsementKey = fixedTPM | fixedParent | sensitiveDataOrigin | adminWithPolicy | restricted | decrypt
-	activatedKey   = fixedTPM | fixedParent | sensitiveDataOrigin | userWithAuth | restricted | sign
+	// An empty authorization needs no protection against guessing.
+	activatedKey = fixedTPM | fixedParent | sensitiveDataOrigin | userWithAuth | noDA | restricted | sign
 )
 
 // Sizes in bytes.
@@ -52,6 +54,7 @@ const (
 	maxMessage     = 4096 // what the kernel's driver takes and gives
 	responseHeader = 10
 	maxDigest      = 32
+	maxTicket      = 64 // a ticket's digest is made with whatever hash the TPM likes best
 	pointSize      = 32 // a coordinate on P-256
 	nameSize       = 2 + 32
 	maxWrapped     = 1024
