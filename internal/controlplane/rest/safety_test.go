@@ -76,11 +76,12 @@ func TestForgetTPM(t *testing.T) {
 		}
 	}
 	report(1, "its own")
-	p.is(id, lpmos.AwaitingApproval)
-	if m := p.is(id, lpmos.AwaitingApproval); m.TPM != nil {
-		t.Errorf("TPM before the first approval = %+v; want none", m.TPM)
+	seen := p.is(id, lpmos.AwaitingApproval)
+	if seen.TPM != nil {
+		t.Errorf("TPM before the first approval = %+v; want none", seen.TPM)
 	}
-	p.approve(id)
+	method, decide, body := approve(id, seen.Plan.Digest)
+	want[lpmos.Task](p, method, decide, body, 200)
 	if got := p.is(id, lpmos.Approved); got.TPM == nil || string(got.TPM.Endorsement) != "its own" || got.TPM.By == "" || got.TPM.TaskID != id {
 		t.Errorf("TPM after the approval = %+v; want the one it was approved with", got.TPM)
 	}
