@@ -21,8 +21,8 @@ type secretFlags struct {
 }
 
 func (s *secretFlags) flags(f *pflag.FlagSet) {
-	f.StringArrayVar(&s.ask, "secret", nil, "`name` of a secret that only the installed machine may see; its value is asked for at the terminal")
-	f.StringArrayVar(&s.files, "secret-file", nil, "secret as `NAME=FILE`: its value is the file's content without the last line end; - is standard input")
+	f.StringArrayVar(&s.ask, "secret", nil, "name of a secret that only the installed machine may see; its value is asked for at the terminal")
+	f.StringArrayVar(&s.files, "secret-file", nil, "secret as NAME=FILE: its value is the file's content without the last line end; - is standard input")
 }
 
 // read gets the values. stdin says that standard input is spoken for.
