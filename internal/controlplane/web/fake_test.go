@@ -43,7 +43,8 @@ type fakeSite struct {
 
 	profiles  map[string]lpmos.Profile
 	locks     map[lpmos.MAC]*lpmos.Lock
-	tpm       *lpmos.TPMBinding // of every machine that has a TPM
+	has       *lpmos.TPM        // TPM of the discovered machine
+	tpm       *lpmos.TPMBinding // that it was approved with
 	templates map[string]lpmos.Template
 }
 
@@ -588,7 +589,7 @@ func (s *fakeSite) fleet() []lpmos.Machine {
 		add(m)
 	}
 	h := dellR760("CZ2D4107", "7c:c2:55:10:99:07")
-	h.System.Manufacturer, h.System.Product = "HPE", "DL380 Gen11"
+	h.System.Manufacturer, h.System.Product, h.TPM = "HPE", "DL380 Gen11", s.has
 	add(lpmos.Machine{MAC: lpmos.MustMAC("7c:c2:55:10:99:07"), RegionID: "bj-1", State: lpmos.MachineDiscovered, Hardware: h, Address: "10.21.99.12", LastSeen: s.now.Add(-3 * time.Minute)})
 	return out
 }

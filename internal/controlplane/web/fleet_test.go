@@ -72,9 +72,7 @@ func TestMachineIsHeldBack(t *testing.T) {
 		t.Errorf("forgetting a TPM that is not there = %d; want 404", res.StatusCode)
 	}
 	mine, other := &lpmos.TPM{Endorsement: []byte("mine")}, lpmos.TPM{Endorsement: []byte("other")}
-	hw := *s.seen[0].Hardware
-	hw.TPM = mine
-	s.seen[0].Hardware = &hw
+	s.has = mine
 	says("of a machine that was not approved yet", mine.Fingerprint(), "the first approval binds the machine to it")
 	s.tpm = &lpmos.TPMBinding{TPM: *mine, By: "anna"}
 	says("of a machine with its TPM", "the machine is bound to it", page+"/forget-tpm")
