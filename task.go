@@ -194,6 +194,9 @@ type Task struct {
 	ClaimUUID   string       `json:"claim_uuid,omitempty"`
 	// Committed is the secrets the task was given: names and commitments.
 	Committed []PlannedSecret `json:"committed_secrets,omitempty"`
+	// TPM is the one that the machine's credentials are wrapped for, nil when the
+	// machine was never approved with one.
+	TPM *TPMBinding `json:"tpm,omitempty"`
 	// AgentKey is the key of the agent that answers for the machine now.
 	AgentKey *AgentIdentity `json:"agent_key,omitempty"`
 	// Alarm is the newest thing a person should look at, of this attempt.

@@ -54,6 +54,11 @@ func (c *Client) Unlock(ctx context.Context, mac lpmos.MAC) error {
 	return c.do(ctx, http.MethodDelete, v1+"/machines/"+mac.String()+"/lock", nil, nil, nil)
 }
 
+// ForgetTPM lets a machine come with another TPM.
+func (c *Client) ForgetTPM(ctx context.Context, mac lpmos.MAC) error {
+	return c.do(ctx, http.MethodDelete, v1+"/machines/"+mac.String()+"/tpm", nil, nil, nil)
+}
+
 // Limits reads what bounds the damage of a mistake.
 func (c *Client) Limits(ctx context.Context) (l lpmos.Limits, err error) {
 	err = c.get(ctx, v1+"/limits", &l)

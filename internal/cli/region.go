@@ -126,6 +126,9 @@ func describeRegion(r lpmos.Region, tasks []string) *table {
 	v.field("boot", plain(caps.BootURL))
 	v.field("agent api", plain(caps.AgentURL))
 	v.field("unknown machines", plain(caps.Unknown))
+	for _, f := range caps.ForeignDHCP {
+		v.field("foreign dhcp", f.Address.String()+" seen "+moment(f.SeenAt), bad)
+	}
 	if len(tasks) > 0 {
 		v.field("tasks", strings.Join(tasks, ", "))
 	}

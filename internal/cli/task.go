@@ -152,6 +152,7 @@ func layoutFlag(f *pflag.FlagSet, to **lpmos.Layout) {
 
 func (a *app) taskCreate() *cobra.Command {
 	var spec lpmos.Spec
+	var secrets secretFlags
 	var mac, keyFile, key, csvFile string
 	var noVerify bool
 	var wait waiting
@@ -165,15 +166,20 @@ win over it.
 
 With --from-csv, many tasks are created at once. The first line names the columns:
 mac and hostname, and any of region, os, version, arch, ssh_key, profile, address,
-gateway, notes; the flags
+gateway, notes, and secret:NAME for a secret; the flags
 fill what a line leaves empty. All lines are checked first, and every bad one is
 named; nothing is created unless all are good. Repeated with the same
---idempotency-key, it goes on where it was cut off.`,
+--idempotency-key, it goes on where it was cut off.
+
+Secrets (password hashes, join tokens) are never arguments, which other users of
+this computer can read: --secret asks for the value at the terminal, --secret-file
+reads a file. They are sealed when the task is created and shown nowhere.`,
 		Example: `  lpmos task create --region dc1 --mac 52:54:00:12:34:56 --os debian --os-version 12 \
         --hostname web-01 --ssh-key-file ~/.ssh/id_ed25519.pub
   lpmos task create --region dc1 --mac 52:54:00:12:34:56 --profile web
   lpmos task create --region dc1 --os debian --os-version 12 --from-csv rack7.csv
-  lpmos task create --region dc1 --mac 52-54-00-12-34-56 --os debian --os-version 12 --wait --timeout 1h`,
+  lpmos task create --region dc1 --mac 52-54-00-12-34-56 --os debian --os-version 12 --wait --timeout 1h
+  lpmos task create --region dc1 --mac 52:54:00:12:34:56 --profile web --secret-file join-token=token.txt`,
 		Args: exactly(0),
 	}
 	f := cmd.Flags()
@@ -193,6 +199,7 @@ named; nothing is created unless all are good. Repeated with the same
 	f.StringSliceVar(&spec.Addresses, "address", nil, "address of the installed system with its prefix length, such as 192.0.2.10/24 (default: as the profile says, or DHCP)")
 	f.StringSliceVar(&spec.Gateways, "gateway", nil, "its gateway, one of each family")
 	f.StringVar(&spec.Notes, "notes", "", "anything to remember")
+	secrets.flags(f)
 	f.StringVar(&csvFile, "from-csv", "", "file with a line for each machine; - is standard input")
 	f.StringVar(&key, "idempotency-key", "", "repeating the command with the same key creates nothing new")
 	wait.flags(cmd)
@@ -208,6 +215,10 @@ named; nothing is created unless all are good. Repeated with the same
 				}
 			}
 		}
+		var err error
+		if spec.Secrets, err = secrets.read(a, csvFile == "-"); err != nil {
+			return err
+		}
 		if noVerify {
 			spec.Verify = new(bool)
 		}
@@ -222,7 +233,6 @@ named; nothing is created unless all are good. Repeated with the same
 				return usageError{fmt.Errorf("--%s is missing (see lpmos task create --help)", need[1])}
 			}
 		}
-		var err error
 		if spec.TargetMAC, err = lpmos.ParseMAC(mac); err != nil {
 			return err
 		}

@@ -37,6 +37,7 @@ const (
 	KindAgentTask   Kind = "agents/{mac}/task_id"
 	KindMachineTask Kind = "machines/{uuid}/task_id"
 	KindLock        Kind = "agents/{mac}/lock"
+	KindTPM         Kind = "agents/{mac}/tpm"
 
 	KindOrder        Kind = "regions/{region}/tasks/{id}"
 	KindBoot         Kind = "regions/{region}/machines/{mac}"
@@ -76,7 +77,7 @@ const (
 // Kinds are all patterns, in the order of docs/keyspace.md.
 var Kinds = []Kind{
 	KindMetadata, KindStatus, KindHardware, KindPlan, KindApproval, KindProgress, KindLogs, KindError, KindReceipt, KindTaskTemplate, KindTaskSetup, KindPrevious, KindEvent,
-	KindAgentInfo, KindAgentSeen, KindAgentTask, KindMachineTask, KindLock,
+	KindAgentInfo, KindAgentSeen, KindAgentTask, KindMachineTask, KindLock, KindTPM,
 	KindOrder, KindBoot, KindDiscovered, KindHeartbeat, KindCapabilities, KindRegionStatus, KindIdentity, KindSecrets, KindPermits,
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,
 	KindGlobal, KindStop, KindStoreID, KindImage, KindProfile, KindTemplate, KindIdempotency, KindEnrollment,

@@ -195,6 +195,11 @@ func (ss *Session) revOfOrder(k Key) int64 {
 	return -1
 }
 
+// PutCapabilities says anew what the region is and has seen.
+func (ss *Session) PutCapabilities(ctx context.Context, c lpmos.Capabilities) error {
+	return ss.write(ctx, Key{Kind: KindCapabilities}, c)
+}
+
 // PutAgent remembers which boot may speak for an attempt.
 func (ss *Session) PutAgent(ctx context.Context, a lpmos.AgentRecord) error {
 	return ss.write(ctx, Key{Kind: KindReportAgent, TaskID: a.TaskID, Attempt: a.Attempt}, a)

@@ -137,6 +137,45 @@ func (s *Store) DeleteLock(ctx context.Context, macs []lpmos.MAC) error {
 	return err
 }
 
+// tpmOf is the TPM that a machine had when it was first approved, nil for none.
+func (s *Store) tpmOf(ctx context.Context, mac lpmos.MAC) (*lpmos.TPMBinding, error) {
+	b, err := s.get(ctx, Key{Kind: KindTPM, MAC: mac}.String())
+	if errors.Is(err, lpmos.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	v, err := decode[lpmos.TPMBinding](b)
+	if err != nil {
+		return nil, fmt.Errorf("decode TPM of %s: %w", mac, err)
+	}
+	return &v, nil
+}
+
+// ForgetTPM forgets the TPM of a machine with these addresses, if no live task
+// claims one of them: its credentials are wrapped already.
+func (s *Store) ForgetTPM(ctx context.Context, macs []lpmos.MAC) error {
+	var conds []clientv3.Cmp
+	var ops, orElse []clientv3.Op
+	for _, m := range macs {
+		claim := Key{Kind: KindAgentTask, MAC: m}.String()
+		conds = append(conds, clientv3.Compare(clientv3.CreateRevision(claim), "=", 0))
+		ops = append(ops, clientv3.OpDelete(Key{Kind: KindTPM, MAC: m}.String()))
+		orElse = append(orElse, clientv3.OpGet(claim))
+	}
+	r, err := s.txn(ctx, conds, ops, orElse)
+	if err != nil {
+		return fmt.Errorf("forget TPM: %w", err)
+	}
+	for _, resp := range r.Responses {
+		if kvs := resp.GetResponseRange().GetKvs(); !r.Succeeded && len(kvs) > 0 {
+			return &lpmos.ConflictError{Problem: fmt.Sprintf("live task %s is for this machine: cancel it first", kvs[0].Value)}
+		}
+	}
+	return nil
+}
+
 // loadSecrets reads the sealed secrets of a task that has some.
 func (s *Store) loadSecrets(ctx context.Context, rec *Record) error {
 	if len(rec.Task.Committed) == 0 {

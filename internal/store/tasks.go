@@ -35,6 +35,7 @@ type metadata struct {
 	Drift     []lpmos.Drift         `json:"drift,omitempty"`
 	Committed []lpmos.PlannedSecret `json:"committed_secrets,omitempty"`
 	Alarm     *lpmos.Alarm          `json:"alarm,omitempty"`
+	TPM       *lpmos.TPMBinding     `json:"tpm,omitempty"`
 }
 
 // Record is a task as the store has it, taken apart the way it is kept.
@@ -108,6 +109,10 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.Seal
 		if fresh.Setup, err = s.pinSetup(ctx, spec.Profile); err != nil {
 			return lpmos.Task{}, err
 		}
+	}
+	var err error
+	if fresh.TPM, err = s.tpmOf(ctx, spec.TargetMAC); err != nil {
+		return lpmos.Task{}, err
 	}
 	rec := Record{Task: fresh}
 	var idem string
@@ -278,6 +283,11 @@ func (s *Store) Transition(ctx context.Context, id string, m Move, edit func(*Re
 		if err != nil {
 			return lpmos.Task{}, err
 		}
+		if m.Cause == lpmos.CauseRetried { // it may have been forgotten meanwhile
+			if rec.Task.TPM, err = s.tpmOf(ctx, rec.Task.TargetMAC); err != nil {
+				return rec.Task, err
+			}
+		}
 		next := rec
 		now := time.Now().UTC()
 		ops, err := next.apply(m, now, edit)
@@ -362,7 +372,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 		clientv3.OpPut(key(KindStatus).String(), string(to)),
 		put(key(KindMetadata), metadata{
 			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt, t.Drift,
-			t.Committed, t.Alarm,
+			t.Committed, t.Alarm, t.TPM,
 		}),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}
@@ -391,12 +401,21 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 		ops = append(ops, clientv3.OpPut(key(KindLogs).String(), strings.Join(t.LogTail, "\n")))
 	}
 	ops = append(ops, r.secretOps(sealed)...)
+	if t.TPM != nil && before.TPM == nil && m.Cause == lpmos.CauseApproved {
+		for _, mac := range t.Claims {
+			ops = append(ops, put(Key{Kind: KindTPM, MAC: mac}, t.TPM))
+		}
+	}
 	orderKey := Key{Kind: KindOrder, Region: t.RegionID, TaskID: t.ID}
 	if hasOrder(t) {
-		ops = append(ops, put(orderKey, lpmos.Order{
+		o := lpmos.Order{
 			Spec: t.Spec, TaskID: t.ID, Status: t.Status, Attempt: t.Attempt, Macs: t.Claims,
 			Plan: t.Plan, Approval: t.Approval, Permit: r.Permit,
-		}))
+		}
+		if t.TPM != nil {
+			o.TPM = &t.TPM.TPM
+		}
+		ops = append(ops, put(orderKey, o))
 	} else {
 		ops = append(ops, clientv3.OpDelete(orderKey.String()))
 	}

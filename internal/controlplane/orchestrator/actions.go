@@ -88,6 +88,10 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 			a.ExpiresAt = a.At.Add(o.cfg.ApprovalTTL)
 			a.FirstAttempt, a.LastAttempt = task.Attempt, task.Attempt+o.cfg.MaxAttempts-1
 			a.Sign(o.cfg.Key)
+			// The machine is trusted from its first approval on, and by its TPM.
+			if h := task.Hardware; h != nil && task.TPM == nil && h.TPM.Fingerprint() != "" {
+				task.TPM = &lpmos.TPMBinding{TPM: *h.TPM, By: by, At: a.At, TaskID: id}
+			}
 		}
 		if !d.Approved {
 			task.LogTail = logTail(reported.Log) // the region clears it away

@@ -135,6 +135,14 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 			NextStep: "If that is wrong, take it off the list of protected machines, then retry the task.",
 		})
 	}
+	if b := t.TPM; b != nil && !b.Is(h.TPM) {
+		return o.fail(ctx, t, lpmos.CauseFailed, &lpmos.Failure{
+			Code:     "tpm_changed",
+			Cause:    "Another machine answers for this one, or its mainboard was replaced: its TPM is not the one that " + b.By + " approved it with. Nothing was written.",
+			NextStep: "If the mainboard was replaced, have the TPM forgotten (the machine's page, or lpmos machine forget-tpm " + t.TargetMAC.String() + "), then retry the task and compare the key words. If not, find the machine that has its address.",
+			Evidence: fmt.Sprintf("approved with %s, answers with %s", b.Fingerprint(), cmp.Or(h.TPM.Fingerprint(), "none")),
+		})
+	}
 	t, unnamed := named(t, h)
 	want := lpmos.NewPlan(&t, h, image)
 	want.Problem = cmp.Or(want.Problem, unnamed)

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -111,6 +112,19 @@ func (o *Orchestrator) Unlock(ctx context.Context, mac lpmos.MAC, by string) err
 		return err
 	}
 	o.log.Info("machine unlocked", "mac", mac, "by", by)
+	return nil
+}
+
+// ForgetTPM lets a machine come with another TPM, as after its mainboard was
+// replaced: its next approval decides which.
+func (o *Orchestrator) ForgetTPM(ctx context.Context, mac lpmos.MAC, by string) error {
+	if o.read.TPM(mac) == nil {
+		return fmt.Errorf("TPM of machine %s: %w", mac, lpmos.ErrNotFound)
+	}
+	if err := o.put.ForgetTPM(ctx, o.addresses(mac)); err != nil {
+		return err
+	}
+	o.log.Warn("TPM of machine forgotten", "mac", mac, "by", by)
 	return nil
 }
 

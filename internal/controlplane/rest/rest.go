@@ -80,6 +80,7 @@ type Actions interface {
 	Resume(ctx context.Context, by string) error
 	Lock(ctx context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error)
 	Unlock(ctx context.Context, mac lpmos.MAC, by string) error
+	ForgetTPM(ctx context.Context, mac lpmos.MAC, by string) error
 	SetLimits(ctx context.Context, l lpmos.Limits, by string) (lpmos.Limits, error)
 }
 
@@ -172,6 +173,7 @@ func (a *API) routes() []Route {
 		{"GET", v1 + "/machines/:mac", auth.See, (*API).getMachine},
 		{"PUT", v1 + "/machines/:mac/lock", auth.Operate, (*API).lockMachine},
 		{"DELETE", v1 + "/machines/:mac/lock", auth.Approve, (*API).unlockMachine},
+		{"DELETE", v1 + "/machines/:mac/tpm", auth.Approve, (*API).forgetTPM},
 		{"GET", v1 + "/stop", auth.See, (*API).getStop},
 		{"PUT", v1 + "/stop", auth.Operate, (*API).putStop},
 		{"DELETE", v1 + "/stop", auth.Approve, (*API).deleteStop},

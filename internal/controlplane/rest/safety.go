@@ -70,6 +70,18 @@ func (a *API) unlockMachine(c *gin.Context) {
 	c.Status(http.StatusNoContent)
 }
 
+func (a *API) forgetTPM(c *gin.Context) {
+	mac, err := lpmos.ParseMAC(c.Param("mac"))
+	if err == nil {
+		err = a.act.ForgetTPM(c.Request.Context(), mac, who(c))
+	}
+	if err != nil {
+		a.fail(c, err)
+		return
+	}
+	c.Status(http.StatusNoContent)
+}
+
 func (a *API) getLimits(c *gin.Context) { c.JSON(http.StatusOK, limitsBody(a.read.Limits())) }
 
 func (a *API) putLimits(c *gin.Context) {

@@ -31,6 +31,7 @@ type Orchestrator interface {
 	Resume(ctx context.Context, by string) error
 	Lock(ctx context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error)
 	Unlock(ctx context.Context, mac lpmos.MAC, by string) error
+	ForgetTPM(ctx context.Context, mac lpmos.MAC, by string) error
 	SetLimits(ctx context.Context, l lpmos.Limits, by string) (lpmos.Limits, error)
 }
 

@@ -45,6 +45,15 @@ func (a *Actions) Unlock(ctx context.Context, mac lpmos.MAC, _ string) error {
 	return a.o.Unlock(ctx, mac, a.by())
 }
 
+// ForgetTPM lets a machine come with another TPM: it decides which machine is
+// believed, as an approval does.
+func (a *Actions) ForgetTPM(ctx context.Context, mac lpmos.MAC, _ string) error {
+	if err := a.machine(auth.Approve, mac); err != nil {
+		return err
+	}
+	return a.o.ForgetTPM(ctx, mac, a.by())
+}
+
 // SetLimits changes what bounds the damage of a mistake.
 func (a *Actions) SetLimits(ctx context.Context, l lpmos.Limits, _ string) (lpmos.Limits, error) {
 	if err := a.r.p.May(auth.Administer); err != nil {

@@ -21,6 +21,7 @@ var pageAccess = map[string]string{
 	"POST /tasks/bulk": "operator", "POST /tasks/bulk/counts": "viewer", "POST /tasks/bulk/run": "operator", "GET /tasks/create": "operator", "POST /tasks/create": "operator",
 	"GET /batches/{id}": "viewer", "GET /tasks/approve": "viewer", "POST /tasks/approve": "approver", "GET /tasks/{id}": "viewer", "GET /tasks/{id}/approve": "viewer", "POST /tasks/{id}/approve": "approver",
 	"POST /tasks/{id}/cancel": "operator", "POST /tasks/{id}/retry": "operator", "POST /tasks/{id}/delete": "operator", "GET /tasks/{id}/log": "viewer",
+	"POST /machines/{mac}/lock": "operator", "POST /machines/{mac}/unlock": "approver", "POST /machines/{mac}/forget-tpm": "approver",
 	"GET /stop": "viewer", "POST /stop": "operator", "POST /resume": "approver",
 	"GET /regions": "viewer", "GET /machines": "viewer", "GET /machines/{mac}": "viewer", "GET /images": "viewer", "POST /images/{os}/{version}/{arch}/delete": "admin+",
 	"GET /profiles": "viewer", "POST /profiles": "operator+", "GET /profiles/{name}": "viewer", "POST /profiles/{name}": "operator+", "POST /profiles/{name}/delete": "operator+",

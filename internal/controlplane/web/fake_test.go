@@ -42,6 +42,9 @@ type fakeSite struct {
 	now     time.Time
 
 	profiles  map[string]lpmos.Profile
+	locks     map[lpmos.MAC]*lpmos.Lock
+	has       *lpmos.TPM        // TPM of the discovered machine
+	tpm       *lpmos.TPMBinding // that it was approved with
 	templates map[string]lpmos.Template
 }
 
@@ -261,6 +264,34 @@ func (s *fakeSite) Stop(_ context.Context, reason, by string) (lpmos.Stop, error
 	defer s.mu.Unlock()
 	s.stopped = &lpmos.Stop{By: by, Reason: reason, At: time.Now().UTC()}
 	return *s.stopped, nil
+}
+func (s *fakeSite) Lock(_ context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if reason == "" {
+		return lpmos.Lock{}, &lpmos.InvalidError{Field: "reason", Problem: "is missing: whoever meets the lock wants to know why"}
+	}
+	l := lpmos.Lock{By: by, Reason: reason, At: s.now}
+	if s.locks == nil {
+		s.locks = map[lpmos.MAC]*lpmos.Lock{}
+	}
+	s.locks[mac] = &l
+	return l, nil
+}
+func (s *fakeSite) Unlock(_ context.Context, mac lpmos.MAC, _ string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.locks, mac)
+	return nil
+}
+func (s *fakeSite) ForgetTPM(context.Context, lpmos.MAC, string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tpm == nil {
+		return lpmos.ErrNotFound
+	}
+	s.tpm = nil
+	return nil
 }
 func (s *fakeSite) Resume(context.Context, string) error {
 	s.mu.Lock()
@@ -528,6 +559,10 @@ func (s *fakeSite) fleet() []lpmos.Machine {
 				m.DiskBytes += d.SizeBytes
 			}
 		}
+		m.Lock = s.locks[m.MAC]
+		if m.Hardware != nil && m.Hardware.TPM != nil {
+			m.TPM = s.tpm
+		}
 		out = append(out, m)
 	}
 	for _, id := range slices.Sorted(maps.Keys(s.tasks)) {
@@ -554,7 +589,7 @@ func (s *fakeSite) fleet() []lpmos.Machine {
 		add(m)
 	}
 	h := dellR760("CZ2D4107", "7c:c2:55:10:99:07")
-	h.System.Manufacturer, h.System.Product = "HPE", "DL380 Gen11"
+	h.System.Manufacturer, h.System.Product, h.TPM = "HPE", "DL380 Gen11", s.has
 	add(lpmos.Machine{MAC: lpmos.MustMAC("7c:c2:55:10:99:07"), RegionID: "bj-1", State: lpmos.MachineDiscovered, Hardware: h, Address: "10.21.99.12", LastSeen: s.now.Add(-3 * time.Minute)})
 	return out
 }

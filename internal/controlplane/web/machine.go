@@ -17,6 +17,7 @@ type machineView struct {
 	CPU, Memory, Firmware      string
 	SecureBoot, Board, Agent   string
 	BoardSerial, Chassis       string
+	TPM, TPMWords              string // fingerprint, "" for none; what it is worth
 	ReportedAt                 time.Time
 	Disks                      []diskView
 	NICs                       []nicView
@@ -78,13 +79,14 @@ func (s *tongue) newMachine(t lpmos.Task) *machineView {
 		v.compare(s, p)
 		v.addChanges(s, lpmos.DiffHardware(p.Hardware, h))
 	}
+	v.TPMWords = s.tpmWords(h.TPM, t.TPM)
 	return v
 }
 
 func (s *tongue) hardware(h *lpmos.Hardware, plan *lpmos.Plan) *machineView {
 	v := &machineView{
 		Model: s.model(h), Serial: h.System.Serial, UUID: h.System.UUID, Asset: h.Chassis.AssetTag,
-		CPU: s.cpuWords(h.CPU), Memory: s.gib(h.Memory.TotalBytes), Firmware: s.firmwareWords(h), SecureBoot: s.secureBootWords(h),
+		TPM: h.TPM.Fingerprint(), CPU: s.cpuWords(h.CPU), Memory: s.gib(h.Memory.TotalBytes), Firmware: s.firmwareWords(h), SecureBoot: s.secureBootWords(h),
 		Board: strings.TrimSpace(h.Board.Manufacturer + " " + h.Board.Product), BoardSerial: h.Board.Serial,
 		changed: map[string]bool{},
 	}

@@ -18,6 +18,7 @@ type regionView struct {
 	Word     string
 	Machines int
 	Services []service
+	Foreign  []string // addresses of other DHCP servers there
 }
 
 // service is one thing a region does for machines.
@@ -34,6 +35,11 @@ func (w *Web) newRegion(r lpmos.Region) regionView {
 	}
 	if v.Online {
 		v.Word = w.T("Online")
+	}
+	if c := r.Capabilities; c != nil {
+		for _, a := range c.ForeignNow(w.cfg.Now()) {
+			v.Foreign = append(v.Foreign, a.String())
+		}
 	}
 	load := w.reader.RegionLoad(r.ID)
 	v.Running, v.Awaiting = load[lpmos.Installing]+load[lpmos.Verifying], load[lpmos.AwaitingApproval]

@@ -43,14 +43,19 @@ func (w *Web) resume(rw http.ResponseWriter, r *http.Request) {
 	http.Redirect(rw, r, "/stop", http.StatusSeeOther)
 }
 
-// afterStop waits a moment until the read model knows, so that the page that
-// follows shows what was done.
+// afterStop waits a moment until the read model knows of a stop or its end.
 func (w *Web) afterStop(ctx context.Context, stopped bool) {
+	w.await(ctx, func() bool { return (w.reader.Stopped() != nil) == stopped })
+}
+
+// await waits a moment until the read model knows, so that the page that follows
+// shows what was done.
+func (w *Web) await(ctx context.Context, known func() bool) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for (w.reader.Stopped() != nil) != stopped {
+	for !known() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

@@ -70,6 +70,12 @@ type Actions interface {
 	Stop(ctx context.Context, reason, by string) (lpmos.Stop, error)
 	Resume(ctx context.Context, by string) error
 
+	// Lock keeps a machine as it is, until Unlock; ForgetTPM lets its next
+	// approval decide which TPM it has.
+	Lock(ctx context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error)
+	Unlock(ctx context.Context, mac lpmos.MAC, by string) error
+	ForgetTPM(ctx context.Context, mac lpmos.MAC, by string) error
+
 	// Changes of profiles and templates are based on a version, 0 for none; an
 	// ErrConflict says that it is not the newest any more. What is in use is
 	// not deleted, which is an ErrConflict too.
@@ -223,6 +229,9 @@ var routes = func() []route {
 		{"GET /regions", auth.See, (*Web).regions},
 		{"GET /machines", auth.See, (*Web).machineList},
 		{"GET /machines/{mac}", auth.See, (*Web).machine},
+		{"POST /machines/{mac}/lock", auth.Operate, (*Web).lock},
+		{"POST /machines/{mac}/unlock", auth.Approve, (*Web).unlock},
+		{"POST /machines/{mac}/forget-tpm", auth.Approve, (*Web).forgetTPM},
 		{"GET /images", auth.See, (*Web).images},
 		{"POST /images/{os}/{version}/{arch}/delete", auth.Administer, (*Web).deleteImage},
 		{"GET /profiles", auth.See, (*Web).profileList},
