@@ -339,7 +339,7 @@ func TestPolicyOnARealSite(t *testing.T) {
 	}
 	approve(ExitDenied, "olga asked for this task", "")
 	p.token = anna
-	p.want(ExitDenied, "policy", "", "policy", "remove", "1")
+	p.want(ExitDenied, "the role admin", "", "policy", "remove", "1")
 	p.want(ExitDenied, "an API token alone is not enough", "", "task", "approve", id, "--plan", task.Plan.Digest, "--serial-end", strings.TrimSpace(end))
 	approve(ExitUsage, "password", "not the password")
 	approve(ExitOK, "your approval is kept (1 of 2 approvals: anna)", "correct horse battery staple")

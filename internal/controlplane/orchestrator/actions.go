@@ -100,7 +100,7 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 				m.Message = strings.TrimSpace(m.Message + " (" + api.Given(needs, given) + ")")
 			}
 			if len(given) < needs.Approvers {
-				m.Cause, task.Approvals = lpmos.CauseApprovalGiven, given
+				m.Cause, task.Approvals, task.ApprovalNeeds = lpmos.CauseApprovalGiven, given, &needs
 				return nil
 			}
 			if len(given) > 1 {
