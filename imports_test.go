@@ -57,6 +57,12 @@ var importRules = []importRule{
 		refuse: func(p string) bool { return strings.HasPrefix(p, "github.com/gorilla/") },
 		reason: "the WebSocket has one server (hub) and one client (apiclient)",
 	}, {
+		in: []string{"…"}, except: []string{"internal/controlplane/oidc"},
+		refuse: func(p string) bool {
+			return strings.HasPrefix(p, "github.com/coreos/go-oidc/") || strings.HasPrefix(p, "golang.org/x/oauth2")
+		},
+		reason: "who an identity provider vouches for is found out in one place",
+	}, {
 		in: []string{"…"}, except: []string{"internal/cli", "test/…"},
 		refuse: func(p string) bool { return p == "internal/sim" },
 		reason: "simulated machines are for the command line and the load test; what serves real ones does without",

@@ -47,7 +47,8 @@ type Cause string
 const (
 	CauseCreated          Cause = "created"
 	CauseHardwareReported Cause = "hardware_reported"
-	CausePlanChanged      Cause = "plan_changed" // hardware or disks differ from what was planned for
+	CausePlanChanged      Cause = "plan_changed"   // hardware or disks differ from what was planned for
+	CauseApprovalGiven    Cause = "approval_given" // one of several people approved
 	CauseApproved         Cause = "approved"
 	CauseRejected         Cause = "rejected"
 	CauseCanceled         Cause = "canceled"
@@ -71,7 +72,7 @@ var transitions = map[Status]map[Cause]Status{
 		CauseFailed: Failed, CauseDeadline: Failed, CauseAlarm: Pending,
 	},
 	AwaitingApproval: {
-		CausePlanChanged: AwaitingApproval, CauseApproved: Approved, CauseRejected: Rejected,
+		CausePlanChanged: AwaitingApproval, CauseApprovalGiven: AwaitingApproval, CauseApproved: Approved, CauseRejected: Rejected,
 		CauseCanceled: Canceled, CauseFailed: Failed, CauseDeadline: Failed, CauseAlarm: AwaitingApproval,
 	},
 	Approved: {
@@ -174,6 +175,8 @@ type Task struct {
 	Hardware  *Hardware `json:"hardware,omitempty"`
 	Plan      *Plan     `json:"plan,omitempty"`
 	Approval  *Approval `json:"approval,omitempty"`
+	// Approvals are those of several people that were given so far.
+	Approvals []Consent `json:"approvals,omitempty"`
 	Progress  *Progress `json:"progress,omitempty"`
 	Error     *Failure  `json:"error,omitempty"`
 	Receipt   *Receipt  `json:"receipt,omitempty"`
@@ -203,7 +206,10 @@ type Task struct {
 	Alarm *Alarm `json:"alarm,omitempty"`
 	// PermitWait says why an approved machine that asked to write may not yet.
 	PermitWait *PermitWait `json:"permit_wait,omitempty"`
-	Rev        int64       `json:"rev"` // of the store, when this was newest
+	// ApprovalNeeds is what the approval of a task that waits for it takes, nil
+	// when it takes nothing but the role.
+	ApprovalNeeds *ApprovalNeeds `json:"approval_needs,omitempty"`
+	Rev           int64          `json:"rev"` // of the store, when this was newest
 }
 
 // AgentIdentity is an agent's key as people compare it.

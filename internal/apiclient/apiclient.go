@@ -83,6 +83,7 @@ type Problem struct {
 	// passwords will be looked at.
 	NeedRole  lpmos.Role `json:"need_role"`
 	TriesLeft *int       `json:"tries_left"`
+	Reauth    bool       `json:"reauth"` // the same with the person's password may be accepted
 }
 
 func (p *Problem) Error() string {

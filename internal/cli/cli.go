@@ -226,7 +226,7 @@ Every flag is also taken from the environment: --server from LPMOS_SERVER.`,
 	f.StringVar(&a.tokenIn, "token-file", "", "file with an API token, such as local-token in the data directory of a site on this host")
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json or yaml")
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.profileCommand(), a.templateCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(), a.stopCommand(), a.resumeCommand(), a.limitsCommand(),
+	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.profileCommand(), a.templateCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(), a.stopCommand(), a.resumeCommand(), a.limitsCommand(), a.policyCommand(),
 		a.simCommand(), a.versionCommand(), a.doctorCommand(), a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.userCommand(), a.tokenCommand(), a.completionCommand(), exitCodesTopic(), outputTopic(), searchTopic())
 	for _, g := range groups {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})

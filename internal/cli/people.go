@@ -325,6 +325,10 @@ func userTable(users []apiclient.User, wide bool) *table {
 		switch {
 		case u.Disabled:
 			state = "disabled"
+		case u.External != nil && u.External.Barred:
+			state = "no group"
+		case u.External != nil:
+			state = "by " + plain(u.External.Issuer)
 		case u.MustChange:
 			state = "one-time password"
 		}

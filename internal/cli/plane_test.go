@@ -283,3 +283,71 @@ func TestCreateFromCSV(t *testing.T) {
 		t.Errorf("after creating twice with one key there are %d tasks, %v; want 2", l.Total, err)
 	}
 }
+
+// person makes an approver with a password, and a token of theirs.
+func (p *plane) person(name string) (token string) {
+	p.t.Helper()
+	u, err := p.api.CreateUser(p.t.Context(), name, apiclient.Access{Role: lpmos.Approver})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	c, err := apiclient.New(p.site.ControlPlane.URL(), nil)
+	if err == nil {
+		_, err = c.Login(p.t.Context(), name, u.OneTimePassword)
+	}
+	if err == nil {
+		err = c.ChangePassword(p.t.Context(), u.OneTimePassword, "correct horse battery staple")
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	t, err := c.CreateToken(p.t.Context(), apiclient.NewToken{Name: "cli"})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return t.Token
+}
+
+// Four eyes and the password, from the command line.
+func TestPolicyOnARealSite(t *testing.T) {
+	p := newPlane(t)
+	admin, anna, ben := p.token, p.person("anna"), p.person("ben")
+	p.want(ExitOK, "one approver decides", "", "policy", "show")
+	p.want(ExitUsage, "nothing that it asks for", "", "policy", "add")
+	p.want(ExitOK, "02:4c:50:00:00:0e", "", "policy", "label", "production", "02-4C-50-00-00-0E", "02:4c:50:00:00:0f")
+	p.want(ExitOK, "label production: 2 approvers, not who asked for it, password within 5 min", "",
+		"policy", "add", "--labels", "production", "--approvers", "2", "--not-creator", "--reauth-minutes", "5")
+	p.want(ExitUsage, "there is no rule 2", "", "policy", "remove", "2")
+	p.want(ExitUsage, "a label that is not defined", "", "policy", "label", "production", "02:4c:50:00:00:0e", "02:4c:50:00:00:0f", "--remove")
+
+	p.token = p.person("olga")
+	out := p.want(ExitOK, "Boot the machine", "", "task", "create", "--region", "dc1", "--os", "debian", "--os-version", "12", "--mac", "02:4c:50:00:00:0e", "--hostname", "db-01")
+	id, _, _ := strings.Cut(out, "\n")
+	p.boot("02:4c:50:00:00:0e")
+	var task lpmos.Task
+	p.until("it waits", func() bool {
+		task, _ = p.api.Task(t.Context(), id)
+		return task.Status == lpmos.AwaitingApproval
+	})
+	end := ""
+	if task.Plan.ErasesData() {
+		end = "\n" + task.Plan.Effect.Target.Serial[len(task.Plan.Effect.Target.Serial)-4:]
+	}
+	approve := func(code int, said, password string) {
+		t.Helper()
+		p.want(code, said, "yes"+end+"\n"+password+"\n", "task", "approve", id)
+	}
+	approve(ExitDenied, "olga asked for this task", "")
+	p.token = anna
+	p.want(ExitDenied, "the role admin", "", "policy", "remove", "1")
+	p.want(ExitDenied, "an API token alone is not enough", "", "task", "approve", id, "--plan", task.Plan.Digest, "--serial-end", strings.TrimSpace(end))
+	approve(ExitUsage, "password", "not the password")
+	approve(ExitOK, "your approval is kept (1 of 2 approvals: anna)", "correct horse battery staple")
+	p.want(ExitOK, "1 of 2 approvals: anna; by another than olga", "", "task", "show", id)
+	approve(ExitConflict, "another approver has to agree", "correct horse battery staple")
+	p.token = ben
+	approve(ExitOK, "approved; follow it", "correct horse battery staple")
+	p.want(ExitOK, "by anna and ben", "", "task", "show", id)
+	p.token = admin
+	p.want(ExitOK, "one approver decides", "", "policy", "remove", "1")
+}

@@ -459,7 +459,7 @@ func describeTask(t lpmos.Task, eta *apiclient.ETA, wide bool) *table {
 		if !a.Approved {
 			what = "rejected"
 		}
-		v.field(what, moment(a.At)+by(a.By)+notes(a.Notes))
+		v.field(what, moment(a.At)+by(strings.Join(a.People(), " and "))+notes(a.Notes))
 	}
 	if h := t.Hardware; h != nil {
 		v.field("hardware", plain(strings.TrimSpace(h.System.Manufacturer+" "+h.System.Product))+", serial "+plain(h.System.Serial)+", "+plain(h.BootMode))
@@ -470,6 +470,9 @@ func describeTask(t lpmos.Task, eta *apiclient.ETA, wide bool) *table {
 	}
 	if k := t.AgentKey; k != nil {
 		v.field("key words", k.Words+" (as on the machine's console)")
+	}
+	if n := t.ApprovalNeeds; n != nil {
+		v.field("approval", plain(approvalNeeds(t, *n)), attention)
 	}
 	if w := t.PermitWait; w != nil {
 		v.field("waits", permitWait(*w), attention)

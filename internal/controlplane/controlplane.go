@@ -66,11 +66,22 @@ type Config struct {
 	// TrustedProxies are addresses and networks whose X-Forwarded-For and
 	// X-Forwarded-Proto are believed. None are unless they are named.
 	TrustedProxies []string
+	// OIDC is the identity provider that people may sign in with, beside passwords.
+	OIDC OIDC
 	// FirstUser is told, once in the life of a store, who may sign in first and
 	// with which one-time password. nil keeps it to itself.
 	FirstUser func(name, password string)
 	// CheapPasswords is for tests: hashes that cost nothing, and are worth it.
 	CheapPasswords bool
+}
+
+// OIDC says how people sign in with an OpenID Connect provider. Without an Issuer
+// they do not.
+type OIDC struct {
+	Issuer, ClientID, SecretFile, CA, Name, UserClaim, GroupsClaim string // see AccessFlags
+
+	Scopes []string
+	Grants []string // GROUP=ROLE@REGION+REGION
 }
 
 // RegionEtcd is how regions of their own process reach the store.
@@ -158,8 +169,12 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 	c.state.Listen(c.orch.Notice)
 	c.state.Listen(c.hub.Publish)
 
+	provider, err := cfg.OIDC.provider(log)
+	if err != nil {
+		return nil, err
+	}
 	pages, err := web.New(c.state, history{scope.Remember(c.state, st, auth.Principal{})}, c.orch, web.Config{
-		Version: version.String(), SiteName: cfg.SiteName, Batches: c.orch, Estimate: estimate(c.state), View: c.webView, People: c.auth,
+		Version: version.String(), SiteName: cfg.SiteName, Batches: c.orch, Estimate: estimate(c.state), View: c.webView, People: c.auth, Provider: provider,
 		Insecure: !secure && cfg.InsecureHTTP,
 	}, log)
 	if err != nil {

@@ -121,7 +121,7 @@ func setPart(t *lpmos.Task, kind Kind, value []byte, m *metadata) (err error) {
 		*m, err = decode[metadata](value)
 		t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy = m.TaskID, m.Spec, m.Attempt, m.CreatedAt, m.CreatedBy
 		t.UpdatedAt, t.Claims, t.ClaimUUID, t.BatchID, t.Found, t.HardwareAt = m.UpdatedAt, m.Claims, m.ClaimUUID, m.BatchID, m.Found, m.HardwareAt
-		t.Drift, t.Committed, t.Alarm, t.TPM = m.Drift, m.Committed, m.Alarm, m.TPM
+		t.Drift, t.Committed, t.Alarm, t.TPM, t.Approvals = m.Drift, m.Committed, m.Alarm, m.TPM, m.Approvals
 	case KindStatus:
 		t.Status = lpmos.Status(value)
 	case KindHardware:

@@ -126,7 +126,7 @@ func (s *Store) CreateSignIn(ctx context.Context, id string, si lpmos.SignIn, tt
 	if err != nil {
 		return 0, err
 	}
-	if at == 0 || u.Disabled || u.Epoch != si.Epoch {
+	if at == 0 || u.Barred() || u.Epoch != si.Epoch {
 		return 0, &lpmos.ConflictError{Problem: "the user was changed meanwhile: sign in again"}
 	}
 	lease, err := s.grant(ctx, ttl)
@@ -146,21 +146,24 @@ func (s *Store) CreateSignIn(ctx context.Context, id string, si lpmos.SignIn, tt
 }
 
 // TouchSignIn notes that a session was used. One that is gone stays so, which
-// is no error.
-func (s *Store) TouchSignIn(ctx context.Context, id string, si lpmos.SignIn) error {
+// is no error: rev is 0 then.
+func (s *Store) TouchSignIn(ctx context.Context, id string, si lpmos.SignIn) (rev int64, err error) {
 	key, err := hashKey(KindSignIn, id)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	return s.touch(ctx, key, si, clientv3.WithIgnoreLease())
 }
 
-func (s *Store) touch(ctx context.Context, key string, v any, opts ...clientv3.OpOption) error {
-	_, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}, []clientv3.Op{clientv3.OpPut(key, string(encode(v)), opts...)}, nil)
+func (s *Store) touch(ctx context.Context, key string, v any, opts ...clientv3.OpOption) (rev int64, err error) {
+	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}, []clientv3.Op{clientv3.OpPut(key, string(encode(v)), opts...)}, nil)
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		return nil
+		return 0, nil
 	}
-	return err
+	if err != nil || !r.Succeeded {
+		return 0, err
+	}
+	return r.Header.Revision, nil
 }
 
 // DeleteSignIn ends a session.
@@ -211,7 +214,8 @@ func (s *Store) TouchToken(ctx context.Context, id string, t lpmos.APIToken) err
 	if err != nil {
 		return err
 	}
-	return s.touch(ctx, key, t)
+	_, err = s.touch(ctx, key, t)
+	return err
 }
 
 // DeleteToken ends a token.
@@ -226,4 +230,49 @@ func (s *Store) DeleteToken(ctx context.Context, id string) (int64, error) {
 // Token reads a token and the revision that wrote it.
 func (s *Store) Token(ctx context.Context, id string) (lpmos.APIToken, int64, error) {
 	return readHashed[lpmos.APIToken](ctx, s, KindToken, id)
+}
+
+// vet reads what an approval by somebody is judged by into rec, and answers the
+// comparisons that hold as long as it stands.
+func (s *Store) vet(ctx context.Context, rec *Record, by string) ([]clientv3.Cmp, error) {
+	keys := []string{Key{Kind: KindGlobal}.String()}
+	names := []string{by}
+	for _, c := range rec.Task.Approvals {
+		names = append(names, c.By)
+	}
+	for _, name := range names {
+		if lpmos.ValidName(name) { // else it is nobody's: a program, or whoever came without a login
+			keys = append(keys, Key{Kind: KindUser, Name: name}.String())
+		}
+	}
+	var reads []clientv3.Op
+	for _, k := range keys {
+		reads = append(reads, clientv3.OpGet(k))
+	}
+	r, err := s.txn(ctx, nil, reads, nil)
+	if err != nil {
+		return nil, fmt.Errorf("read the approval policy: %w", err)
+	}
+	rec.Users = map[string]lpmos.User{}
+	var conds []clientv3.Cmp
+	for i, resp := range r.Responses {
+		var rev int64
+		if kvs := resp.GetResponseRange().Kvs; len(kvs) > 0 {
+			rev = kvs[0].ModRevision
+			if i == 0 {
+				var g Global
+				g, err = decode[Global](kvs[0].Value)
+				rec.Policy = g.Approvals
+			} else {
+				var u lpmos.User
+				u, err = decode[lpmos.User](kvs[0].Value)
+				rec.Users[u.Name] = u
+			}
+			if err != nil {
+				return nil, fmt.Errorf("decode %s: %w", keys[i], err)
+			}
+		}
+		conds = append(conds, clientv3.Compare(clientv3.ModRevision(keys[i]), "=", rev))
+	}
+	return conds, nil
 }

@@ -273,6 +273,7 @@ type Global struct {
 	// never installed.
 	Hosts map[string]lpmos.Host `json:"hosts,omitempty"`
 	lpmos.Limits
+	Approvals lpmos.ApprovalPolicy `json:"approvals,omitzero"`
 }
 
 // UpdateGlobal changes config/global by compare-and-swap.

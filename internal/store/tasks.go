@@ -36,6 +36,7 @@ type metadata struct {
 	Committed []lpmos.PlannedSecret `json:"committed_secrets,omitempty"`
 	Alarm     *lpmos.Alarm          `json:"alarm,omitempty"`
 	TPM       *lpmos.TPMBinding     `json:"tpm,omitempty"`
+	Approvals []lpmos.Consent       `json:"approvals,omitempty"`
 }
 
 // Record is a task as the store has it, taken apart the way it is kept.
@@ -45,6 +46,10 @@ type Record struct {
 	// Secrets are the task's, sealed; nil when it has none. They go when the
 	// task cannot need them any more.
 	Secrets *lpmos.SealedSecrets
+	// Policy and Users are what an approval is judged by, where Move.Vet asked
+	// for them: users by name, of those who approve and have approved.
+	Policy lpmos.ApprovalPolicy
+	Users  map[string]lpmos.User
 
 	eventSeq  int64
 	eventHash string
@@ -59,6 +64,10 @@ type Move struct {
 	Message string // a sentence for the event; Edit may still set it
 	// Gate is what a permit must pass as well; what does not pass is a *HeldError.
 	Gate *Gate
+	// Vet reads the approval policy and the users concerned into the record that
+	// edit sees. They are compared in the transaction, so that who is revoked a
+	// moment before approves nothing.
+	Vet bool
 }
 
 // maxRaces is how often a transition is tried again when another writer was
@@ -290,11 +299,18 @@ func (s *Store) Transition(ctx context.Context, id string, m Move, edit func(*Re
 		}
 		next := rec
 		now := time.Now().UTC()
+		conds := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(Key{Kind: KindStatus, TaskID: id}.String()), "=", rec.statusRev)}
+		if m.Vet {
+			vetConds, err := s.vet(ctx, &next, m.By)
+			if err != nil {
+				return rec.Task, err
+			}
+			conds = append(conds, vetConds...)
+		}
 		ops, err := next.apply(m, now, edit)
 		if err != nil {
 			return rec.Task, err
 		}
-		conds := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(Key{Kind: KindStatus, TaskID: id}.String()), "=", rec.statusRev)}
 		claimConds, claimOps, orElse := claims(&rec.Task, &next.Task)
 		conds, ops = append(conds, claimConds...), append(ops, claimOps...)
 		if m.Gate != nil {
@@ -337,7 +353,8 @@ func (e *ClaimError) Is(target error) bool { return target == lpmos.ErrConflict 
 func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) ([]clientv3.Op, error) {
 	t := &r.Task
 	before, sealed := *t, r.Secrets
-	to, err := t.Status.Next(m.Cause)
+	from := t.Status
+	to, err := from.Next(m.Cause)
 	if err != nil {
 		return nil, err
 	}
@@ -345,8 +362,13 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 		if err := edit(r, &m); err != nil {
 			return nil, err
 		}
+		if to, err = from.Next(m.Cause); err != nil {
+			return nil, err
+		}
 	}
-	from := t.Status
+	if to != lpmos.AwaitingApproval {
+		t.Approvals = nil // given, or void
+	}
 	t.Status, t.UpdatedAt = to, now
 	switch {
 	case t.Hardware == nil:
@@ -372,7 +394,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 		clientv3.OpPut(key(KindStatus).String(), string(to)),
 		put(key(KindMetadata), metadata{
 			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt, t.Drift,
-			t.Committed, t.Alarm, t.TPM,
+			t.Committed, t.Alarm, t.TPM, t.Approvals,
 		}),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
 )
 
 // Permission is what a route or an action needs.
@@ -75,6 +76,12 @@ type Principal struct {
 	SignedInAt time.Time
 	Bad        bool // a credential was shown, and it is none
 	Local      bool // the peer is this host
+	// Own is a token that this control plane made for programs of its host: it
+	// acts for no user.
+	Own bool
+	// ProvedAt is when the person last showed a password, or proved to their
+	// identity provider who they are. Zero for tokens and links.
+	ProvedAt time.Time
 }
 
 // SignedIn reports whether p is somebody.
@@ -151,6 +158,11 @@ func (p Principal) MayIn(need Permission, region string) error {
 		return &DeniedError{Text: fmt.Sprintf("region %s is not one of yours (%s)", lpmos.Shorten(region, 64), strings.Join(p.Regions, ", "))}
 	}
 	return nil
+}
+
+// Approver is what an approval policy wants to know of p.
+func (p Principal) Approver() api.Approver {
+	return api.Approver{User: p.Kind == Session || p.Kind == Token && !p.Own, Token: p.Kind == Token, ProvedAt: p.ProvedAt}
 }
 
 // actor is what is written down about p.

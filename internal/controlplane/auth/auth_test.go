@@ -87,7 +87,7 @@ func drop[T any](m *memory, from map[string]T, key string) (int64, error) {
 func (m *memory) CreateSignIn(_ context.Context, id string, s lpmos.SignIn, _ time.Duration) (int64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if u, ok := m.users[s.User]; !ok || u.Epoch != s.Epoch || u.Disabled {
+	if u, ok := m.users[s.User]; !ok || u.Epoch != s.Epoch || u.Barred() {
 		return 0, lpmos.ErrConflict
 	}
 	m.signIns[id] = s
@@ -95,14 +95,16 @@ func (m *memory) CreateSignIn(_ context.Context, id string, s lpmos.SignIn, _ ti
 	return m.rev, nil
 }
 
-func (m *memory) TouchSignIn(_ context.Context, id string, s lpmos.SignIn) error {
+func (m *memory) TouchSignIn(_ context.Context, id string, s lpmos.SignIn) (int64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.touched++
-	if _, ok := m.signIns[id]; ok {
-		m.signIns[id] = s
+	if _, ok := m.signIns[id]; !ok {
+		return 0, nil
 	}
-	return nil
+	m.signIns[id] = s
+	m.rev++
+	return m.rev, nil
 }
 
 func (m *memory) DeleteSignIn(_ context.Context, id string) (int64, error) {

@@ -157,6 +157,8 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 		move.Cause, move.Message = lpmos.CausePlanChanged, "The machine reported something else than the plan was made for; a new plan was made."
 		if t.Status == lpmos.Approved {
 			move.Message += " The approval is void."
+		} else if len(t.Approvals) > 0 {
+			move.Message += " What was approved of it is void."
 		}
 	}
 	macs, uuid := identity(t, h)
@@ -167,7 +169,7 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 				return errNothing
 			}
 			plan := want
-			rec.Task.Hardware, rec.Task.Plan, rec.Task.Approval, rec.Permit = h, &plan, nil, nil
+			rec.Task.Hardware, rec.Task.Plan, rec.Task.Approval, rec.Task.Approvals, rec.Permit = h, &plan, nil, nil, nil
 			rec.Task.Claims, rec.Task.ClaimUUID, rec.Task.Hostname = macs, uuid, t.Hostname
 			if rec.Task.Previous == nil {
 				rec.Task.Previous = previous

@@ -153,3 +153,20 @@ func (o *Orchestrator) SetLimits(ctx context.Context, l lpmos.Limits, by string)
 	o.log.Info("limits changed", "permits_per_minute", l.PermitsPerMinute, "protected", len(l.Protected), "by", by)
 	return l, nil
 }
+
+// SetApprovalPolicy changes what it takes to approve, for the decisions from
+// its revision on.
+func (o *Orchestrator) SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, by string) (lpmos.ApprovalPolicy, error) {
+	p, err := p.Normalize()
+	if err != nil {
+		return p, err
+	}
+	if err := o.put.UpdateGlobal(ctx, func(g *store.Global) error {
+		g.Approvals = p
+		return nil
+	}); err != nil {
+		return p, err
+	}
+	o.log.Info("approval policy changed", "rules", len(p.Rules), "labels", len(p.Labels), "by", by)
+	return p, nil
+}

@@ -23,7 +23,7 @@ var access = map[string]string{
 	"GET /api/v1/regions": "viewer", "GET /api/v1/regions/:id": "viewer", "GET /api/v1/machines": "viewer", "GET /api/v1/machines/:mac": "viewer",
 	"PUT /api/v1/machines/:mac/lock": "operator+", "DELETE /api/v1/machines/:mac/lock": "approver+",
 	"DELETE /api/v1/machines/:mac/tpm": "approver+",
-	"GET /api/v1/stop":                 "viewer", "PUT /api/v1/stop": "operator", "DELETE /api/v1/stop": "approver+", "GET /api/v1/limits": "viewer", "PUT /api/v1/limits": "admin+",
+	"GET /api/v1/stop":                 "viewer", "PUT /api/v1/stop": "operator", "DELETE /api/v1/stop": "approver+", "GET /api/v1/limits": "viewer", "PUT /api/v1/limits": "admin+", "GET /api/v1/approval-policy": "viewer", "PUT /api/v1/approval-policy": "admin+",
 	"POST /api/v1/regions/:id/enroll": "admin+", "POST /api/v1/regions/:id/rotate": "admin+", "POST /api/v1/regions/:id/revoke": "admin+", "POST /api/v1/regions/:id/certificate": "",
 	"GET /api/v1/profiles": "viewer", "GET /api/v1/profiles/:name": "viewer", "PUT /api/v1/profiles/:name": "operator+", "DELETE /api/v1/profiles/:name": "operator+",
 	"GET /api/v1/templates": "viewer", "GET /api/v1/templates/:name": "viewer", "PUT /api/v1/templates/:name": "operator+", "DELETE /api/v1/templates/:name": "operator+", "POST /api/v1/templates/:name/preview": "viewer",
@@ -39,7 +39,7 @@ var access = map[string]string{
 func (p *plane) as(who auth.Principal) { p.who = &who }
 
 func somebody(role lpmos.Role, regions ...string) auth.Principal {
-	p := auth.Principal{Kind: auth.Token, Name: string(role), Role: role, Label: "test"}
+	p := auth.Principal{Kind: auth.Token, Name: string(role), Role: role, Label: "test", Own: true}
 	if len(regions) > 0 {
 		p.Regions = regions
 	}

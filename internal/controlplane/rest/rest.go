@@ -54,6 +54,7 @@ type Reader interface {
 	ImageRev(os, version, arch string) (lpmos.Image, int64, bool)
 	Stopped() *lpmos.Stop
 	Limits() lpmos.Limits
+	ApprovalPolicy() lpmos.ApprovalPolicy
 }
 
 // Actions is the orchestrator.
@@ -82,6 +83,7 @@ type Actions interface {
 	Unlock(ctx context.Context, mac lpmos.MAC, by string) error
 	ForgetTPM(ctx context.Context, mac lpmos.MAC, by string) error
 	SetLimits(ctx context.Context, l lpmos.Limits, by string) (lpmos.Limits, error)
+	SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, by string) (lpmos.ApprovalPolicy, error)
 }
 
 // Store is what goes to the store without a decision.
@@ -179,6 +181,8 @@ func (a *API) routes() []Route {
 		{"DELETE", v1 + "/stop", auth.Approve, (*API).deleteStop},
 		{"GET", v1 + "/limits", auth.See, (*API).getLimits},
 		{"PUT", v1 + "/limits", auth.Administer, (*API).putLimits},
+		{"GET", v1 + "/approval-policy", auth.See, (*API).getApprovalPolicy},
+		{"PUT", v1 + "/approval-policy", auth.Administer, (*API).putApprovalPolicy},
 		{"GET", v1 + "/profiles", auth.See, (*API).listProfiles},
 		{"GET", v1 + "/profiles/:name", auth.See, (*API).getProfile},
 		{"PUT", v1 + "/profiles/:name", auth.Configure, (*API).putProfile},
@@ -317,6 +321,9 @@ type Problem struct {
 	// passwords will be looked at.
 	NeedRole  lpmos.Role `json:"need_role,omitempty"`
 	TriesLeft *int       `json:"tries_left,omitempty"`
+	// Reauth says that the same request with the person's password may be
+	// accepted.
+	Reauth bool `json:"reauth,omitempty"`
 }
 
 func (a *API) problem(c *gin.Context, status int, title, detail string) {
@@ -346,6 +353,8 @@ func (a *API) fail(c *gin.Context, err error) {
 	var batch *lpmos.BatchError
 	var denied *auth.DeniedError
 	var throttled *auth.ThrottledError
+	var reauth *api.ReauthError
+	var barred *api.BarError
 	switch {
 	case errors.As(err, &batch):
 		p.Title, p.Status, p.Lines = "Lines cannot be accepted", http.StatusBadRequest, batch.Lines
@@ -371,6 +380,13 @@ func (a *API) fail(c *gin.Context, err error) {
 		p.Title, p.Status = "Not signed in", http.StatusUnauthorized
 		if wrong, ok := errors.AsType[*auth.WrongError](err); ok {
 			p.TriesLeft = &wrong.Left
+		}
+	case errors.As(err, &reauth):
+		p.Title, p.Status, p.Reauth = "Confirm who you are", http.StatusForbidden, true
+	case errors.As(err, &barred):
+		p.Title, p.Status = "Somebody else has to approve", http.StatusForbidden
+		if barred.Bar == lpmos.BarGiven {
+			p.Title, p.Status, p.TaskStatus = "Approved already", http.StatusConflict, lpmos.AwaitingApproval
 		}
 	case errors.As(err, &denied):
 		p.Title, p.Status, p.NeedRole = "Not allowed", http.StatusForbidden, denied.Need

@@ -51,7 +51,7 @@ func (r past) PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (int64, 
 }
 
 // tester is an admin of everything.
-var tester = auth.Principal{Kind: auth.Token, Name: "tester", Role: lpmos.Admin, Label: "test"}
+var tester = auth.Principal{Kind: auth.Token, Name: "tester", Role: lpmos.Admin, Label: "test", Own: true}
 
 var discard = slog.New(slog.DiscardHandler)
 

@@ -101,3 +101,28 @@ func limitsBody(l lpmos.Limits) lpmos.Limits {
 	l.Protected = list(l.Protected)
 	return l
 }
+
+func (a *API) getApprovalPolicy(c *gin.Context) {
+	c.JSON(http.StatusOK, policyBody(a.read.ApprovalPolicy()))
+}
+
+func (a *API) putApprovalPolicy(c *gin.Context) {
+	var p lpmos.ApprovalPolicy
+	if !a.decode(c, &p) {
+		return
+	}
+	p, err := a.act.SetApprovalPolicy(c.Request.Context(), p, who(c))
+	if err != nil {
+		a.fail(c, err)
+		return
+	}
+	c.JSON(http.StatusOK, policyBody(p))
+}
+
+func policyBody(p lpmos.ApprovalPolicy) lpmos.ApprovalPolicy {
+	p.Rules = list(p.Rules)
+	if p.Labels == nil {
+		p.Labels = map[string][]string{}
+	}
+	return p
+}

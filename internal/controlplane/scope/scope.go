@@ -50,6 +50,7 @@ type Model interface {
 	TemplateUse(name string) api.Use
 	Stopped() *lpmos.Stop
 	Limits() lpmos.Limits
+	ApprovalPolicy() lpmos.ApprovalPolicy
 }
 
 // Reader is the read model as one principal sees it.

@@ -62,7 +62,7 @@ func (s *State) Task(id string) (lpmos.Task, bool) {
 	if log := t.log(t.Attempt); len(log) > 0 {
 		v.LogTail = tail(log, logTailLines)
 	}
-	v.PermitWait = s.permitWait(t)
+	v.PermitWait, v.ApprovalNeeds = s.permitWait(t), s.approvalNeeds(&v)
 	load := !t.Status.Live() && (t.left || t.leftLog)
 	s.mu.RUnlock()
 	if load {

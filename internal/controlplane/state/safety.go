@@ -225,3 +225,23 @@ func (s *State) Limits() lpmos.Limits {
 	defer s.mu.RUnlock()
 	return s.global.Limits
 }
+
+// ApprovalPolicy is that of config/global.
+func (s *State) ApprovalPolicy() lpmos.ApprovalPolicy {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.global.Approvals
+}
+
+// approvalNeeds is what the approval of a task that waits for it takes, nil when
+// it takes no more than the role.
+func (s *State) approvalNeeds(t *lpmos.Task) *lpmos.ApprovalNeeds {
+	if t.Status != lpmos.AwaitingApproval {
+		return nil
+	}
+	n := s.global.Approvals.For(t)
+	if n.Plain() {
+		return nil
+	}
+	return &n
+}

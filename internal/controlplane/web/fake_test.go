@@ -46,6 +46,7 @@ type fakeSite struct {
 	has       *lpmos.TPM        // TPM of the discovered machine
 	tpm       *lpmos.TPMBinding // that it was approved with
 	templates map[string]lpmos.Template
+	policy    lpmos.ApprovalPolicy
 }
 
 var (
@@ -759,4 +760,22 @@ func exampleProfiles(now time.Time) map[string]lpmos.Profile {
 
 func exampleTemplates(now time.Time) map[string]lpmos.Template {
 	return map[string]lpmos.Template{"base": {Name: "base", Version: 4, Kind: "user-data", Description: "Time, monitoring and keys for every server", Text: exampleTemplate, UpdatedAt: now.Add(-3 * time.Hour), UpdatedBy: "li.wei"}}
+}
+
+func (s *fakeSite) ApprovalPolicy() lpmos.ApprovalPolicy {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.policy
+}
+
+func (s *fakeSite) SetApprovalPolicy(_ context.Context, p lpmos.ApprovalPolicy, _ string) (lpmos.ApprovalPolicy, error) {
+	p, err := p.Normalize()
+	if err != nil {
+		return p, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.policy = p
+	s.rev++
+	return p, nil
 }

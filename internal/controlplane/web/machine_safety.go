@@ -59,7 +59,7 @@ func (w *Web) machineAction(rw http.ResponseWriter, r *http.Request, do func(con
 		w.fail(rw, r, err)
 		return
 	}
-	w.await(ctx, func() bool {
+	w.until(ctx, func() bool {
 		m, ok := w.reader.Machine(mac)
 		return !ok || done(m)
 	})

@@ -195,6 +195,22 @@ func (b *Tab) Path() string {
 	return strings.TrimPrefix(at, b.URL)
 }
 
+// Said waits until the console said something that holds a text.
+func (b *Tab) Said(part string, limit time.Duration) {
+	b.t.Helper()
+	for deadline := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
+		b.mu.Lock()
+		said := slices.Clone(b.noise)
+		b.mu.Unlock()
+		if slices.ContainsFunc(said, func(n string) bool { return strings.Contains(n, part) }) {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("the console never said %q, only %q", part, said)
+		}
+	}
+}
+
 // Width makes the page as wide as a device's.
 func (b *Tab) Width(width, height int64) {
 	b.t.Helper()
