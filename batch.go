@@ -20,6 +20,7 @@ type Batch struct {
 	// the world had changed since they were checked.
 	Failed []BatchLine `json:"failed,omitempty"`
 	Specs  []Spec      `json:"-"` // of all lines, until it is finished
+	Asked  Actor       `json:"-"` // who sent it and from where, as long as Specs
 }
 
 // BatchLine is what is said of one line.
