@@ -19,6 +19,7 @@ const keepBatch = 30 * 24 * time.Hour
 type batchRequest struct {
 	Batch lpmos.Batch  `json:"batch"`
 	Specs []lpmos.Spec `json:"specs"`
+	Asked lpmos.Actor  `json:"asked,omitzero"`
 }
 
 // CreateBatch stores a batch whose lines were checked. With an idempotency key,
@@ -27,7 +28,7 @@ type batchRequest struct {
 func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey, request string) (lpmos.Batch, error) {
 	b := lpmos.Batch{ID: lpmos.NewTaskID(), CreatedAt: time.Now().UTC(), CreatedBy: by, Total: len(specs), Specs: specs}
 	key := Key{Kind: KindBatchRequest, TaskID: b.ID}.String()
-	ops := []clientv3.Op{clientv3.OpPut(key, string(encode(batchRequest{b, specs})))}
+	ops := []clientv3.Op{clientv3.OpPut(key, string(encode(batchRequest{b, specs, lpmos.ActorOf(ctx)})))}
 	if idempotencyKey == "" {
 		_, err := s.txn(ctx, nil, ops, nil)
 		return b, err
@@ -98,6 +99,7 @@ func (s *Store) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
 	}
 	var b lpmos.Batch
 	var specs []lpmos.Spec
+	var asked lpmos.Actor
 	for _, kv := range r.Kvs { // the outcome sorts before the request
 		switch k, _ := ParseKey(string(kv.Key)); k.Kind {
 		case KindBatchOutcome:
@@ -105,7 +107,7 @@ func (s *Store) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
 		case KindBatchRequest:
 			var q batchRequest
 			q, err = decode[batchRequest](kv.Value)
-			if specs = q.Specs; b.ID == "" {
+			if specs, asked = q.Specs, q.Asked; b.ID == "" {
 				b = q.Batch
 			}
 		}
@@ -116,7 +118,7 @@ func (s *Store) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
 	if b.ID == "" {
 		return lpmos.Batch{}, fmt.Errorf("batch %s (the outcome is kept for 30 days): %w", id, lpmos.ErrNotFound)
 	}
-	b.Specs = specs
+	b.Specs, b.Asked = specs, asked
 	return b, nil
 }
 
@@ -170,7 +172,7 @@ func (s *Store) CreateBatchTask(ctx context.Context, b lpmos.Batch, line int) (l
 		return lpmos.Task{}, err
 	}
 	spec := b.Specs[line-1]
-	t, err := s.create(ctx, lpmos.Task{ID: id, Spec: spec, CreatedBy: b.CreatedBy, BatchID: b.ID}, nil, fmt.Sprintf("Task created, line %d of batch %s.", line, b.ID), "", "")
+	t, err := s.create(lpmos.WithActor(ctx, b.Asked), lpmos.Task{ID: id, Spec: spec, CreatedBy: b.CreatedBy, BatchID: b.ID}, nil, fmt.Sprintf("Task created, line %d of batch %s.", line, b.ID), "", "")
 	if errors.Is(err, lpmos.ErrConflict) {
 		// Of two replicas that create the same line, one is told that the
 		// machine belongs to the task it was about to create.
