@@ -60,6 +60,7 @@ var pages = []page{
 	{name: "account", path: at("/account")},
 	{name: "users", path: at("/users")},
 	{name: "tokens", path: at("/tokens")},
+	{name: "audit", path: at("/audit")},
 	{name: "missing", path: at("/no/such/page"), allow: []string{"404 (Not Found)"}},
 }
 
