@@ -18,7 +18,7 @@ MACHINES ?= 1
 OS ?= debian-12
 AUTO ?=
 
-.PHONY: build lab test check unit browser vm vm-all vm-matrix long bench fuzz load screenshots pages lint tidy generated deps-lab deps-test clean help
+.PHONY: build release lab test check unit browser vm vm-all vm-matrix long bench fuzz load screenshots pages lint tidy generated deps-lab deps-test clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ help: ## this list
 build: ## the four commands, in bin/
 	@mkdir -p bin
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+release: ## static programs for amd64 and arm64 in dist/, built twice and compared, with bills of materials and SHA256SUMS
+	@scripts/release
 
 lab: deps-lab build ## one blank virtual machine, provisioned for real (AUTO=1 FIRMWARE=uefi OS=tiny MACHINES=2)
 	@$(SUDO) bin/lpmos lab up --firmware $(FIRMWARE) --machines $(MACHINES) --os $(OS) --cache-dir $(CACHE) $(if $(AUTO),--auto)

@@ -23,6 +23,7 @@ type Batch struct {
 	// Sealed are the secrets of lines (from 1) that have some, for the tasks that
 	// these will be; likewise.
 	Sealed map[int]SealedLine `json:"-"`
+	Asked  Actor              `json:"-"` // who sent it and from where, as long as Specs
 }
 
 // SealedLine is the secrets of a line of a batch.

@@ -156,6 +156,9 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 		_, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
 		return err
 	}
+	if read, ok := out.(reading); ok {
+		return read(resp.Body)
+	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 256<<20)).Decode(out); err != nil {
 		return fmt.Errorf("read answer of %s: %w", c.base, err)
 	}

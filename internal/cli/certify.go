@@ -82,7 +82,9 @@ It needs root, QEMU and Debian's packages on the computer it runs on.`,
 			return err
 		}
 		cfg.os, cfg.machines, cfg.disk = img.Name(), len(cfg.trials), max(4, img.DiskBytes()/1_000_000_000+2)
-		cfg.image = func(ctx context.Context, dir string) (lpmos.Image, error) { return img, downloadImage(ctx, c, dir, img) }
+		cfg.image = func(ctx context.Context, dir string) (lpmos.Image, error) {
+			return img, downloadImage(ctx, c, dir, img)
+		}
 		var badges []lpmos.Badge
 		cfg.ended = func(machines []*labMachine) {
 			for _, m := range machines {

@@ -326,7 +326,7 @@ func poll(ctx context.Context, done func() (bool, error)) error {
 
 type labRun struct {
 	*app
-	cfg       labConfig
+	cfg     labConfig
 	network *lab.Network
 	site    *site.Site
 	img     lpmos.Image

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
 	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/controlplane/oidc"
 	"github.com/lpmos/lpmos/internal/controlplane/rest"
@@ -223,6 +224,10 @@ type history struct{ past *scope.Past }
 
 func (h history) Events(ctx context.Context, id string) ([]lpmos.Event, error) {
 	return h.past.Events(ctx, id)
+}
+
+func (h history) Audit(ctx context.Context, q api.AuditQuery) (api.AuditPage, error) {
+	return h.past.Audit(ctx, q)
 }
 
 func (h history) Logs(ctx context.Context, id string) ([]string, error) { return h.past.Lines(ctx, id) }

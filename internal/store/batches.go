@@ -20,6 +20,7 @@ type batchRequest struct {
 	Batch  lpmos.Batch              `json:"batch"`
 	Specs  []lpmos.Spec             `json:"specs"`
 	Sealed map[int]lpmos.SealedLine `json:"sealed,omitempty"`
+	Asked  lpmos.Actor              `json:"asked,omitzero"`
 }
 
 // NewBatch is a batch that is to be stored.
@@ -43,7 +44,7 @@ func (s *Store) CreateBatch(ctx context.Context, n NewBatch) (lpmos.Batch, error
 		}
 	}
 	key := Key{Kind: KindBatchRequest, TaskID: b.ID}.String()
-	ops := []clientv3.Op{clientv3.OpPut(key, string(encode(batchRequest{b, b.Specs, b.Sealed})))}
+	ops := []clientv3.Op{clientv3.OpPut(key, string(encode(batchRequest{b, b.Specs, b.Sealed, lpmos.ActorOf(ctx)})))}
 	if n.Key == "" {
 		_, err := s.txn(ctx, nil, ops, nil)
 		return b, err
@@ -115,6 +116,7 @@ func (s *Store) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
 	var b lpmos.Batch
 	var specs []lpmos.Spec
 	var sealed map[int]lpmos.SealedLine
+	var asked lpmos.Actor
 	for _, kv := range r.Kvs { // the outcome sorts before the request
 		switch k, _ := ParseKey(string(kv.Key)); k.Kind {
 		case KindBatchOutcome:
@@ -122,7 +124,7 @@ func (s *Store) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
 		case KindBatchRequest:
 			var q batchRequest
 			q, err = decode[batchRequest](kv.Value)
-			if specs, sealed = q.Specs, q.Sealed; b.ID == "" {
+			if specs, sealed, asked = q.Specs, q.Sealed, q.Asked; b.ID == "" {
 				b = q.Batch
 			}
 		}
@@ -133,7 +135,7 @@ func (s *Store) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
 	if b.ID == "" {
 		return lpmos.Batch{}, fmt.Errorf("batch %s (the outcome is kept for 30 days): %w", id, lpmos.ErrNotFound)
 	}
-	b.Specs, b.Sealed = specs, sealed
+	b.Specs, b.Sealed, b.Asked = specs, sealed, asked
 	return b, nil
 }
 
@@ -191,7 +193,7 @@ func (s *Store) CreateBatchTask(ctx context.Context, b lpmos.Batch, line int) (l
 	if l, ok := b.Sealed[line]; ok {
 		fresh.Committed, sealed = l.Committed, &lpmos.SealedSecrets{TaskID: id, AtRest: l.AtRest}
 	}
-	t, err := s.create(ctx, fresh, sealed, fmt.Sprintf("Task created, line %d of batch %s.", line, b.ID), "", "")
+	t, err := s.create(lpmos.WithActor(ctx, b.Asked), fresh, sealed, fmt.Sprintf("Task created, line %d of batch %s.", line, b.ID), "", "")
 	if errors.Is(err, lpmos.ErrConflict) {
 		// Of two replicas that create the same line, one is told that the
 		// machine belongs to the task it was about to create.

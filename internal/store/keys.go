@@ -72,6 +72,10 @@ const (
 	KindUser   Kind = "users/{name}"
 	KindSignIn Kind = "sessions/{key}"
 	KindToken  Kind = "tokens/{key}"
+
+	KindAuditEntry Kind = "audit/entries/{seq}"
+	KindAuditHead  Kind = "audit/head"
+	KindSignedHead Kind = "audit/signed/{seq}"
 )
 
 // Kinds are all patterns, in the order of docs/keyspace.md.
@@ -83,6 +87,7 @@ var Kinds = []Kind{
 	KindGlobal, KindStop, KindStoreID, KindImage, KindProfile, KindTemplate, KindIdempotency, KindEnrollment,
 	KindBatchOutcome, KindBatchRequest,
 	KindUser, KindSignIn, KindToken,
+	KindAuditEntry, KindAuditHead, KindSignedHead,
 }
 
 // Key is a key taken apart. Only the fields its pattern names are set.
@@ -92,7 +97,7 @@ type Key struct {
 	Region  string
 	MAC     lpmos.MAC
 	UUID    string
-	Seq     int64 // event
+	Seq     int64 // event, entry of the audit
 	Attempt int
 	Chunk   int // of a log
 	OS      string

@@ -139,7 +139,7 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.Seal
 		}
 		next := rec
 		t := &next.Task
-		ops, err := next.apply(Move{Cause: lpmos.CauseCreated, By: by, Message: message}, now, nil)
+		ops, err := next.apply(ctx, Move{Cause: lpmos.CauseCreated, By: by, Message: message}, now, nil)
 		if t.TemplateText != nil {
 			ops = append(ops, clientv3.OpPut(Key{Kind: KindTaskTemplate, TaskID: t.ID}.String(), string(encode(t.TemplateText))))
 		}
@@ -307,7 +307,7 @@ func (s *Store) Transition(ctx context.Context, id string, m Move, edit func(*Re
 			}
 			conds = append(conds, vetConds...)
 		}
-		ops, err := next.apply(m, now, edit)
+		ops, err := next.apply(ctx, m, now, edit)
 		if err != nil {
 			return rec.Task, err
 		}
@@ -350,7 +350,7 @@ func (e *ClaimError) Error() string {
 func (e *ClaimError) Is(target error) bool { return target == lpmos.ErrConflict }
 
 // apply moves r's task and returns what is to be written for it.
-func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) ([]clientv3.Op, error) {
+func (r *Record) apply(ctx context.Context, m Move, now time.Time, edit func(*Record, *Move) error) ([]clientv3.Op, error) {
 	t := &r.Task
 	before, sealed := *t, r.Secrets
 	from := t.Status
@@ -382,9 +382,13 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	if t.Found = nil; t.Hardware != nil {
 		t.Found = t.Hardware.Found()
 	}
+	who := lpmos.ActorOf(ctx)
+	if who.Name != m.By {
+		who = lpmos.Actor{} // it acts for another, who is elsewhere
+	}
 	e := lpmos.Event{
 		TaskID: t.ID, Seq: r.eventSeq + 1, At: now, Cause: m.Cause, From: from, To: to,
-		By: m.By, Message: m.Message, Attempt: t.Attempt,
+		By: m.By, Peer: who.From, Via: who.Via, Message: m.Message, Attempt: t.Attempt,
 	}
 	e.Seal(r.eventHash)
 

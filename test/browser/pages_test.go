@@ -69,6 +69,7 @@ var pages = []page{
 		b.Click("form.panel button")
 		b.Visible(`[role="alert"]`)
 	}},
+	{name: "audit", path: at("/audit")},
 	{name: "missing", path: at("/no/such/page"), allow: []string{"404 (Not Found)"}},
 }
 

@@ -40,6 +40,7 @@ const (
 	Administer Permission = "administer" // admins of all regions
 	Fetch      Permission = "fetch"      // viewers, and regions, which fetch what machines boot
 	Monitor    Permission = "monitor"    // viewers of all regions, and programs on this host
+	Review     Permission = "review"     // viewers of all regions: what administrators did
 )
 
 // roleFor is the least role that has a permission, and whether it must have it
@@ -50,6 +51,7 @@ var roleFor = map[Permission]struct {
 }{
 	See: {lpmos.Viewer, false}, Operate: {lpmos.Operator, false}, Configure: {lpmos.Operator, true},
 	Approve: {lpmos.Approver, false}, Administer: {lpmos.Admin, true}, Fetch: {lpmos.Viewer, false}, Monitor: {lpmos.Viewer, true},
+	Review: {lpmos.Viewer, true},
 }
 
 // Kind is how somebody showed who they are.

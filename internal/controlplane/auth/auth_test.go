@@ -107,6 +107,10 @@ func (m *memory) TouchSignIn(_ context.Context, id string, s lpmos.SignIn) (int6
 	return m.rev, nil
 }
 
+func (m *memory) EndSignIn(ctx context.Context, id string) (int64, error) {
+	return m.DeleteSignIn(ctx, id)
+}
+
 func (m *memory) DeleteSignIn(_ context.Context, id string) (int64, error) {
 	return drop(m, m.signIns, id)
 }

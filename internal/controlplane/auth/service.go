@@ -44,6 +44,8 @@ type Store interface {
 	CreateSignIn(ctx context.Context, id string, s lpmos.SignIn, ttl time.Duration) (int64, error)
 	TouchSignIn(ctx context.Context, id string, s lpmos.SignIn) (rev int64, err error)
 	DeleteSignIn(ctx context.Context, id string) (int64, error)
+	// EndSignIn is DeleteSignIn by somebody who is elsewhere.
+	EndSignIn(ctx context.Context, id string) (int64, error)
 	SignIn(ctx context.Context, id string) (lpmos.SignIn, int64, error)
 	CreateToken(ctx context.Context, id string, t lpmos.APIToken) (int64, error)
 	TouchToken(ctx context.Context, id string, t lpmos.APIToken) error
@@ -299,7 +301,12 @@ func (a *Auth) Logout(ctx context.Context, p Principal) error {
 }
 
 func (a *Auth) endSignIn(ctx context.Context, id string) error {
-	rev, err := a.store.DeleteSignIn(ctx, id)
+	return a.forget(ctx, id, a.store.DeleteSignIn)
+}
+
+// forget ends a session by one of the store's ways.
+func (a *Auth) forget(ctx context.Context, id string, end func(context.Context, string) (int64, error)) error {
+	rev, err := end(ctx, id)
 	if err != nil && !errors.Is(err, lpmos.ErrNotFound) {
 		return err
 	}
@@ -559,7 +566,7 @@ func (a *Auth) EndSession(ctx context.Context, user, publicID string) error {
 		return fmt.Errorf("session %s: %w", lpmos.Shorten(publicID, 32), lpmos.ErrNotFound)
 	}
 	a.log.Info("session ended", "user", user, "by", lpmos.ActorOf(ctx).Name)
-	return a.endSignIn(ctx, id)
+	return a.forget(ctx, id, a.store.EndSignIn)
 }
 
 // ChangePassword gives p, who is signed in, another password, which ends all

@@ -52,6 +52,9 @@ func (o *Orchestrator) reconcile(ctx context.Context, id string) error {
 }
 
 func (o *Orchestrator) step(ctx context.Context, t lpmos.Task, r api.Reports) error {
+	if r.Agent != nil {
+		ctx = lpmos.WithActor(ctx, lpmos.Actor{Name: byAgent, From: r.Agent.Address, Via: "region " + t.RegionID})
+	}
 	if r.Result != nil && !r.Result.OK && t.Status.Allows(lpmos.CauseFailed) {
 		return o.fail(ctx, t, lpmos.CauseFailed, r.Result.Failure)
 	}

@@ -32,6 +32,7 @@ var access = map[string]string{
 	"POST /api/v1/logout": "self", "GET /api/v1/me": "self", "PUT /api/v1/me/password": "self", "DELETE /api/v1/me/sessions/:id": "self",
 	"GET /api/v1/users": "admin+", "POST /api/v1/users": "admin+", "GET /api/v1/users/:name": "admin+", "PUT /api/v1/users/:name": "admin+", "DELETE /api/v1/users/:name": "admin+", "POST /api/v1/users/:name/reset-password": "admin+",
 	"GET /api/v1/tokens": "viewer", "POST /api/v1/tokens": "viewer", "DELETE /api/v1/tokens/:id": "viewer",
+	"GET /api/v1/audit": "viewer+", "GET /api/v1/audit/export": "viewer+", "GET /api/v1/audit/:seq": "viewer+",
 }
 
 // as makes the next requests of a test those of somebody; the zero Principal is

@@ -93,6 +93,9 @@ type Store interface {
 	// PutImageIf changes an entry of the catalogue only if it is still the one
 	// that rev wrote (0: none, -1: whatever is there).
 	PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (int64, error)
+	Audit(ctx context.Context, q api.AuditQuery) (api.AuditPage, error)
+	AuditEntry(ctx context.Context, seq int64) (lpmos.AuditEntry, error)
+	ExportAudit(ctx context.Context, yield func(lpmos.AuditRecord) error) error
 }
 
 // Blobs are files by content.
@@ -214,6 +217,9 @@ func (a *API) routes() []Route {
 		{"GET", v1 + "/tokens", auth.See, (*API).listTokens},
 		{"POST", v1 + "/tokens", auth.See, (*API).createToken},
 		{"DELETE", v1 + "/tokens/:id", auth.See, (*API).deleteToken},
+		{"GET", v1 + "/audit", auth.Review, (*API).listAudit},
+		{"GET", v1 + "/audit/export", auth.Review, (*API).exportAudit},
+		{"GET", v1 + "/audit/:seq", auth.Review, (*API).getAudit},
 	}
 }
 

@@ -86,7 +86,7 @@ func newPlane(t *testing.T) *plane {
 	boot := func(ctx context.Context, b lpmos.BootImage) error {
 		return st.UpdateGlobal(ctx, func(g *store.Global) error { g.BootImage = &b; return nil })
 	}
-	a := rest.New(p.state, orch, st, dir, boot, api.OpenAPI, discard)
+	a := rest.New(p.state, orch, past{scope.Remember(p.state, st, auth.Principal{}), st}, dir, boot, api.OpenAPI, discard)
 	p.auth = auth.New(auth.Config{CheapPasswords: true}, st, discard)
 	p.state.Follow(func(b store.Batch) { p.auth.Apply(b.Rev, b.Reset, controlplane.People(b, discard)) })
 	a.Know(p.auth)

@@ -251,6 +251,19 @@ func (s *State) Live() []string {
 	return out
 }
 
+// Moved are the ids of tasks that changed since a moment, in no order.
+func (s *State) Moved(since time.Time) []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []string
+	for id, t := range s.tasks {
+		if t.Status != "" && !t.UpdatedAt.Before(since) {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
 // Claimed are the addresses that live tasks own, each with its task's id.
 func (s *State) Claimed() map[lpmos.MAC]string {
 	s.mu.RLock()

@@ -28,6 +28,7 @@ var pageAccess = map[string]string{
 	"GET /templates": "viewer", "POST /templates": "operator+", "GET /templates/{name}": "viewer", "POST /templates/{name}": "operator+", "POST /templates/{name}/delete": "operator+",
 	"GET /users": "admin+", "POST /users": "admin+", "GET /users/{name}": "admin+", "POST /users/{name}": "admin+", "POST /users/{name}/reset": "admin+", "POST /users/{name}/delete": "admin+",
 	"GET /tokens": "viewer", "POST /tokens": "viewer", "POST /tokens/{id}/delete": "viewer",
+	"GET /audit": "viewer+",
 }
 
 // T11 for the pages: nobody is sent to sign in, whoever may not is told why.

@@ -38,6 +38,7 @@ type fakeSite struct {
 	byKey   map[string]string // idempotency key → task
 	seen    []lpmos.Machine
 	batches map[string]lpmos.Batch // by idempotency key
+	audit   []lpmos.AuditEntry     // oldest first; pages have two
 	refuse  []lpmos.BatchLine      // what the next batch is refused for
 	now     time.Time
 
@@ -196,6 +197,22 @@ func (s *fakeSite) Events(_ context.Context, id string) ([]lpmos.Event, error) {
 	return s.events[id], nil
 }
 func (s *fakeSite) Logs(_ context.Context, id string) ([]string, error) { return s.logs[id], nil }
+
+func (s *fakeSite) Audit(_ context.Context, q api.AuditQuery) (p api.AuditPage, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range slices.Backward(s.audit) {
+		p.Last = max(p.Last, e.Seq)
+		if q.Matches(&e) && (q.Cursor == 0 || e.Seq < q.Cursor) {
+			if len(p.Entries) == 2 {
+				p.Next = p.Entries[1].Seq
+				break
+			}
+			p.Entries = append(p.Entries, e)
+		}
+	}
+	return p, nil
+}
 
 func (s *fakeSite) Create(_ context.Context, spec lpmos.Spec, by, key string) (lpmos.Task, error) {
 	s.mu.Lock()

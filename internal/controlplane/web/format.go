@@ -23,7 +23,7 @@ func (w *Web) parse() (map[string]*template.Template, error) {
 	for _, name := range []string{
 		"dashboard", "tasks", "bulk", "bulk-done", "create", "summary", "batch", "task", "approve", "together", "stale", "problem", "stop", "policy",
 		"machines", "machine", "regions", "images", "profiles", "profile", "templates", "template",
-		"login", "account", "users", "user", "tokens",
+		"login", "account", "users", "user", "tokens", "audit",
 	} {
 		t, err := base.Clone()
 		if err != nil {

@@ -56,6 +56,7 @@ type Reader interface {
 type History interface {
 	Events(ctx context.Context, taskID string) ([]lpmos.Event, error)
 	Logs(ctx context.Context, taskID string) ([]string, error)
+	Audit(ctx context.Context, q api.AuditQuery) (api.AuditPage, error) // newest first
 }
 
 // Actions change tasks. Each returns the task as it is afterwards. Errors are
@@ -274,6 +275,7 @@ var routes = func() []route {
 		{"GET /tokens", auth.See, (*Web).tokenList},
 		{"POST /tokens", auth.See, (*Web).createToken},
 		{"POST /tokens/{id}/delete", auth.See, (*Web).deleteToken},
+		{"GET /audit", auth.Review, (*Web).audit},
 		{"GET /static/{hash}/{path...}", auth.Public, asset},
 		{"GET /sw.js", auth.Public, func(w *Web, rw http.ResponseWriter, r *http.Request) { w.static.serveWorker(rw, r) }},
 	}
