@@ -53,8 +53,8 @@ var AuditActions = []string{
 	"user.create", "user.update", "user.password", "user.delete", "session.end", "token.create", "token.delete",
 	"region.enroll", "region.redeem", "region.certificate", "region.rotate", "region.revoke",
 	"image.create", "image.update", "image.delete", "profile.create", "profile.update", "profile.delete",
-	"template.create", "template.update", "template.delete", "bootimage.publish", "limits.set", "config.update",
-	"machine.lock", "machine.unlock", "stop.begin", "stop.end", AuditTaskDeleted, AuditTasksNoted,
+	"template.create", "template.update", "template.delete", "bootimage.publish", "limits.set", "policy.set", "config.update",
+	"machine.lock", "machine.unlock", "machine.tpm_forget", "stop.begin", "stop.end", AuditTaskDeleted, AuditTasksNoted,
 }
 
 // AuditOrigin is what the first entry of a store's chain continues, so that no

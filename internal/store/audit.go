@@ -25,7 +25,7 @@ var unaudited = map[Kind]string{
 	KindError: ofTask, KindReceipt: ofTask, KindTaskTemplate: ofTask, KindTaskSetup: ofTask, KindPrevious: ofTask, KindEvent: ofTask, KindSecrets: ofTask,
 	KindIdempotency: ofTask, KindBatchOutcome: ofTask, KindBatchRequest: ofTask,
 	KindAgentInfo: derived, KindAgentSeen: derived, KindAgentTask: derived, KindMachineTask: derived, KindOrder: derived, KindBoot: derived,
-	KindRegionStatus: derived, KindPermits: derived, KindStoreID: derived,
+	KindRegionStatus: derived, KindTPM: "the approval that binds a machine to its TPM is an event of its task; forgetting one has an entry (ForgetTPM)", KindPermits: derived, KindStoreID: derived,
 	KindDiscovered: observed, KindHeartbeat: observed, KindCapabilities: observed, KindReportAgent: observed, KindReportHardware: observed,
 	KindReportProgress: observed, KindReportPermit: observed, KindReportLog: observed, KindReportResult: observed, KindReportBooted: observed,
 	KindSignIn: "signing in and out changes nothing for others; a session that somebody ends has an entry (EndSignIn)",

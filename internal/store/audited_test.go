@@ -154,6 +154,18 @@ func TestEveryAdministrativeWriteHasItsEntry(t *testing.T) {
 				return nil
 			})
 		}},
+		{"UpdateGlobal", "policy.set", store.Key{Kind: store.KindGlobal}, func() error {
+			return s.UpdateGlobal(ctx, func(g *store.Global) error {
+				g.Approvals = lpmos.ApprovalPolicy{Rules: []lpmos.ApprovalRule{{Approvers: 2}}}
+				return nil
+			})
+		}},
+		{"ForgetTPM", "machine.tpm_forget", store.Key{Kind: store.KindTPM, MAC: mac}, func() error {
+			if _, err := raw.Put(ctx, store.Key{Kind: store.KindTPM, MAC: mac}.String(), `{"task_id":"t"}`); err != nil {
+				return err
+			}
+			return s.ForgetTPM(ctx, []lpmos.MAC{mac})
+		}},
 		{"PutLock", "machine.lock", store.Key{Kind: store.KindLock, MAC: mac}, func() error { return s.PutLock(ctx, []lpmos.MAC{mac}, lpmos.Lock{By: "anna", Reason: "r"}) }},
 		{"DeleteLock", "machine.unlock", store.Key{Kind: store.KindLock, MAC: mac}, func() error { return s.DeleteLock(ctx, []lpmos.MAC{mac}) }},
 		{"PutStop", "stop.begin", store.Key{Kind: store.KindStop}, func() error { return s.PutStop(ctx, lpmos.Stop{By: "anna", Reason: "r"}) }},

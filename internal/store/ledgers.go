@@ -20,12 +20,13 @@ var users = ledger[lpmos.User]{
 	subject: func(_ Key, u *lpmos.User) string { return "user " + u.Name },
 	show: func(_ Key, u *lpmos.User) any {
 		return struct {
-			Role       lpmos.Role `json:"role"`
-			Regions    []string   `json:"regions,omitzero"`
-			MustChange bool       `json:"must_change_password"`
-			Disabled   bool       `json:"disabled"`
-			Epoch      int        `json:"epoch"` // grows with every password
-		}{u.Role, u.Regions, u.MustChange, u.Disabled, u.Epoch}
+			Role       lpmos.Role      `json:"role"`
+			Regions    []string        `json:"regions,omitzero"`
+			MustChange bool            `json:"must_change_password"`
+			Disabled   bool            `json:"disabled"`
+			Epoch      int             `json:"epoch"`              // grows with every password
+			External   *lpmos.External `json:"external,omitempty"` // and when they last signed in with it
+		}{u.Role, u.Regions, u.MustChange, u.Disabled, u.Epoch, u.External}
 	},
 	action: func(was, now *lpmos.User) string {
 		if was != nil && now != nil && was.Password != now.Password {
@@ -185,12 +186,13 @@ var globals = ledger[Global]{
 	subject: func(Key, *Global) string { return "site" },
 	show: func(_ Key, g *Global) any {
 		v := struct {
-			PermitsPerMinute int              `json:"permits_per_minute"`
-			Protected        []string         `json:"protected"`
-			BootImage        *lpmos.BootImage `json:"boot_image,omitempty"`
-			Keys             []string         `json:"keys"`
-			Hosts            []string         `json:"hosts"`
-		}{g.PermitsPerMinute, append([]string{}, g.Protected...), g.BootImage, []string{}, []string{}}
+			PermitsPerMinute int                  `json:"permits_per_minute"`
+			Protected        []string             `json:"protected"`
+			Approvals        lpmos.ApprovalPolicy `json:"approvals,omitzero"`
+			BootImage        *lpmos.BootImage     `json:"boot_image,omitempty"`
+			Keys             []string             `json:"keys"`
+			Hosts            []string             `json:"hosts"`
+		}{g.PermitsPerMinute, append([]string{}, g.Protected...), g.Approvals, g.BootImage, []string{}, []string{}}
 		for _, k := range g.Keys {
 			v.Keys = append(v.Keys, lpmos.KeyID(ed25519.PublicKey(k)))
 		}
@@ -206,12 +208,15 @@ var globals = ledger[Global]{
 		}
 		images := lpmos.DigestOf(was.BootImage) != lpmos.DigestOf(now.BootImage)
 		limits := lpmos.DigestOf(was.Limits) != lpmos.DigestOf(now.Limits)
+		approvals := lpmos.DigestOf(was.Approvals) != lpmos.DigestOf(now.Approvals)
 		rest := lpmos.DigestOf([]any{was.Keys, was.Hosts}) != lpmos.DigestOf([]any{now.Keys, now.Hosts})
 		switch {
-		case images && !limits && !rest:
+		case images && !limits && !approvals && !rest:
 			return "bootimage.publish"
-		case limits && !images && !rest:
+		case limits && !images && !approvals && !rest:
 			return "limits.set"
+		case approvals && !images && !limits && !rest:
+			return "policy.set"
 		}
 		return "config.update"
 	},

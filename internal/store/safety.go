@@ -206,6 +206,10 @@ func (s *Store) tpmOf(ctx context.Context, mac lpmos.MAC) (*lpmos.TPMBinding, er
 // ForgetTPM forgets the TPM of a machine with these addresses, if no live task
 // claims one of them: its credentials are wrapped already.
 func (s *Store) ForgetTPM(ctx context.Context, macs []lpmos.MAC) error {
+	was, err := s.tpmOf(ctx, macs[0])
+	if err != nil || was == nil {
+		return err
+	}
 	var conds []clientv3.Cmp
 	var ops, orElse []clientv3.Op
 	for _, m := range macs {
@@ -214,7 +218,11 @@ func (s *Store) ForgetTPM(ctx context.Context, macs []lpmos.MAC) error {
 		ops = append(ops, clientv3.OpDelete(Key{Kind: KindTPM, MAC: m}.String()))
 		orElse = append(orElse, clientv3.OpGet(claim))
 	}
-	r, err := s.txn(ctx, conds, ops, orElse)
+	d := deed{action: "machine.tpm_forget", subject: "machine " + macs[0].String(), before: struct {
+		TPM    string `json:"tpm"` // fingerprint of the endorsement key
+		TaskID string `json:"task_id"`
+	}{was.Fingerprint(), was.TaskID}}
+	r, err := s.administer(ctx, d, conds, ops, orElse)
 	if err != nil {
 		return fmt.Errorf("forget TPM: %w", err)
 	}

@@ -21,8 +21,8 @@ var auditWords = map[string]string{
 	"image.create": "Image added", "image.update": "Image replaced", "image.delete": "Image deleted",
 	"profile.create": "Profile created", "profile.update": "Profile changed", "profile.delete": "Profile deleted",
 	"template.create": "Template created", "template.update": "Template changed", "template.delete": "Template deleted",
-	"bootimage.publish": "Boot image published", "limits.set": "Limits changed", "config.update": "Control plane joined",
-	"machine.lock": "Machine locked", "machine.unlock": "Machine unlocked", "stop.begin": "Emergency stop", "stop.end": "Emergency stop ended",
+	"bootimage.publish": "Boot image published", "limits.set": "Limits changed", "policy.set": "Approval policy changed", "config.update": "Control plane joined",
+	"machine.lock": "Machine locked", "machine.unlock": "Machine unlocked", "machine.tpm_forget": "TPM forgotten", "stop.begin": "Emergency stop", "stop.end": "Emergency stop ended",
 	lpmos.AuditTaskDeleted: "Task deleted", lpmos.AuditTasksNoted: "Histories of tasks noted",
 }
 
