@@ -54,6 +54,10 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "secrets", Detail: "secrets cannot be given to a batch: create this task by itself"})
 			continue
 		}
+		if err := out[i].RequirePassphrase(); err != nil {
+			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "secrets", Detail: err.Error()})
+			continue
+		}
 		if n, twice := first[mac]; twice {
 			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "target_mac", Detail: fmt.Sprintf("target_mac %s is already in line %d", mac, n)})
 			continue

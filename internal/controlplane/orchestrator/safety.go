@@ -28,6 +28,9 @@ func (o *Orchestrator) mayInstall(mac lpmos.MAC) error {
 // sealed takes the secrets out of a spec: commitments to them, and what seals
 // them for the task they become part of.
 func (o *Orchestrator) sealed(spec *lpmos.Spec) ([]lpmos.PlannedSecret, func(taskID string) string, error) {
+	if err := spec.RequirePassphrase(); err != nil {
+		return nil, nil, err
+	}
 	if len(spec.Secrets) == 0 {
 		return nil, nil, nil
 	}
