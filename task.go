@@ -329,6 +329,11 @@ func (s Spec) Normalize() (Spec, error) {
 	if err := s.Layout.Validate(); err != nil {
 		return s, err
 	}
+	if p, given := s.Secrets[SecretDisk]; given {
+		if err := checkPassphrase(p); err != nil {
+			return s, err
+		}
+	}
 	var err error
 	if s.Addresses, s.Gateways, err = checkAddresses(s.Addresses, s.Gateways); err != nil {
 		return s, err
@@ -337,6 +342,15 @@ func (s Spec) Normalize() (Spec, error) {
 		return s, &InvalidError{Field: "target_disk", Problem: "needs size_bytes and a serial or wwn (or, for a disk that has neither, its path)"}
 	}
 	return s, nil
+}
+
+// RequirePassphrase is an error when disks are to be encrypted and there is no
+// passphrase for them.
+func (s Spec) RequirePassphrase() error {
+	if s.Layout.Encrypted() && s.Secrets[SecretDisk].IsZero() {
+		return &InvalidError{Field: "secrets." + SecretDisk, Problem: "is missing: the layout " + s.Layout.Name() + " is encrypted"}
+	}
+	return nil
 }
 
 func checkSSHKeys(keys []string) error {

@@ -716,12 +716,17 @@ func planWrites(v *table, e *lpmos.Effect) {
 	names := func(ids []string) string {
 		var all []string
 		for _, id := range ids {
-			all = append(all, cmp.Or(on[id], "array "+id))
+			all = append(all, cmp.Or(on[id], id))
 		}
 		return "(" + strings.Join(all, ", ") + ")"
 	}
 	for _, a := range e.Arrays {
 		line("RAID 1 "+a.Name+", "+lpmos.FormatBytes(a.SizeBytes), a.FS, a.Mount, names(a.Members))
+		on[a.Name] = "array " + a.Name
+	}
+	for _, c := range e.Crypts {
+		line("LUKS2 "+c.Name+", "+lpmos.FormatBytes(c.SizeBytes), c.FS, c.Mount, names([]string{c.On}))
+		on[c.Name] = "container " + c.Name
 	}
 	for _, g := range e.Groups {
 		for _, l := range g.Volumes {

@@ -316,7 +316,7 @@ func (c MachineConfig) args(t Tools, taps []string, dir string) []string {
 			controllers[d.Bus] = true
 			args = append(args, "-device", bus.controller)
 		}
-		device := fmt.Sprintf("%s,drive=disk%d,serial=%s%s", bus.device, i, comma(d.Serial), boot())
+		device := fmt.Sprintf("%s,id=%s,drive=disk%d,serial=%s%s", bus.device, diskDevice(i), i, comma(d.Serial), boot())
 		if bus.numbered {
 			device += fmt.Sprintf(",bus=ide.%d", ahciPort(c.Disks[:i]))
 		}
@@ -330,6 +330,9 @@ func (c MachineConfig) args(t Tools, taps []string, dir string) []string {
 	}
 	return append(args, c.Args...)
 }
+
+// diskDevice is QEMU's name of the i-th disk as a device.
+func diskDevice(i int) string { return fmt.Sprintf("drive%d", i) }
 
 var buses = map[Bus]struct {
 	device     string

@@ -416,6 +416,12 @@ func (m *Machine) SetLink(ctx context.Context, nic int, up bool) error {
 	return m.command(ctx, "set_link", map[string]any{"name": fmt.Sprintf("nic%d", nic), "up": up})
 }
 
+// PullDisk takes a disk out of the running machine, by its index in the config.
+// Of the buses only SCSI lets go of one at once.
+func (m *Machine) PullDisk(ctx context.Context, disk int) error {
+	return m.command(ctx, "device_del", map[string]any{"id": diskDevice(disk)})
+}
+
 func (m *Machine) command(ctx context.Context, name string, arguments any) error {
 	r := m.current()
 	if r == nil {

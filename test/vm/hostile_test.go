@@ -437,7 +437,7 @@ func (w *world) approveCompared(id, words string) {
 	if t.Plan == nil || t.AgentKey == nil || t.AgentKey.Words != words {
 		w.t.Fatalf("plan %v with key %+v; want the plan of the machine whose console says %q", t.Plan != nil, t.AgentKey, words)
 	}
-	if _, err := w.client.Approve(w.t.Context(), id, t.Plan.Digest, "words compared", t.AgentKey.Fingerprint); err != nil {
+	if _, err := w.client.Approve(w.t.Context(), id, t.Plan.Digest, "words compared", t.AgentKey.Fingerprint, ""); err != nil {
 		w.t.Fatalf("approve task %s: %v", id, err)
 	}
 }

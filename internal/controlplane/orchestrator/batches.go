@@ -56,6 +56,10 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "secrets", Detail: err.Error()})
 			continue
 		}
+		if err := out[i].RequirePassphrase(); err != nil {
+			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "secrets", Detail: err.Error()})
+			continue
+		}
 		for name, v := range out[i].Secrets {
 			secrets += sealedBytes + len(name) + len(v.Reveal())*4/3
 		}

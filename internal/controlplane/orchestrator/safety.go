@@ -33,6 +33,9 @@ var errNoVault = errors.New("there is no key to seal secrets with")
 // profile: commitments to them, and what seals
 // them for the task they become part of.
 func (o *Orchestrator) sealed(spec *lpmos.Spec) ([]lpmos.PlannedSecret, func(taskID string) string, error) {
+	if err := spec.RequirePassphrase(); err != nil {
+		return nil, nil, err
+	}
 	if spec.Profile != "" {
 		p, err := o.profile(spec.Profile)
 		if err != nil {

@@ -182,6 +182,7 @@ type planView struct {
 	BootMode  string
 	Network   string
 	Keys      []string // type and comment of each
+	Encrypted bool
 	Layout    string
 	Parts     []plannedView
 	Files     []lpmos.PlannedFile
@@ -221,7 +222,7 @@ type plannedView struct {
 	Role, Size, FS, Mount string
 }
 
-var roleWords = map[string]string{"bios-boot": "BIOS boot", "esp": "EFI", "root": "root", "boot": "boot files", "data": "data", "swap": "swap", "raid": "RAID member", "lvm": "LVM member"}
+var roleWords = map[string]string{"bios-boot": "BIOS boot", "esp": "EFI", "root": "root", "boot": "boot files", "data": "data", "swap": "swap", "raid": "RAID member", "lvm": "LVM member", "crypt": "encrypted"}
 
 func (s *tongue) roleWord(role string) string {
 	if w, ok := roleWords[role]; ok {
@@ -235,7 +236,7 @@ func (s *tongue) newPlan(t lpmos.Task, images []lpmos.Image) *planView {
 	v := &planView{
 		Digest: p.Digest, Problem: s.sentence(p.Problem), Image: s.list([]string{imageTitle(images, e.Image.OS, e.Image.Version, e.Image.Arch), e.Image.Arch}),
 		ImageSize: s.size(e.Image.UsedBytes), ImgDigest: e.Image.Digest, Hostname: e.Hostname, BootMode: bootWord(e.BootMode),
-		Files: e.Files, Erases: p.ErasesData(), EndOf: strings.Join(api.SerialEnds(p), " "), Ends: len(api.SerialEnds(p)), Profile: t.Profile, Template: t.Template, UserData: e.UserData, NoVerify: e.Unverified,
+		Files: e.Files, Encrypted: len(e.Crypts) > 0, Erases: p.ErasesData(), EndOf: strings.Join(api.SerialEnds(p), " "), Ends: len(api.SerialEnds(p)), Profile: t.Profile, Template: t.Template, UserData: e.UserData, NoVerify: e.Unverified,
 	}
 	if i := e.Installer; i != nil {
 		v.ImageSize = s.T("its own installer, with a %s file", i.Answers)
@@ -313,6 +314,9 @@ func (s *tongue) built(e lpmos.Effect) []builtView {
 	}
 	for _, a := range e.Arrays {
 		out = append(out, builtView{"RAID 1 " + a.Name, names(a.Members), s.size(a.SizeBytes), cmp.Or(a.FS, "–"), a.Mount})
+	}
+	for _, c := range e.Crypts {
+		out = append(out, builtView{"LUKS2 " + c.Name, names([]string{c.On}), s.size(c.SizeBytes), cmp.Or(c.FS, "–"), c.Mount})
 	}
 	for _, g := range e.Groups {
 		for _, l := range g.Volumes {

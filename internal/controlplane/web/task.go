@@ -250,6 +250,9 @@ func (s *tongue) headline(t lpmos.Task, os string) template.HTML {
 		}
 		return s.rich("%s is installing", name)
 	case lpmos.Verifying:
+		if t.Plan != nil && len(t.Plan.Effect.Crypts) > 0 {
+			return s.rich("%s is installed and asks for its passphrase at its console", name)
+		}
 		return s.rich("%s is installed and restarts from its own disk", name)
 	case lpmos.Completed:
 		if !t.Verified() {
