@@ -1,6 +1,7 @@
 package lpmos
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
@@ -245,6 +246,9 @@ func (p *Plan) Compare(r *Receipt, h *Hardware) []Drift {
 // that only play at being installed.
 func (e *Effect) Promised() Receipt {
 	r := Receipt{BootMode: e.BootMode, Hostname: e.Hostname, RootDisk: e.Target, KernelArgs: e.KernelArgs}
+	// What the plan did not make has a root filesystem that nobody knows before.
+	fs, _ := e.Root()
+	r.RootFSUUID = cmp.Or(fs.UUID, e.BootID)
 	if s := e.System; s != nil {
 		r.Addresses, r.Timezone, r.Users = s.Network.Static(), s.Timezone, s.userNames()
 	}

@@ -164,11 +164,10 @@ func (m *machine) bootDisk(ctx context.Context) error {
 	began := m.on
 	m.mu.Unlock()
 	e := &d.plan.Effect
-	root, _ := e.Partition("root")
 	return callhome.Post(ctx, d.callhome, func() lpmos.Receipt {
 		id := sha256.Sum256([]byte("simulated machine-id" + d.marker.TaskID))
 		r := e.Promised()
-		r.OS, r.Kernel, r.MachineID, r.RootFSUUID = "simulated", "simulated", hex.EncodeToString(id[:16]), root.UUID
+		r.OS, r.Kernel, r.MachineID = "simulated", "simulated", hex.EncodeToString(id[:16])
 		r.Addresses, r.UptimeSec = append(r.Addresses, "127.0.0.1/8"), int64(time.Since(began).Seconds())
 		return r
 	}, callhome.Patience, slog.New(slog.DiscardHandler))

@@ -115,11 +115,10 @@ func (m *Machine) bootDisk(ctx context.Context, log *slog.Logger) error {
 	log.Info("booting the installed system", "hostname", m.disk.plan.Effect.Hostname)
 	began := time.Now()
 	e := &m.disk.plan.Effect
-	root, _ := e.Partition("root")
 	err := callhome.Post(ctx, m.disk.callhome, func() lpmos.Receipt {
 		id := sha256.Sum256([]byte("demo machine-id" + m.disk.marker.TaskID))
 		r := e.Promised()
-		r.OS, r.Kernel, r.MachineID, r.RootFSUUID = m.disk.os+" (demo)", "demo", hex.EncodeToString(id[:16]), root.UUID
+		r.OS, r.Kernel, r.MachineID = m.disk.os+" (demo)", "demo", hex.EncodeToString(id[:16])
 		r.Addresses, r.UptimeSec = append(r.Addresses, "127.0.0.1/8"), int64(time.Since(began).Seconds())
 		return r
 	}, callhome.Patience, log)

@@ -86,18 +86,18 @@ func carry(from, to string) error {
 // Run is "agent installer …"; the exit code is for the process. After a failure
 // that the region was told of, the machine restarts.
 func Run(ctx context.Context, args []string, identify func(context.Context) (*lpmos.Hardware, error), log *slog.Logger) int {
-	switch args[0] {
-	case "carry":
+	if args[0] == "carry" {
 		if len(args) != 2 {
 			return 2
 		}
 		return code(log, carry("/", args[1]))
-	case "watch":
-		return code(log, detach())
 	}
 	h, err := install.ReadHandover(install.HandoverPath)
 	if err != nil {
 		return code(log, err)
+	}
+	if args[0] == "watch" {
+		return code(log, errors.Join(deafen("/", h.Effect.Installer.Answers), detach()))
 	}
 	client, err := agent.NewClient(h.Boot, log)
 	if err != nil {
@@ -123,6 +123,17 @@ func Run(ctx context.Context, args []string, identify func(context.Context) (*lp
 		_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
 	}
 	return code(log, err)
+}
+
+// deafen has the installer take answers from its initramfs only. Debian's loads
+// another file over them when a DHCP server names an address as boot file, which
+// any on the network can.
+func deafen(root, answers string) error {
+	if answers != lpmos.TemplatePreseed {
+		return nil
+	}
+	const asks = "var/lib/dpkg/info/network-preseed.isinstallable"
+	return os.WriteFile(filepath.Join(root, asks), []byte("#!/bin/sh\nexit 1\n"), 0o755)
 }
 
 func code(log *slog.Logger, err error) int {

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/lpmos/lpmos"
 )
 
 // files makes a tree.
@@ -40,6 +42,27 @@ func TestStage(t *testing.T) {
 	}
 	if err := stage(t.TempDir()); err == nil {
 		t.Error("an initramfs of neither was taken")
+	}
+}
+
+func TestDeafen(t *testing.T) {
+	dir := t.TempDir()
+	const asks = "var/lib/dpkg/info/network-preseed.isinstallable"
+	files(t, dir, map[string]string{asks: "#!/bin/sh\nexit 0\n"})
+	if err := deafen(dir, lpmos.TemplateKickstart); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(dir, asks)); string(b) != "#!/bin/sh\nexit 0\n" {
+		t.Errorf("Anaconda's initramfs was changed: %q", b)
+	}
+	if err := deafen(dir, lpmos.TemplatePreseed); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(dir, asks)); string(b) != "#!/bin/sh\nexit 1\n" {
+		t.Errorf("the network may still bring other answers: %q", b)
+	}
+	if err := deafen(t.TempDir(), lpmos.TemplatePreseed); err == nil {
+		t.Error("an installer that is not Debian's as we know it was taken")
 	}
 }
 

@@ -94,14 +94,19 @@ func (in *Installer) startInstaller(ctx context.Context, job *Job, m *lpmos.Imag
 	if err != nil {
 		return err
 	}
-	defer kernel.Close()
+	defer func() { kernel.Close() }()
 	initrd, err := in.fetchFile(ctx, job, "initramfs", e.Installer.Initrd, 2)
 	if err != nil {
 		return err
 	}
-	defer initrd.Close()
+	defer func() { initrd.Close() }()
 	if err := in.extend(initrd, job, e.Files[at]); err != nil {
 		return fmt.Errorf("extend the installer's initramfs: %w", err)
+	}
+	for _, f := range []**os.File{&kernel, &initrd} {
+		if *f, err = readOnly(*f); err != nil {
+			return fmt.Errorf("read the installer back: %w", err)
+		}
 	}
 	job.step(lpmos.Partitioning, 4, 10, "Starting the installer of "+m.OS+" "+m.Version)
 	if job.OnWrite != nil {
@@ -120,6 +125,13 @@ func (in *Installer) startInstaller(ctx context.Context, job *Job, m *lpmos.Imag
 	}
 	in.log.Info("installer loaded", "os", m.OS, "version", m.Version, "args", args)
 	return ErrHandedOver
+}
+
+// readOnly closes a file that has no name and opens it again for reading: no
+// kernel is loaded from a file that somebody could still write.
+func readOnly(f *os.File) (*os.File, error) {
+	again, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	return again, errors.Join(err, f.Close())
 }
 
 // consoles are the arguments of this boot that say where a person looks.

@@ -80,6 +80,9 @@ func newGuest(t *testing.T, answers string) *guest {
 					return err
 				}
 				*to = b
+				if _, err := f.Write([]byte("x")); err == nil {
+					t.Error("the kernel would be asked to load a file that can be written")
+				}
 			}
 			g.args = args
 			return nil
