@@ -24,7 +24,7 @@ var users = ledger[lpmos.User]{
 			Regions    []string        `json:"regions,omitzero"`
 			MustChange bool            `json:"must_change_password"`
 			Disabled   bool            `json:"disabled"`
-			Epoch      int             `json:"epoch"`              // grows with every password
+			Epoch      int             `json:"session_epoch"`      // grows with every password
 			External   *lpmos.External `json:"external,omitempty"` // and when they last signed in with it
 		}{u.Role, u.Regions, u.MustChange, u.Disabled, u.Epoch, u.External}
 	},
@@ -185,14 +185,24 @@ var globals = ledger[Global]{
 	noun:    "config",
 	subject: func(Key, *Global) string { return "site" },
 	show: func(_ Key, g *Global) any {
+		type bootImage struct {
+			Version    string `json:"version"`
+			Kernel     string `json:"kernel"` // SHA-256
+			Initrd     string `json:"initrd"`
+			KernelArgs string `json:"kernel_args"`
+			Files      string `json:"files"` // digest of the list
+		}
 		v := struct {
 			PermitsPerMinute int                  `json:"permits_per_minute"`
 			Protected        []string             `json:"protected"`
 			Approvals        lpmos.ApprovalPolicy `json:"approvals,omitzero"`
-			BootImage        *lpmos.BootImage     `json:"boot_image,omitempty"`
+			BootImage        *bootImage           `json:"boot_image,omitempty"`
 			Keys             []string             `json:"keys"`
 			Hosts            []string             `json:"hosts"`
-		}{g.PermitsPerMinute, append([]string{}, g.Protected...), g.Approvals, g.BootImage, []string{}, []string{}}
+		}{g.PermitsPerMinute, append([]string{}, g.Protected...), g.Approvals, nil, []string{}, []string{}}
+		if b := g.BootImage; b != nil {
+			v.BootImage = &bootImage{b.Version, b.Kernel.SHA256, b.Initrd.SHA256, b.KernelArgs, lpmos.DigestOf(b.Files)}
+		}
 		for _, k := range g.Keys {
 			v.Keys = append(v.Keys, lpmos.KeyID(ed25519.PublicKey(k)))
 		}
