@@ -47,6 +47,7 @@ Every flag can be given in the environment: LPMOS_LISTEN_ADDR and so on.`,
 			if err != nil {
 				return err
 			}
+			service.SaveMemory()
 			ctx, cancel := service.Signals(context.Background(), log)
 			defer cancel()
 			st, err := etcd.Open(ctx, cfg.DataDir, cfg.CA, log)

@@ -44,6 +44,7 @@ To serve machines it needs root, --interface and --dhcp.`,
 			if err != nil {
 				return err
 			}
+			service.SaveMemory()
 			ctx, cancel := service.Signals(cmd.Context(), log)
 			defer cancel()
 			if os.Geteuid() != 0 && !cmd.Flags().Changed("tftp-addr") && cfg.Region.DHCP == "off" {

@@ -95,7 +95,10 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Server, error) {
 	// What etcd itself advises at most; a hundred thousand tasks with their
 	// hardware, plans, logs and events take more than 2 GiB.
 	c.QuotaBackendBytes = 8 << 30
-	c.TickMs, c.ElectionMs = 10, 100 // one member has nobody to wait for
+	// One member has nobody to wait for, and nobody who has to catch up: it need
+	// not keep thousands of entries in memory.
+	c.TickMs, c.ElectionMs = 10, 100
+	c.SnapshotCount, c.SnapshotCatchUpEntries = 1000, 1
 	c.UnsafeNoFsync = cfg.NoFsync
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&slogCore{log: log.With("component", "etcd")}))
 	if s.etcd, err = embed.StartEtcd(c); err != nil {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/watchdog"
 )
 
 // Limits bound an import. Zero values are replaced by the defaults named.
@@ -47,8 +48,6 @@ func (l *Limits) defaults() {
 		l.Retries = 5
 	}
 }
-
-const idleBytes = 64 << 10
 
 // Progress is told how far a step is: "downloading", "verifying", "unpacking",
 // "packing". total is 0 when it is not known. It is called from one goroutine
@@ -110,7 +109,7 @@ func (f *fetcher) file(ctx context.Context, u *url.URL, dir string) (string, err
 		if !retryable(err) {
 			return "", fmt.Errorf("fetch %s: %w", shown(u), unwrapped(err))
 		}
-		if have-before >= idleBytes {
+		if have-before >= watchdog.Least {
 			failures, wait = 0, f.limits.RetryWait
 		}
 		if failures++; failures > f.limits.Retries {
@@ -151,7 +150,7 @@ func (f *fetcher) once(ctx context.Context, u *url.URL, name string, out *os.Fil
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var moved atomic.Int64
-	stop := watch(f.limits.Idle, &moved, func() {
+	stop := watchdog.Watch(f.limits.Idle, &moved, func() {
 		cancel(fmt.Errorf("less than 64 KiB came in %v", f.limits.Idle))
 	})
 	defer stop()
@@ -303,32 +302,6 @@ func (f *fetcher) small(ctx context.Context, u *url.URL, limit int64) ([]byte, e
 		return nil, fmt.Errorf("fetch %s: it is longer than %s", shown(u), lpmos.FormatBytes(limit))
 	}
 	return b, nil
-}
-
-// watch calls stalled when less than idleBytes have moved in a while. The
-// function it returns ends it.
-func watch(idle time.Duration, moved *atomic.Int64, stalled func()) (stop func()) {
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		tick := time.NewTicker(idle)
-		defer tick.Stop()
-		var last int64
-		for {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
-				now := moved.Load()
-				if now-last < idleBytes {
-					stalled()
-					return
-				}
-				last = now
-			}
-		}
-	}()
-	return func() { close(done); <-ended }
 }
 
 // key is a short name for a text.

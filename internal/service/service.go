@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -36,6 +37,15 @@ func Run(ctx context.Context, parts ...func(context.Context) error) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// SaveMemory makes the garbage collector of a process that holds much for long
+// run twice as often as usual, for about two thirds of the memory. Whoever set
+// GOGC is obeyed instead.
+func SaveMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
 }
 
 // Signals returns a context that ends at the first SIGINT or SIGTERM. A second

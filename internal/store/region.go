@@ -25,6 +25,7 @@ const heartbeatTTL = 10 * time.Second
 // late is fenced out. A lease says who is alive, never what is true.
 type Session struct {
 	s      *Store
+	orders sync.Map // task id → seenOrder: the order that the last report compared
 	region string
 	epoch  int64
 	lease  clientv3.LeaseID
@@ -138,31 +139,19 @@ func (ss *Session) Close() {
 func (ss *Session) write(ctx context.Context, k Key, v any) error {
 	k.Region = ss.region
 	beat := Key{Kind: KindHeartbeat, Region: ss.region}.String()
+	conds := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(beat), "=", ss.epoch)}
+	instead := []clientv3.Op{clientv3.OpGet(beat)}
+	var order string
+	if k.TaskID != "" {
+		order = Key{Kind: KindOrder, Region: ss.region, TaskID: k.TaskID}.String()
+		conds = append(conds, clientv3.Cmp{})
+		instead = append(instead, clientv3.OpGet(order))
+	}
 	for range maxRaces {
-		conds := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(beat), "=", ss.epoch)}
 		if k.TaskID != "" {
-			orderKey := Key{Kind: KindOrder, Region: ss.region, TaskID: k.TaskID}.String()
-			cctx, cancel := context.WithTimeout(ctx, ss.s.timeout)
-			r, err := ss.s.c.Get(cctx, orderKey)
-			cancel()
-			if err != nil {
-				return ss.s.wrap("read order of task "+k.TaskID, err)
-			}
-			if len(r.Kvs) == 0 {
-				return fmt.Errorf("order of task %s: %w", k.TaskID, lpmos.ErrNotFound)
-			}
-			o, err := decode[lpmos.Order](r.Kvs[0].Value)
-			if err != nil {
-				return fmt.Errorf("decode %s: %w", orderKey, err)
-			}
-			if o.Attempt != k.Attempt {
-				return fmt.Errorf("attempt %d of task %s (it is at %d): %w", k.Attempt, k.TaskID, o.Attempt, lpmos.ErrNotFound)
-			}
-			conds = append(conds, clientv3.Compare(clientv3.ModRevision(orderKey), "=", r.Kvs[0].ModRevision))
+			conds[1] = clientv3.Compare(clientv3.ModRevision(order), "=", ss.revOfOrder(k))
 		}
-		r, err := ss.s.txn(ctx, conds,
-			[]clientv3.Op{clientv3.OpPut(k.String(), string(encode(v)))},
-			[]clientv3.Op{clientv3.OpGet(beat)})
+		r, err := ss.s.txn(ctx, conds, []clientv3.Op{clientv3.OpPut(k.String(), string(encode(v)))}, instead)
 		if err != nil {
 			return fmt.Errorf("report %s of task %s: %w", k.Kind, k.TaskID, err)
 		}
@@ -173,8 +162,37 @@ func (ss *Session) write(ctx context.Context, k Key, v any) error {
 			ss.fence()
 			return ErrFenced
 		}
+		kvs := r.Responses[1].GetResponseRange().Kvs
+		if len(kvs) == 0 {
+			ss.orders.Delete(k.TaskID)
+			return fmt.Errorf("order of task %s: %w", k.TaskID, lpmos.ErrNotFound)
+		}
+		o, err := decode[lpmos.Order](kvs[0].Value)
+		if err != nil {
+			return fmt.Errorf("decode %s: %w", order, err)
+		}
+		ss.orders.Store(k.TaskID, seenOrder{o.Attempt, kvs[0].ModRevision})
+		if o.Attempt != k.Attempt {
+			return fmt.Errorf("attempt %d of task %s (it is at %d): %w", k.Attempt, k.TaskID, o.Attempt, lpmos.ErrNotFound)
+		}
 	}
 	return fmt.Errorf("report of task %s: %w: its order keeps changing", k.TaskID, lpmos.ErrUnavailable)
+}
+
+// seenOrder is an order as a report last met it: reports of the same attempt
+// need not read it again.
+type seenOrder struct {
+	attempt int
+	rev     int64
+}
+
+// revOfOrder is the revision a report expects of its order; -1, which no key
+// has, if it must be read first.
+func (ss *Session) revOfOrder(k Key) int64 {
+	if o, ok := ss.orders.Load(k.TaskID); ok && o.(seenOrder).attempt == k.Attempt {
+		return o.(seenOrder).rev
+	}
+	return -1
 }
 
 // PutAgent remembers which boot may speak for an attempt.
@@ -233,6 +251,7 @@ func (ss *Session) DeleteReports(ctx context.Context, taskID string) error {
 	if !r.Succeeded {
 		return fmt.Errorf("delete reports of task %s: %w", taskID, lpmos.ErrConflict)
 	}
+	ss.orders.Delete(taskID)
 	return nil
 }
 
@@ -351,9 +370,10 @@ func (s *Store) DeleteImageIf(ctx context.Context, os, version, arch string, rev
 	return fmt.Errorf("image %s/%s/%s: %w", os, version, arch, lpmos.ErrNotFound)
 }
 
-// FoldProgress copies the newest progress and log lines of a region into the
-// task, for readers of the founding keys. It does nothing once the task is no
-// longer installing: its last progress came with the transition.
+// FoldProgress copies the newest progress of a region, and log lines if there
+// are any, into the task, for readers of the founding keys. It does nothing
+// once the task is no longer installing: its last progress came with the
+// transition.
 func (s *Store) FoldProgress(ctx context.Context, p *lpmos.Progress, logTail []string) error {
 	ops := []clientv3.Op{clientv3.OpPut(Key{Kind: KindProgress, TaskID: p.TaskID}.String(), string(encode(p)))}
 	if len(logTail) > 0 {

@@ -313,8 +313,19 @@ func TestSessionWritesOnlyForItsOrder(t *testing.T) {
 	if err := ss.DeleteReports(t.Context(), task.ID); !errors.Is(err, lpmos.ErrConflict) {
 		t.Errorf("deleting reports while the order stands = %v; want ErrConflict", err)
 	}
-	move(t, s, task.ID, lpmos.CauseCanceled, nil)
+	// What a session remembers of an order is no longer so.
+	move(t, s, task.ID, lpmos.CauseFailed, nil)
+	move(t, s, task.ID, lpmos.CauseRetried, func(r *store.Record) { r.Task.Attempt = 2 })
 	if err := p(task.ID, 1); !errors.Is(err, lpmos.ErrNotFound) {
+		t.Errorf("a report for the attempt before = %v; want ErrNotFound", err)
+	}
+	for _, next := range []lpmos.Cause{lpmos.CauseHardwareReported, lpmos.CauseCanceled} {
+		if err := p(task.ID, 2); err != nil {
+			t.Error(err)
+		}
+		move(t, s, task.ID, next, nil)
+	}
+	if err := p(task.ID, 2); !errors.Is(err, lpmos.ErrNotFound) {
 		t.Errorf("a report after the end = %v; want ErrNotFound", err)
 	}
 	if err := ss.DeleteReports(t.Context(), task.ID); err != nil {

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -38,18 +39,24 @@ var base = base64.RawStdEncoding
 type hasher struct {
 	cost  cost
 	turns chan struct{}
-	dummy string // compared with where there is no user, so that both take as long
+	dummy string // compared with where there is no user, so that both take as long; nobody's password
 }
 
 func newHasher(c cost) *hasher {
 	h := &hasher{cost: c, turns: make(chan struct{}, hashers)}
-	h.dummy = h.encode([]byte(NewSecret("")), make([]byte, saltBytes))
+	h.dummy = c.encode(make([]byte, saltBytes), make([]byte, keyBytes))
 	return h
 }
 
-func (h *hasher) encode(password, salt []byte) string {
-	key := argon2.IDKey(password, salt, h.cost.passes, h.cost.memoryKiB, h.cost.lanes, keyBytes)
-	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, h.cost.memoryKiB, h.cost.passes, h.cost.lanes, base.EncodeToString(salt), base.EncodeToString(key))
+// key derives the key of a password. Its 32 MiB go back to the system at once:
+// they are more than the rest of a small site needs.
+func (c cost) key(password, salt []byte, n int) []byte {
+	defer debug.FreeOSMemory()
+	return argon2.IDKey(password, salt, c.passes, c.memoryKiB, c.lanes, uint32(n))
+}
+
+func (c cost) encode(salt, key []byte) string {
+	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, c.memoryKiB, c.passes, c.lanes, base.EncodeToString(salt), base.EncodeToString(key))
 }
 
 // turn waits until a password may be looked at.
@@ -73,7 +80,7 @@ func (h *hasher) hash(ctx context.Context, password string) (string, error) {
 	defer done()
 	salt := make([]byte, saltBytes)
 	_, _ = rand.Read(salt) // never fails
-	return h.encode([]byte(password), salt), nil
+	return h.cost.encode(salt, h.cost.key([]byte(password), salt, keyBytes)), nil
 }
 
 // matches reports whether a password is the one of a hash. No hash ("") is
@@ -92,7 +99,7 @@ func (h *hasher) matches(ctx context.Context, hash, password string) (bool, erro
 	if err != nil {
 		return false, err
 	}
-	got := argon2.IDKey([]byte(password), salt, c.passes, c.memoryKiB, c.lanes, uint32(len(want)))
+	got := c.key([]byte(password), salt, len(want))
 	return subtle.ConstantTimeCompare(got, want) == 1 && real, nil
 }
 

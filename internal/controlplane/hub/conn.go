@@ -118,10 +118,22 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	go h.run(c)
 }
 
-// run serves a client until it leaves.
+// run serves a client until it leaves. Thousands of goroutines wait below it:
+// what is on the stack while they do is kept so small that the runtime gives
+// each 4 KiB and not 8, which is why the work is in functions of its own.
 func (h *Hub) run(c *conn) {
+	limit := &bucket{rate: 10, size: 100}
+	c.prepare(limit)
+	for more := true; more; {
+		_, message, err := c.ws.NextReader()
+		more = h.received(c, limit, message, err)
+	}
+	h.forget(c)
+}
+
+// forget ends what a client had.
+func (h *Hub) forget(c *conn) {
 	defer h.wg.Done()
-	h.receive(c)
 	c.finish()
 	c.net.Close()
 	h.mu.Lock()
@@ -135,9 +147,8 @@ func (h *Hub) run(c *conn) {
 // errFlood is what a read ends with when a client sends more than it may.
 var errFlood = errors.New("the client sends too much")
 
-// receive takes requests until the client leaves or must.
-func (h *Hub) receive(c *conn) {
-	limit := bucket{rate: 10, size: 100}
+// prepare says what is done about control frames.
+func (c *conn) prepare(limit *bucket) {
 	c.ws.SetReadLimit(maxRead)
 	c.ws.SetPingHandler(func(data string) error {
 		if !limit.take(1, time.Now()) {
@@ -148,38 +159,44 @@ func (h *Hub) receive(c *conn) {
 	})
 	c.ws.SetPongHandler(func(string) error { return nil }) // that something came is all it says
 	c.ws.SetCloseHandler(func(code int, _ string) error { c.end(code, ""); return nil })
-	for {
-		_, text, err := c.ws.ReadMessage()
-		if err == nil && c.ending() {
-			continue // read, so that the close frame arrives, but not served
-		}
-		if err == nil && !limit.take(1, time.Now()) {
-			err = errFlood
-		}
-		var closed *websocket.CloseError
-		switch {
-		case err == nil:
-			var req request
-			if err := lpmos.UnmarshalJSON(text, &req); err != nil {
-				h.refuse(c, err.Error())
-				continue
-			}
-			h.serve(c, req)
-			continue
-		case errors.Is(err, errFlood):
-			if c.end(websocket.ClosePolicyViolation, "too many messages") {
-				h.stats.flooded.Add(1)
-			}
-			c.linger()
-		case errors.As(err, &closed):
-			// Its answer was queued by the handler.
-		case c.gone(err):
-			// It was told why by gorilla, which closes with 1009 for what is too
-			// large and with 1002 for what is no WebSocket.
-			c.linger()
-		}
-		return
+}
+
+// received serves the next message and reports whether there may be another:
+// false once the client has left or must.
+func (h *Hub) received(c *conn, limit *bucket, message io.Reader, err error) bool {
+	var text []byte
+	if err == nil {
+		text, err = io.ReadAll(message)
 	}
+	if err == nil && c.ending() {
+		return true // read, so that the close frame arrives, but not served
+	}
+	if err == nil && !limit.take(1, time.Now()) {
+		err = errFlood
+	}
+	var closed *websocket.CloseError
+	switch {
+	case err == nil:
+		var req request
+		if err := lpmos.UnmarshalJSON(text, &req); err != nil {
+			h.refuse(c, err.Error())
+			return true
+		}
+		h.serve(c, req)
+		return true
+	case errors.Is(err, errFlood):
+		if c.end(websocket.ClosePolicyViolation, "too many messages") {
+			h.stats.flooded.Add(1)
+		}
+		c.linger()
+	case errors.As(err, &closed):
+		// Its answer was queued by the handler.
+	case c.gone(err):
+		// It was told why by gorilla, which closes with 1009 for what is too
+		// large and with 1002 for what is no WebSocket.
+		c.linger()
+	}
+	return false
 }
 
 // linger reads on for a moment, without serving: closing a connection with
@@ -420,14 +437,17 @@ type meter struct {
 
 func (m *meter) Read(b []byte) (int, error) {
 	n, err := m.Conn.Read(b)
-	if n > 0 {
-		now := time.Now()
-		m.c.heard.Store(m.c.hub.at(now))
-		if !m.limit.take(n, now) && err == nil {
-			err = errFlood
-		}
+	if n > 0 && !m.note(n) && err == nil {
+		err = errFlood
 	}
 	return n, err
+}
+
+// note reports whether the client may have sent n bytes more.
+func (m *meter) note(n int) bool {
+	now := time.Now()
+	m.c.heard.Store(m.c.hub.at(now))
+	return m.limit.take(n, now)
 }
 
 // hijacker gives the upgrader the meter for the connection below it.

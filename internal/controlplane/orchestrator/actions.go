@@ -53,7 +53,8 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 	if !d.Approved {
 		cause = lpmos.CauseRejected
 	}
-	agent := o.read.Reports(id).Agent
+	reported := o.read.Reports(id)
+	agent := reported.Agent
 	t, err := o.put.Transition(ctx, id, store.Move{Cause: cause, By: by, Message: d.Notes, Vet: d.Approved}, func(rec *store.Record, m *store.Move) error {
 		task := &rec.Task
 		plan := task.Plan
@@ -110,6 +111,9 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 			a.ExpiresAt = a.At.Add(o.cfg.ApprovalTTL)
 			a.FirstAttempt, a.LastAttempt = task.Attempt, task.Attempt+o.cfg.MaxAttempts-1
 			a.Sign(o.cfg.Key)
+		}
+		if !d.Approved {
+			task.LogTail = logTail(reported.Log) // the region clears it away
 		}
 		task.Approval, rec.Permit = &a, nil
 		return nil
@@ -220,7 +224,11 @@ func (o *Orchestrator) Cancel(ctx context.Context, id, reason, by string) (lpmos
 	if len(reason) > lpmos.MaxNotesBytes {
 		return lpmos.Task{}, &lpmos.InvalidError{Field: "reason", Problem: "is longer than 2 KiB"}
 	}
-	t, err := o.put.Transition(ctx, id, store.Move{Cause: lpmos.CauseCanceled, By: by, Message: reason}, nil)
+	said := o.read.Reports(id).Log
+	t, err := o.put.Transition(ctx, id, store.Move{Cause: lpmos.CauseCanceled, By: by, Message: reason}, func(rec *store.Record, _ *store.Move) error {
+		rec.Task.LogTail = logTail(said)
+		return nil
+	})
 	if err == nil {
 		o.log.Info("task canceled", "task", id, "by", by, "rev", t.Rev)
 	}

@@ -132,11 +132,11 @@ type grant struct {
 // from it, on this replica's own monotonic clock, so that no difference between
 // clocks can expire anything.
 type sight struct {
-	status  lpmos.Status
-	attempt int
-	rev     int64 // of the newest sign of life
-	since   time.Time
-	folded  time.Time
+	status            lpmos.Status
+	attempt           int
+	rev               int64 // of the newest sign of life
+	since             time.Time
+	folded, foldedLog time.Time
 }
 
 // New makes an orchestrator. cfg.Key signs approvals and permits.

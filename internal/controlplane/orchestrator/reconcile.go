@@ -26,8 +26,12 @@ var errNothing = errors.New("nothing to do")
 // operations of one transaction, of which etcd takes 128.
 const maxClaims = 32
 
-// foldEvery is how often progress is copied into the founding key.
-const foldEvery = 5 * time.Second
+// How often progress and log are copied into the founding keys. Until a task
+// ends both are read from its region's reports; a log is long.
+const (
+	foldEvery    = 5 * time.Second
+	foldLogEvery = time.Minute
+)
 
 // reconcile looks at one task and makes at most one transition.
 func (o *Orchestrator) reconcile(ctx context.Context, id string) error {
@@ -403,11 +407,11 @@ func (o *Orchestrator) deadline(ctx context.Context, t lpmos.Task, r api.Reports
 		contact = 0 // nothing but the next status counts
 	}
 	if s == nil || s.status != t.Status || s.attempt != t.Attempt || s.rev != contact {
-		folded := time.Time{}
+		now := &sight{status: t.Status, attempt: t.Attempt, rev: contact, since: o.now()}
 		if s != nil {
-			folded = s.folded
+			now.folded, now.foldedLog = s.folded, s.foldedLog
 		}
-		o.watch[t.ID] = &sight{status: t.Status, attempt: t.Attempt, rev: contact, since: o.now(), folded: folded}
+		o.watch[t.ID] = now
 		return nil
 	}
 	stood := o.now().Sub(s.since)
@@ -454,7 +458,11 @@ func (o *Orchestrator) fold(ctx context.Context, t lpmos.Task, r api.Reports) er
 		return nil
 	}
 	s.folded = o.now()
-	return o.put.FoldProgress(ctx, r.Progress, logTail(r.Log))
+	var tail []string
+	if o.now().Sub(s.foldedLog) >= foldLogEvery {
+		s.foldedLog, tail = o.now(), logTail(r.Log)
+	}
+	return o.put.FoldProgress(ctx, r.Progress, tail)
 }
 
 // finished is the progress an attempt ends on.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/watchdog"
 )
 
 // Config of a Cache. Zero values are replaced by the defaults named.
@@ -28,7 +29,6 @@ type Config struct {
 }
 
 const (
-	idleBytes      = 64 << 10
 	maxFailures    = 5                  // in a row, without 64 KiB of progress between them
 	keepPartial    = 7 * 24 * time.Hour // of a blob nobody asked for again
 	partialSuffix  = ".partial"
@@ -359,7 +359,7 @@ func (c *Cache) fetch(digest string, j *job) error {
 				return fail(err)
 			}
 		}
-		if j.bytes.Load()-before >= idleBytes {
+		if j.bytes.Load()-before >= watchdog.Least {
 			failures, pause = 0, c.cfg.Retry
 		}
 		if failures++; failures >= maxFailures {
@@ -384,10 +384,10 @@ func (c *Cache) transfer(digest string, f *os.File, h hash.Hash, j *job) error {
 	ctx, cancel := context.WithCancelCause(c.ctx)
 	defer cancel(nil)
 	var moved atomic.Int64
-	watch := c.watchdog(&moved, func() {
+	stop := watchdog.Watch(c.cfg.Idle, &moved, func() {
 		cancel(fmt.Errorf("less than 64 KiB in %v", c.cfg.Idle))
 	})
-	defer watch()
+	defer stop()
 	offset := j.bytes.Load()
 	body, size, err := c.source.Fetch(ctx, digest, offset)
 	switch {
@@ -430,32 +430,6 @@ func (c *Cache) transfer(digest string, f *os.File, h hash.Hash, j *job) error {
 			return fmt.Errorf("%w: %w", errBroken, errors.Join(err, context.Cause(ctx)))
 		}
 	}
-}
-
-// watchdog calls stalled when less than idleBytes have moved in a while. The
-// function it returns ends it.
-func (c *Cache) watchdog(moved *atomic.Int64, stalled func()) (stop func()) {
-	done := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		tick := time.NewTicker(c.cfg.Idle)
-		defer tick.Stop()
-		var last int64
-		for {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
-				now := moved.Load()
-				if now-last < idleBytes {
-					stalled()
-					return
-				}
-				last = now
-			}
-		}
-	})
-	return func() { close(done); wg.Wait() }
 }
 
 func rewind(f *os.File, h hash.Hash, j *job) error {
