@@ -3,6 +3,8 @@ package browser
 import (
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -83,7 +85,7 @@ func selectAll(b *tab.Tab, action string) {
 // TestPages looks at every page: axe finds no violation, nothing scrolls
 // sideways, and neither the console nor the content security policy complains.
 // The pictures go to pages/ below where LPMOS_SCREENSHOTS says, relative to the
-// repository. LPMOS_PAGE names one page to look at alone.
+// repository. LPMOS_PAGE names pages to look at alone, separated by commas.
 func TestPages(t *testing.T) {
 	tab.Chromium(t)
 	axe := tab.AxeSource(t, "testdata/axe/axe.min.js")
@@ -108,7 +110,7 @@ func lookAtPages(t *testing.T, f *fleet, axe, lang, theme string) {
 		if p.out {
 			b = out
 		}
-		if only := os.Getenv("LPMOS_PAGE"); only != "" && only != p.name {
+		if only := os.Getenv("LPMOS_PAGE"); only != "" && !slices.Contains(strings.Split(only, ","), p.name) {
 			continue
 		}
 		b.Allow = append(b.Allow, p.allow...)
