@@ -1,6 +1,7 @@
 package browser
 
 import (
+	"crypto/rand"
 	"os"
 	"path/filepath"
 	"slices"
@@ -66,7 +67,7 @@ var pages = []page{
 	{name: "tokens", path: at("/tokens")},
 	{name: "login", path: at("/login"), out: true},
 	{name: "login-wrong", path: at("/login"), out: true, allow: []string{"401 (Unauthorized)"}, steps: func(b *tab.Tab, _ *fleet) {
-		b.Type("#u", "nobody")
+		b.Type("#u", "nobody-"+strings.ToLower(rand.Text()[:6])) // one name would have to wait after five times
 		b.Type("#p", "not the password")
 		b.Click("form.panel button")
 		b.Visible(`[role="alert"]`)

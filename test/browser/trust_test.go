@@ -36,6 +36,9 @@ func TestFourEyes(t *testing.T) {
 	anna, ben := tab.New(t, w.url), tab.New(t, w.url)
 	anna.Allow = []string{"400 (Bad Request)"} // for the wrong password
 	anna.SignIn(w.api, "anna")
+	ben.SignIn(w.api, "ben")
+	ben.Open("/tasks/" + id + "/approve")
+	ben.Live()
 	anna.Open("/tasks/" + id + "/approve")
 	digest := tab.Eval[string](anna, `document.querySelector('[name="plan_digest"]').value`)
 	anna.Type("#notes", "as agreed")
@@ -50,7 +53,7 @@ func TestFourEyes(t *testing.T) {
 	anna.Click("button[name=approved][value=true]")
 	anna.Until("be told how far it is", 30*time.Second, `location.pathname === '/tasks/`+id+`' && document.querySelector('main')?.textContent.includes('1 of 2 approvals: anna')`)
 
-	ben.SignIn(w.api, "ben")
+	ben.Until("be told that something changed", 30*time.Second, `document.querySelector('page-changed')?.hidden === false`)
 	ben.Open("/tasks/" + id + "/approve")
 	keep(t, "approve-second.png", ben.Picture())
 	if text := ben.Text(".decision"); !strings.Contains(text, "1 of 2 approvals: anna") {
