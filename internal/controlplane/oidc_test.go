@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -397,7 +398,8 @@ func TestSignInWithAProvider(t *testing.T) {
 
 // Tokens that anybody could make: without a signature, or signed by another.
 func TestForgedIDTokens(t *testing.T) {
-	var alg string
+	var how atomic.Value
+	how.Store("")
 	p := newIDP(t, func(tp *capoidc.TestProvider) *httptest.Server {
 		var srv *httptest.Server
 		srv = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
@@ -418,7 +420,7 @@ func TestForgedIDTokens(t *testing.T) {
 			var tokens map[string]any
 			if r.URL.Path == "/token" && json.Unmarshal(b, &tokens) == nil {
 				parts := strings.Split(tokens["id_token"].(string), ".")
-				switch alg {
+				switch how.Load() {
 				case "none":
 					parts[0], parts[2] = base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none","typ":"JWT"}`)), ""
 				case "HS256":
@@ -440,7 +442,8 @@ func TestForgedIDTokens(t *testing.T) {
 		return srv
 	})
 	p.person("carl", "staff")
-	for _, alg = range []string{"none", "HS256", "altered", ""} {
+	for _, alg := range []string{"none", "HS256", "altered", ""} {
+		how.Store(alg)
 		b := p.browser()
 		resp, body := p.signIn(b, "carl", "")
 		if alg != "" {

@@ -150,61 +150,59 @@ func TestForeignPages(t *testing.T) {
 	b.Allow = append(b.Allow, "") // what the attacks provoke is told in the console: of this page alone
 	b.SignIn(w.api, "operator")
 	for _, host := range []string{"localhost", "127.0.0.1"} {
-		t.Run("from "+host, func(t *testing.T) {
-			mux := http.NewServeMux()
-			mux.HandleFunc("/{$}", func(rw http.ResponseWriter, _ *http.Request) {
-				rw.Header().Set("Content-Type", "text/html; charset=utf-8")
-				fmt.Fprint(rw, evil)
-			})
-			mux.HandleFunc("/attack.js", func(rw http.ResponseWriter, _ *http.Request) {
-				rw.Header().Set("Content-Type", "text/javascript")
-				fmt.Fprint(rw, strings.Replace(attack, "INPUT", body(map[string]any{"target": w.url, "task": id, "digest": task.Plan.Digest, "serial": end, "forms": forms, "calls": calls}), 1))
-			})
-			// The form of the approval page, complete, which a person presses there.
-			mux.HandleFunc("/press", func(rw http.ResponseWriter, _ *http.Request) {
-				rw.Header().Set("Content-Type", "text/html; charset=utf-8")
-				fmt.Fprintf(rw, `<!doctype html><title>Prize</title><main><form method="post" action="%s/tasks/%s/approve"><input type="hidden" name="plan_digest" value="%s"><input type="hidden" name="serial_end" value="%s"><button name="approved" value="true">Win</button></form></main>`, w.url, id, task.Plan.Digest, end)
-			})
-			srv := httptest.NewServer(mux)
-			defer srv.Close()
-			origin := strings.Replace(srv.URL, "127.0.0.1", host, 1)
-
-			before, rev := w.changes(), w.site.ControlPlane.State().Rev()
-			home := b.URL
-			b.URL = origin
-			b.Open("/")
-			b.Until("the attack to end", 2*time.Minute, `window.done?.finished`)
-			if n := tab.Eval[int](b, `window.done.forms`); n != len(forms) {
-				t.Errorf("%d of %d forms were sent", n, len(forms))
-			}
-			if n := tab.Eval[int](b, `window.done.calls`); n < 3*len(calls) {
-				t.Errorf("%d requests were made; want %d", n, 3*len(calls))
-			}
-			if read := tab.Eval[[]string](b, `window.done.read`); len(read) > 0 {
-				t.Errorf("the page could read %q", read)
-			}
-			if open := tab.Eval[[]string](b, `window.done.sockets`); len(open) > 0 {
-				t.Errorf("%d WebSockets opened", len(open))
-			}
-			b.Said("frame-ancestors", 20*time.Second)
-			b.Open("/press")
-			b.Click("button")
-			b.URL = home
-			b.Until("the refusal", 20*time.Second, `location.origin === `+body(home)+` && document.readyState === 'complete'`)
-			if text := tab.Eval[string](b, `document.documentElement.textContent`); strings.Contains(text, "is approved") || !strings.Contains(strings.ToLower(text), "cross-origin") {
-				t.Errorf("after pressing the form of another origin the browser shows %q", text)
-			}
-
-			// Whoever was signed in is so still, and nothing else changed.
-			b.Open("/dashboard")
-			b.Until("be signed in still", 20*time.Second, `location.pathname === '/dashboard'`)
-			if after := w.changes(); !slices.Equal(after, before) {
-				t.Errorf("the store changed at %q (revision %d to %d)", after[min(len(before), len(after)):], rev, w.site.ControlPlane.State().Rev())
-			}
-			if now := w.until(id, lpmos.AwaitingApproval); now.Rev != task.Rev {
-				t.Errorf("the task is at revision %d; want %d", now.Rev, task.Rev)
-			}
+		mux := http.NewServeMux()
+		mux.HandleFunc("/{$}", func(rw http.ResponseWriter, _ *http.Request) {
+			rw.Header().Set("Content-Type", "text/html; charset=utf-8")
+			fmt.Fprint(rw, evil)
 		})
+		mux.HandleFunc("/attack.js", func(rw http.ResponseWriter, _ *http.Request) {
+			rw.Header().Set("Content-Type", "text/javascript")
+			fmt.Fprint(rw, strings.Replace(attack, "INPUT", body(map[string]any{"target": w.url, "task": id, "digest": task.Plan.Digest, "serial": end, "forms": forms, "calls": calls}), 1))
+		})
+		// The form of the approval page, complete, which a person presses there.
+		mux.HandleFunc("/press", func(rw http.ResponseWriter, _ *http.Request) {
+			rw.Header().Set("Content-Type", "text/html; charset=utf-8")
+			fmt.Fprintf(rw, `<!doctype html><title>Prize</title><main><form method="post" action="%s/tasks/%s/approve"><input type="hidden" name="plan_digest" value="%s"><input type="hidden" name="serial_end" value="%s"><button name="approved" value="true">Win</button></form></main>`, w.url, id, task.Plan.Digest, end)
+		})
+		srv := httptest.NewServer(mux)
+		origin := strings.Replace(srv.URL, "127.0.0.1", host, 1)
+
+		before, rev := w.changes(), w.site.ControlPlane.State().Rev()
+		home := b.URL
+		b.URL = origin
+		b.Open("/")
+		b.Until("the attack to end", 2*time.Minute, `window.done?.finished`)
+		if n := tab.Eval[int](b, `window.done.forms`); n != len(forms) {
+			t.Errorf("from %s: %d of %d forms were sent", host, n, len(forms))
+		}
+		if n := tab.Eval[int](b, `window.done.calls`); n < 3*len(calls) {
+			t.Errorf("from %s: %d requests were made; want %d", host, n, 3*len(calls))
+		}
+		if read := tab.Eval[[]string](b, `window.done.read`); len(read) > 0 {
+			t.Errorf("from %s: the page could read %q", host, read)
+		}
+		if open := tab.Eval[[]string](b, `window.done.sockets`); len(open) > 0 {
+			t.Errorf("from %s: %d WebSockets opened", host, len(open))
+		}
+		b.Said("frame-ancestors", 20*time.Second)
+		b.Open("/press")
+		b.Click("button")
+		b.URL = home
+		b.Until("the refusal", 20*time.Second, `location.origin === `+body(home)+` && document.readyState === 'complete'`)
+		if text := tab.Eval[string](b, `document.documentElement.textContent`); strings.Contains(text, "is approved") || !strings.Contains(strings.ToLower(text), "cross-origin") {
+			t.Errorf("from %s: after pressing the form of another origin the browser shows %q", host, text)
+		}
+
+		// Whoever was signed in is so still, and nothing else changed.
+		b.Open("/dashboard")
+		b.Until("be signed in still", 20*time.Second, `location.pathname === '/dashboard'`)
+		srv.Close()
+		if after := w.changes(); !slices.Equal(after, before) {
+			t.Errorf("from %s: the store changed at %q (revision %d to %d)", host, after[min(len(before), len(after)):], rev, w.site.ControlPlane.State().Rev())
+		}
+		if now := w.until(id, lpmos.AwaitingApproval); now.Rev != task.Rev {
+			t.Errorf("from %s: the task is at revision %d; want %d", host, now.Rev, task.Rev)
+		}
 	}
 
 	// The very form works where it belongs.

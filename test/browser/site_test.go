@@ -35,7 +35,7 @@ type world struct {
 	wg  sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
-	changed []string   // keys of the store that were written or deleted, in order, but for notes that a session was used
+	changed []string   // keys of the store that were written or deleted, in order, but for sessions: they are used and tidied up
 }
 
 type option func(*site.Config)
@@ -83,7 +83,7 @@ func (w *world) note(b store.Batch) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, c := range b.Changes {
-		if !b.Reset && (c.Key.Kind != store.KindSignIn || c.Value == nil) {
+		if !b.Reset && c.Key.Kind != store.KindSignIn {
 			w.changed = append(w.changed, c.Key.String())
 		}
 	}

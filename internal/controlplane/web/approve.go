@@ -179,7 +179,9 @@ func (w *Web) decide(rw http.ResponseWriter, r *http.Request) {
 	case len(problems) > 0:
 		v := w.newApprove(r, t)
 		v.Notes, v.Serial, v.Problems = f.Get("notes"), f.Get("serial_end"), problems
-		v.Ask.Password = v.Ask.Password || v.Problem("password") != ""
+		if v.Problem("password") != "" {
+			v.Ask.Password, v.Ask.Name = true, w.me.Name
+		}
 		w.showApprove(rw, r, http.StatusBadRequest, v, rev)
 	case err == nil:
 		http.Redirect(rw, r, "/tasks/"+t.ID, http.StatusSeeOther)

@@ -60,6 +60,7 @@ func (w *Web) funcs() template.FuncMap {
 				Problem string
 			}{a, problem}
 		},
+		"browser": w.browserWord,
 		"join":    strings.Join,
 		"lower":   strings.ToLower,
 		"bulk":    func(action string) string { return w.T(bulkTexts[action].button) },

@@ -287,6 +287,27 @@ type accountView struct {
 
 func (v accountView) Problem(field string) string { return problemsOf(v.Problems).Of(field) }
 
+// browserWord is what a browser calls itself, as people call it: "Firefox 144,
+// Windows". What is not known stays as it is.
+func (s *tongue) browserWord(agent string) string {
+	// The order matters: Edge says that it is Chrome, which says that it is Safari.
+	for _, b := range []struct{ mark, name string }{{"Edg/", "Edge"}, {"OPR/", "Opera"}, {"Firefox/", "Firefox"}, {"HeadlessChrome/", "Chrome"}, {"Chrome/", "Chrome"}, {"Version/", "Safari"}} {
+		_, rest, ok := strings.Cut(agent, b.mark)
+		if !ok || !strings.HasPrefix(agent, "Mozilla/") {
+			continue
+		}
+		version, _, _ := strings.Cut(rest, ".")
+		out := b.name + " " + lpmos.Shorten(version, 8)
+		for _, os := range []struct{ mark, name string }{{"Windows", "Windows"}, {"Android", "Android"}, {"iPhone", "iOS"}, {"iPad", "iOS"}, {"Mac OS X", "macOS"}, {"CrOS", "ChromeOS"}, {"Linux", "Linux"}} {
+			if strings.Contains(agent, os.mark) {
+				return s.list([]string{out, os.name})
+			}
+		}
+		return out
+	}
+	return agent
+}
+
 func (w *Web) regionsWord(regions []string) string {
 	if regions == nil {
 		return w.T("all regions")

@@ -26,6 +26,7 @@ type policyAsk struct {
 	Password bool
 	Minutes  int
 	SignIn   string
+	Name     string // of who looks, for whatever fills in passwords
 }
 
 // ask is what the policy asks of who looks; back is the page to return to from
@@ -50,7 +51,7 @@ func (w *Web) ask(t lpmos.Task, back string) policyAsk {
 	a.Bar = w.barWord(n.Bar(&t, w.me.Name, who.User), t.Standing())
 	// A minute is left for reading.
 	if n.ReauthMinutes > 0 && !(who.Token && n.AllowTokens) && w.cfg.Now().Sub(who.ProvedAt) > time.Duration(n.ReauthMinutes-1)*time.Minute {
-		a.Password, a.Minutes = true, n.ReauthMinutes
+		a.Password, a.Minutes, a.Name = true, n.ReauthMinutes, w.me.Name
 		a.SignIn = w.signInAgain(back)
 		if !who.User && a.Bar == "" {
 			a.Bar = w.barWord(lpmos.BarNobody, nil)

@@ -149,3 +149,19 @@ func TestPolicyPage(t *testing.T) {
 		t.Errorf("removing the rule = %d, %d rules", rec.Code, len(s.ApprovalPolicy().Rules))
 	}
 }
+
+func TestBrowserWord(t *testing.T) {
+	w := newTestWeb(t, newSite(t, testNow))
+	for agent, want := range map[string]string{
+		"Mozilla/5.0 (X11; Linux x86_64; rv:144.0) Gecko/20100101 Firefox/144.0":                                                                  "Firefox 144, Linux",
+		"Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36 Edg/141.0.0.0":           "Edge 141, Windows",
+		"Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.6 Mobile/15E148 Safari/604.1": "Safari 18, iOS",
+		"Go-http-client/2.0":            "Go-http-client/2.0",
+		"Mozilla/5.0 Chrome/<script>.1": "Chrome <script>",
+		"":                              "",
+	} {
+		if got := w.browserWord(agent); got != want {
+			t.Errorf("%q is %q; want %q", agent, got, want)
+		}
+	}
+}

@@ -234,7 +234,7 @@ func (w *Web) newTogether(r *http.Request, tasks []lpmos.Task, fill func(*candid
 	for _, t := range tasks {
 		a := w.ask(t, "/tasks/approve?ids="+strings.Join(ids, ","))
 		if a.Password {
-			v.Ask.Password, v.Ask.SignIn, v.Ask.Minutes = true, a.SignIn, a.Minutes
+			v.Ask.Password, v.Ask.SignIn, v.Ask.Minutes, v.Ask.Name = true, a.SignIn, a.Minutes, a.Name
 		}
 		if a.Given != "" {
 			v.Several++

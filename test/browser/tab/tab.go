@@ -155,6 +155,12 @@ func (b *Tab) Open(path string) {
 	}
 }
 
+// Leave goes to a page of another server.
+func (b *Tab) Leave(url string) {
+	b.t.Helper()
+	b.Do("go to "+url, chromedp.Navigate(url))
+}
+
 // Click clicks the first element that matches.
 func (b *Tab) Click(css string) {
 	b.t.Helper()
