@@ -119,9 +119,6 @@ func wordTables() [][]string {
 	for _, w := range stageWords {
 		stage = append(stage, w)
 	}
-	for _, w := range differenceWords {
-		field = append(field, w)
-	}
 	for _, w := range factWords {
 		field = append(field, w)
 	}

@@ -123,35 +123,13 @@ func (m *machineView) compare(s *tongue, p *lpmos.Sighting) {
 	m.Seen, m.Since, m.SinceTask = true, p.At, p.TaskID
 }
 
-// differenceWords name components of a machine and what of them may change.
-var differenceWords = map[string]string{
-	"system": "machine", "board": "board", "chassis": "chassis", "firmware": "firmware", "cpu": "processor", "memory": "memory", "disk": "disk", "nic": "network port", "tpm": "TPM", "endorsement_key": "endorsement key",
-	"manufacturer": "maker", "model": "model", "serial": "serial number", "uuid": "UUID", "asset_tag": "asset tag", "version": "version", "date": "date",
-	"boot_mode": "starts by", "secure_boot": "Secure Boot", "architecture": "architecture", "sockets": "sockets", "cores": "cores", "threads": "threads",
-	"size": "size", "wwn": "WWN", "transport": "attached by", "sector_bytes": "sector size", "read_only": "read-only", "link": "link", "driver": "driver", "pci": "PCI address",
-}
-
-func (s *tongue) differenceWord(name string) string {
-	if w, ok := differenceWords[name]; ok {
-		return s.T(w)
-	}
-	return strings.ReplaceAll(name, "_", " ")
-}
-
 func (m *machineView) addChanges(s *tongue, ds []lpmos.Difference) {
 	for _, d := range ds {
-		what := s.differenceWord(d.Component)
-		if d.Item != "" {
-			what += " " + d.Item
-		}
-		if d.Field != "" {
-			what = s.T("%s: %s", what, s.differenceWord(d.Field))
-		}
 		m.changed[d.Component] = true
 		if d.Item != "" {
 			m.changed[d.Item] = true
 		}
-		m.Changes = append(m.Changes, change{what, d.Before, d.After})
+		m.Changes = append(m.Changes, change{s.differs(d), d.Before, d.After})
 		came := d.Field == "" && d.Before == ""
 		for i := range m.Disks {
 			if q := &m.Disks[i]; d.Component == lpmos.ComponentDisk && (q.ID == d.Item || q.Device == d.Item) {

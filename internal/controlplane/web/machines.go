@@ -13,7 +13,7 @@ import (
 // machineStateWords are the states of a machine, as operators know them.
 var machineStateWords = map[lpmos.MachineState]string{
 	lpmos.MachineDiscovered: "Discovered", lpmos.MachineReady: "Ready", lpmos.MachineAllocated: "Allocated", lpmos.MachineInspecting: "Inspecting",
-	lpmos.MachinePendingApproval: "Pending approval", lpmos.MachineDeploying: "Deploying", lpmos.MachineDeployed: "Deployed", lpmos.MachineFailed: "Failed",
+	lpmos.MachinePendingApproval: "Awaiting approval", lpmos.MachineDeploying: "Deploying", lpmos.MachineDeployed: "Deployed", lpmos.MachineFailed: "Failed",
 }
 
 // machineLook is the status whose color and icon a state has.
@@ -162,6 +162,21 @@ var fieldWords = map[string]string{
 // deltaWords are values that are words.
 var deltaWords = map[string]string{"down": "no link", "up": "link", "on": "on", "off": "off", "yes": "yes", "no": "no"}
 
+// differs names what is different: "Disk S0 size".
+func (s *tongue) differs(d lpmos.Difference) string {
+	what := s.T(cmp.Or(componentWords[d.Component], d.Component))
+	if d.Item != "" {
+		what += " " + d.Item
+	}
+	if d.Field == "" {
+		return what
+	}
+	if !s.chinese() || d.Item != "" {
+		what += " "
+	}
+	return what + s.T(cmp.Or(fieldWords[d.Field], d.Field))
+}
+
 // deltas are differences, the old line above the new one.
 func (s *tongue) deltas(differences []lpmos.Difference) []delta {
 	value := func(v string) string {
@@ -172,17 +187,7 @@ func (s *tongue) deltas(differences []lpmos.Difference) []delta {
 	}
 	var out []delta
 	for _, d := range differences {
-		what := s.T(cmp.Or(componentWords[d.Component], d.Component))
-		if d.Item != "" {
-			what += " " + d.Item
-		}
-		if d.Field != "" {
-			if s.chinese() && d.Item == "" {
-				what += s.T(cmp.Or(fieldWords[d.Field], d.Field))
-			} else {
-				what += " " + s.T(cmp.Or(fieldWords[d.Field], d.Field))
-			}
-		}
+		what := s.differs(d)
 		if d.Field != "" || d.Before != "" {
 			out = append(out, delta{"gone", "−", what, value(d.Before)})
 		}

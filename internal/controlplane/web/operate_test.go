@@ -510,7 +510,7 @@ func TestHardwareDifferences(t *testing.T) {
 	h := signedIn(newTestWeb(t, s))
 	_, body := get(t, h, "/tasks/"+idBlank)
 	plain := html.UnescapeString(body)
-	for _, want := range []string{"3 differences to when it was last seen", "25 Aug 2026", "firmware: version", "2.1.0", "2.4.4", "disk PHYGONE", "480 GB Intel S4520", "disk Y3A0A02KTJX8", ">new</span>", "/tasks/" + idCompleted} {
+	for _, want := range []string{"3 differences to when it was last seen", "25 Aug 2026", "Firmware version", "2.1.0", "2.4.4", "Disk PHYGONE", "480 GB Intel S4520", "Disk Y3A0A02KTJX8", ">new</span>", "/tasks/" + idCompleted} {
 		if !strings.Contains(plain, want) {
 			t.Errorf("the page does not say %q", want)
 		}
