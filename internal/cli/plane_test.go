@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -255,6 +256,83 @@ func TestSince(t *testing.T) {
 		if strings.Join(got, " ") != tt.want {
 			t.Errorf("since(%q, %q) = %q; want %q", tt.printed, tt.all, got, tt.want)
 		}
+	}
+}
+
+// Secrets come from the terminal, a file or standard input, and are said to
+// nobody.
+func TestCreateWithSecrets(t *testing.T) {
+	p := newPlane(t)
+	const canary = "CANARY-of-the-command-line"
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	args := []string{"task", "create", "--region", "dc1", "--os", "debian", "--os-version", "12"}
+	one := func(n string, more ...string) []string {
+		return append(append([]string{}, args...), append([]string{"--mac", n}, more...)...)
+	}
+	for _, bad := range []struct {
+		want  string
+		stdin string
+		more  []string
+	}{
+		{"takes NAME=FILE", "", []string{"--secret-file", canary}},
+		{"is not the name of a secret", "", []string{"--secret-file", "Not A Name=" + file("t", "x")}},
+		{"is empty", "", []string{"--secret-file", "token=" + file("empty", "\n")}},
+		{"is given twice", "", []string{"--secret-file", "token=" + file("t", "x"), "--secret-file", "token=" + file("t", "x")}},
+		{"is longer than", "", []string{"--secret-file", "token=" + file("long", strings.Repeat("x", lpmos.MaxSecretBytes+1))}},
+		{"standard input", canary, []string{"--secret-file", "token=-", "--secret", "other"}},
+	} {
+		code, out, errs := p.run(bad.stdin, one("02:4c:50:00:00:01", bad.more...)...)
+		if code != ExitUsage || !strings.Contains(errs, bad.want) {
+			t.Errorf("%v: exit %d, %q; want 2 and %q", bad.more, code, errs, bad.want)
+		}
+		if bad.stdin != "" && strings.Contains(out+errs, canary) {
+			t.Errorf("%v says the secret", bad.more)
+		}
+	}
+	p.want(ExitOK, "No tasks", "", "task", "list")
+	// Both ways of one task, and a column of a file.
+	for _, c := range []struct {
+		stdin string
+		args  []string
+	}{
+		{canary + "-asked\n", one("02:4c:50:00:00:01", "--secret", "token")},
+		{canary + "-piped\n", one("02:4c:50:00:00:02", "--secret-file", "token=-", "--secret-file", "password="+file("hash", canary+"-file\n"))},
+		{"", append(append([]string{}, args...), "--secret-file", "password="+file("hash", canary+"-all\n"),
+			"--from-csv", file("rack.csv", "mac,hostname,secret:token\n02:4c:50:00:00:03,a,"+canary+"-line\n02:4c:50:00:00:04,b,\n"))},
+	} {
+		if code, out, errs := p.run(c.stdin, c.args...); code != ExitOK || strings.Contains(out+errs, canary) {
+			t.Errorf("%v: exit %d, %q %q; want success, without the secret", c.args, code, out, errs)
+		}
+	}
+	got := map[string]int{}
+	l, err := p.api.Tasks(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range l.Tasks {
+		task, err := p.api.Task(t.Context(), x.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range task.Committed {
+			got[task.TargetMAC.String()+" "+s.Name]++
+		}
+		code, out, _ := p.run("", "task", "show", x.ID, "-o", "json")
+		if code != ExitOK || strings.Contains(out, canary) {
+			t.Errorf("task show: exit %d, or it says a secret", code)
+		}
+	}
+	want := map[string]int{"02:4c:50:00:00:01 token": 1, "02:4c:50:00:00:02 token": 1, "02:4c:50:00:00:02 password": 1,
+		"02:4c:50:00:00:03 token": 1, "02:4c:50:00:00:03 password": 1, "02:4c:50:00:00:04 password": 1}
+	if !maps.Equal(got, want) {
+		t.Errorf("tasks commit to %v; want %v", got, want)
 	}
 }
 

@@ -107,18 +107,13 @@ func TestNoSecretAnywhere(t *testing.T) {
 	})
 
 	// People: a password, a session, a token.
-	u, err := s.api.CreateUser(ctx, "canary", apiclient.Access{Role: lpmos.Operator})
+	u, err := s.api.CreateUser(ctx, "carol", apiclient.Access{Role: lpmos.Operator})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.values["one-time password"] = u.OneTimePassword
 	c.values["password"] = "CANARY password of a person"
-	c.values["session"] = s.signIn(t, "canary", u.OneTimePassword, c.values["password"])
-	tok, err := s.api.CreateToken(ctx, apiclient.NewToken{Name: "canary", Role: lpmos.Viewer, ExpiresIn: 3600})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.values["API token"] = tok.Token
+	c.values["session"], c.values["API token"] = s.signIn(t, "carol", u.OneTimePassword, c.values["password"])
 
 	// Tasks: one that is installed, two lines of a batch that wait.
 	c.values["secret of a task"] = "CANARY-of-a-task $6$salt$hash"
@@ -165,7 +160,7 @@ func TestNoSecretAnywhere(t *testing.T) {
 	for path, visible := range map[string]bool{
 		"/dashboard": false, "/tasks": false, "/tasks/" + id: true, "/tasks/" + line: true, "/tasks/" + line + "/approve": false, "/tasks/" + id + "/log": false,
 		"/batches/" + batch.ID: false, "/machines": false, "/machines/" + mac(1).String(): false, "/regions": false, "/images": false, "/stop": false,
-		"/users": false, "/users/canary": false, "/tokens": false,
+		"/users": false, "/users/carol": false, "/tokens": false,
 		"/api/v1/tasks": false, "/api/v1/tasks/" + id: true, "/api/v1/tasks/" + line: true, "/api/v1/tasks/" + id + "/events": false, "/api/v1/tasks/" + id + "/logs": false,
 		"/api/v1/tasks/" + id + "/plan": false, "/api/v1/batches/" + batch.ID: false, "/api/v1/machines": false, "/api/v1/machines/" + mac(1).String(): false,
 		"/api/v1/regions": false, "/api/v1/regions/dc1": false, "/api/v1/users": false, "/api/v1/tokens": false, "/api/v1/me": false, "/api/v1/limits": false, "/metrics": false,
@@ -235,13 +230,15 @@ func TestNoSecretAnywhere(t *testing.T) {
 	}
 }
 
-// signIn signs a new user in, has them choose a password, and returns what their
-// cookie holds.
-func (s *site) signIn(t *testing.T, name, once, password string) string {
+// signIn signs a new user in, has them choose a password and make a token, and
+// returns what their cookie holds, and the token.
+func (s *site) signIn(t *testing.T, name, once, password string) (cookie, token string) {
 	t.Helper()
 	client := &http.Client{Timeout: 30 * time.Second}
-	cookie := ""
-	send := func(method, path string, body map[string]string) {
+	var answer struct {
+		Token string `json:"token"`
+	}
+	send := func(method, path string, body map[string]any) {
 		t.Helper()
 		b, err := json.Marshal(body)
 		if err != nil {
@@ -264,18 +261,24 @@ func (s *site) signIn(t *testing.T, name, once, password string) string {
 		if err != nil || res.StatusCode >= 300 {
 			t.Fatalf("%s %s = %s %.300s, %v", method, path, res.Status, text, err)
 		}
+		if len(text) > 0 {
+			if err := json.Unmarshal(text, &answer); err != nil {
+				t.Fatal(err)
+			}
+		}
 		for _, c := range res.Cookies() {
 			if c.Value != "" {
 				cookie = c.Value
 			}
 		}
 	}
-	send(http.MethodPost, "/api/v1/login", map[string]string{"username": name, "password": once})
-	send(http.MethodPut, "/api/v1/me/password", map[string]string{"current_password": once, "password": password})
-	if cookie == "" {
-		t.Fatal("nobody is signed in")
+	send(http.MethodPost, "/api/v1/login", map[string]any{"username": name, "password": once})
+	send(http.MethodPut, "/api/v1/me/password", map[string]any{"current_password": once, "password": password})
+	send(http.MethodPost, "/api/v1/tokens", map[string]any{"name": "canary", "role": "viewer", "expires_in_sec": 3600})
+	if cookie == "" || answer.Token == "" {
+		t.Fatalf("nobody is signed in, or has a token: %d and %d characters", len(cookie), len(answer.Token))
 	}
-	return cookie
+	return cookie, answer.Token
 }
 
 // page reads one page or answer with a token.

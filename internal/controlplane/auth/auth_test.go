@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
 )
 
 // memory is a store of people, as strict as the real one.
@@ -232,6 +233,17 @@ func TestMay(t *testing.T) {
 		}
 		if s := strings.Join(got, " "); s != tt.want {
 			t.Errorf("%s may %s; want %s", name, s, tt.want)
+		}
+	}
+	// A region's own certificate says who it is, whatever else the request has.
+	a := &Auth{cfg: Config{Now: time.Now}}
+	for _, header := range []string{"", "Bearer " + NewSecret(tokenPrefix), "Basic eDp5"} {
+		r := httptest.NewRequest(http.MethodGet, "/api/v1/blobs/x", nil)
+		if header != "" {
+			r.Header.Set("Authorization", header)
+		}
+		if p := a.identify(r.WithContext(api.WithPeerRegion(r.Context(), "dc1"))); p.Kind != Region || p.Name != "dc1" || p.Bad {
+			t.Errorf("with a region's certificate and %q it is %+v; want region dc1", header, p)
 		}
 	}
 	if (Principal{Kind: Token, Role: lpmos.Admin, Regions: []string{}}).Sees("dc1") {
