@@ -186,10 +186,28 @@ func (c *Client) Ready(ctx context.Context) error {
 	return c.do(ctx, http.MethodGet, "/readyz", nil, nil, nil)
 }
 
+// asked is a spec on its way to the control plane: there, and nowhere else, its
+// secrets are what they are.
+type asked struct {
+	lpmos.Spec
+	Secrets map[string]string `json:"secrets,omitempty"`
+}
+
+func wireSpec(s lpmos.Spec) asked {
+	w := asked{Spec: s}
+	for name, v := range s.Secrets {
+		if w.Secrets == nil {
+			w.Secrets = map[string]string{}
+		}
+		w.Secrets[name] = v.Reveal()
+	}
+	return w
+}
+
 // CreateTask asks for an installation. key may be ""; with one, the request can
 // be repeated safely.
 func (c *Client) CreateTask(ctx context.Context, spec lpmos.Spec, key string) (id string, err error) {
-	b, err := json.Marshal(spec)
+	b, err := json.Marshal(wireSpec(spec))
 	if err != nil {
 		return "", fmt.Errorf("encode request: %w", err)
 	}

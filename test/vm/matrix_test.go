@@ -104,8 +104,6 @@ func TestMatrix(t *testing.T) {
 	}
 	all := table != "" || chosen != "" || os.Getenv("LPMOS_VM") == "all"
 	w := onSite(t, "tiny-storage", nil)
-	// Two at a time: what is emulated has one processor.
-	lanes := make(chan struct{}, 2)
 	images := map[string]lpmos.Image{}
 	var mu sync.Mutex
 	results := map[string]string{}
@@ -123,8 +121,6 @@ func TestMatrix(t *testing.T) {
 			}
 			t.Run(c.name(), func(t *testing.T) {
 				t.Parallel()
-				lanes <- struct{}{}
-				defer func() { <-lanes }()
 				cw := *w
 				cw.t, cw.image = t, images[key]
 				began := time.Now()
