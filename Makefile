@@ -49,13 +49,13 @@ browser: ## the web interface in real Chromium
 	LPMOS_REQUIRE=browser go test -timeout 20m ./test/browser
 
 vm: deps-test ## machines provisioned for real, BIOS and UEFI
-	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -timeout 30m -v ./test/vm
+	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -parallel 2 -timeout 30m -v ./test/vm
 
 vm-all: deps-test ## every virtual machine test there is (about 40 min)
-	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM=all LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -p 1 -timeout 90m -v ./test/vm ./internal/lab ./internal/bootimage ./internal/osimage
+	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM=all LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -p 1 -parallel 2 -timeout 90m -v ./test/vm ./internal/lab ./internal/bootimage ./internal/osimage
 
 vm-matrix: deps-test ## every firmware with every way to install; the table goes to docs/vm-matrix.md (about 40 min, CELL= for some)
-	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM_MATRIX=$(CURDIR)/docs/vm-matrix.md LPMOS_VM_CELL="$(CELL)" LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -timeout 90m -v -run TestMatrix ./test/vm
+	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM_MATRIX=$(CURDIR)/docs/vm-matrix.md LPMOS_VM_CELL="$(CELL)" LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -parallel 2 -timeout 90m -v -run TestMatrix ./test/vm
 
 long: deps-test ## a thousand rounds of cancel against permit, with a disk each, and of the store alone
 	LPMOS_LONG=1 go test -count=1 -timeout 30m -v -run CancelAgainstPermit ./test/e2e ./internal/controlplane/orchestrator

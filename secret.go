@@ -121,6 +121,10 @@ func NewSecretSet(values map[string]Secret) (SecretSet, error) {
 		switch {
 		case !ValidName(name):
 			return SecretSet{}, &InvalidError{Field: "secrets", Problem: "has a name that is not one (lower-case letters, digits, dots, hyphens)", Value: name}
+		case s.Reveal() == redacted:
+			// Who encodes a Secret gets this word. As the passphrase of a disk it
+			// would be one that everybody knows.
+			return SecretSet{}, &InvalidError{Field: "secrets." + name, Problem: "is the word that stands for a secret, not one"}
 		case s.IsZero() || len(s.Reveal()) > MaxSecretBytes:
 			return SecretSet{}, &InvalidError{Field: "secrets." + name, Problem: "is empty or longer than 4 KiB"}
 		case strings.HasPrefix(name, passwordSecret):

@@ -1,7 +1,6 @@
 package osimage
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -10,8 +9,7 @@ import (
 	"strings"
 )
 
-// suite is where packages come from unless a recipe says otherwise: Debian 12.
-// The tiny system takes its kernel from there as well.
+// suite is Debian 12. The tiny system takes its kernel from there as well.
 const suite = "bookworm"
 
 // mergedUsr is mmdebstrap's own hook that makes /bin, /sbin and /lib links
@@ -70,7 +68,7 @@ func (b *builder) bootstrap(ctx context.Context, root string) error {
 	for _, o := range b.cfg.AptOptions {
 		args = append(args, "--aptopt="+o)
 	}
-	args = append(args, cmp.Or(b.Suite, suite), root)
+	args = append(args, suite, root)
 	args = append(args, b.cfg.Mirrors...)
 	err := b.run(ctx, func(line string) {
 		for _, s := range bootstrapSteps {

@@ -6,8 +6,6 @@
 //	debian-12-storage
 //	           the same with mdadm, cryptsetup, lvm2 and xfsprogs, for declared
 //	           layouts
-//	debian-13, debian-13-storage
-//	           the same of Debian 13
 //	tiny       a kernel and busybox, for tests: boots within seconds in an
 //	           emulated machine with virtio or NVMe and does nothing but call
 //	           home

@@ -5,7 +5,6 @@ import (
 	"embed"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/lpmos/lpmos"
 )
@@ -23,7 +22,6 @@ var files embed.FS
 type recipe struct {
 	OS, Version, Title string
 
-	Suite    string // "" is suite
 	Variant  string // of mmdebstrap: "apt" configures packages, "extract" only unpacks them
 	Packages []string
 
@@ -94,14 +92,6 @@ var debian12 = recipe{
 	JournalMB: 64, MarginMB: 128,
 }
 
-// debian13 is Debian's next release, made in the same way.
-func debian13(r recipe) recipe {
-	r.Suite = "trixie"
-	r.Version = strings.Replace(r.Version, "12", "13", 1)
-	r.Title = strings.Replace(r.Title, "Debian 12 (bookworm)", "Debian 13 (trixie)", 1)
-	return r
-}
-
 // debian12Storage is the same with what its initramfs needs to start from
 // arrays, LUKS, volume groups and xfs.
 func debian12Storage() recipe {
@@ -114,8 +104,6 @@ func debian12Storage() recipe {
 var recipes = map[string]recipe{
 	"debian-12":         debian12,
 	"debian-12-storage": debian12Storage(),
-	"debian-13":         debian13(debian12),
-	"debian-13-storage": debian13(debian12Storage()),
 	"tiny-storage":      tinyStorage(),
 	"tiny": tiny("1", "LPMOS tiny (test system)", "linux-image-cloud-amd64",
 		[]string{"virtio_pci", "virtio_blk", "virtio_scsi", "nvme", "ata_piix", "sd_mod", "ext4", "crc32c_generic", "crc32c_intel"},
