@@ -18,7 +18,7 @@ MACHINES ?= 1
 OS ?= debian-12
 AUTO ?=
 
-.PHONY: build lab test check unit browser vm vm-all vm-matrix long bench fuzz load screenshots pages lint tidy generated deps-lab deps-test clean help
+.PHONY: build release lab test check unit browser vm vm-all vm-matrix long bench fuzz load screenshots pages lint tidy generated deps-lab deps-test clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ help: ## this list
 build: ## the four commands, in bin/
 	@mkdir -p bin
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+release: ## static programs for amd64 and arm64 in dist/, built twice and compared, with bills of materials and SHA256SUMS
+	@scripts/release
 
 lab: deps-lab build ## one blank virtual machine, provisioned for real (AUTO=1 FIRMWARE=uefi OS=tiny MACHINES=2)
 	@$(SUDO) bin/lpmos lab up --firmware $(FIRMWARE) --machines $(MACHINES) --os $(OS) --cache-dir $(CACHE) $(if $(AUTO),--auto)
@@ -45,14 +48,14 @@ browser: ## the web interface in real Chromium
 	LPMOS_REQUIRE=browser go test -p 1 -timeout 15m -run Browser ./internal/controlplane/web ./test/e2e
 	LPMOS_REQUIRE=browser go test -timeout 20m ./test/browser
 
-vm: ## machines provisioned for real, BIOS and UEFI
-	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -timeout 30m -v ./test/vm
+vm: deps-test ## machines provisioned for real, BIOS and UEFI
+	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -parallel 2 -timeout 30m -v ./test/vm
 
 vm-all: deps-test ## every virtual machine test there is (about 40 min)
-	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM=all LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -p 1 -timeout 90m -v ./test/vm ./internal/lab ./internal/bootimage ./internal/osimage
+	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM=all LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -p 1 -parallel 2 -timeout 90m -v ./test/vm ./internal/lab ./internal/bootimage ./internal/osimage
 
-vm-matrix: deps-test ## every firmware with every way to install; the table goes to docs/vm-matrix.md (about 30 min)
-	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM_MATRIX=$(CURDIR)/docs/vm-matrix.md LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -timeout 90m -v -run TestMatrix ./test/vm
+vm-matrix: deps-test ## every firmware with every way to install; the table goes to docs/vm-matrix.md (about 40 min, CELL= for some)
+	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM_MATRIX=$(CURDIR)/docs/vm-matrix.md LPMOS_VM_CELL="$(CELL)" LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -parallel 2 -timeout 90m -v -run TestMatrix ./test/vm
 
 long: deps-test ## a thousand rounds of cancel against permit, with a disk each, and of the store alone
 	LPMOS_LONG=1 go test -count=1 -timeout 30m -v -run CancelAgainstPermit ./test/e2e ./internal/controlplane/orchestrator

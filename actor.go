@@ -6,9 +6,9 @@ import "context"
 // so that what is written down about a change names a person, whatever lies
 // between the edge and the store.
 type Actor struct {
-	Name string // "anna", "agent", "orchestrator"
-	From string // the peer's address as the listener saw it, "" when there is none
-	Via  string // what a person used, when it was not a browser: "token ci"
+	Name string `json:"name,omitempty"` // "anna", "agent", "orchestrator"
+	From string `json:"from,omitempty"` // the peer's address as the listener saw it, "" when there is none
+	Via  string `json:"via,omitempty"`  // what a person used, when it was not a browser: "token ci"
 }
 
 type actorKey struct{}

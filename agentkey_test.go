@@ -72,6 +72,14 @@ func TestSecretIsNotShown(t *testing.T) {
 			}
 		}
 	}
+	// What an encoder puts in its place is not taken for a value on the way back.
+	var again lpmos.Secret
+	if text, err := s.MarshalText(); err != nil || again.UnmarshalText(text) != nil {
+		t.Fatal(err)
+	}
+	if _, err := lpmos.NewSecretSet(map[string]lpmos.Secret{"a": again}); err == nil {
+		t.Errorf("%q is taken for a secret", again.Reveal())
+	}
 	if s.Reveal() != "CANARY" || !(lpmos.Secret{}).IsZero() {
 		t.Error("a secret does not keep its value")
 	}

@@ -28,9 +28,12 @@ type Approval struct {
 	// decided. A machine that starts again has another, which is normal, unless
 	// KeyCompared says that the approver compared its words with the console:
 	// then the approval is for the boot with this key alone.
-	AgentKey    string    `json:"agent_key,omitempty"`
-	KeyCompared bool      `json:"key_compared,omitempty"`
-	Signature   Signature `json:"signature,omitzero"`
+	AgentKey    string `json:"agent_key,omitempty"`
+	KeyCompared bool   `json:"key_compared,omitempty"`
+	// Approvers are all who approved, the one who decided last, where it took
+	// several. What each of them looked at is signed with it.
+	Approvers []Consent `json:"approvers,omitempty"`
+	Signature Signature `json:"signature,omitzero"`
 }
 
 // Permit allows one attempt of one boot to write. It answers the nonce the
@@ -66,6 +69,18 @@ func (a *Approval) Sign(key ed25519.PrivateKey) { a.Signature = sign(key, "appro
 // Verify reports why a must not be trusted, or nil.
 func (a *Approval) Verify(keys []ed25519.PublicKey) error {
 	return verify(keys, "approval", a.unsigned(), a.Signature)
+}
+
+// People are all who made the decision, in the order they did.
+func (a *Approval) People() []string {
+	if len(a.Approvers) == 0 {
+		return []string{a.By}
+	}
+	var out []string
+	for _, c := range a.Approvers {
+		out = append(out, c.By)
+	}
+	return out
 }
 
 func (a Approval) unsigned() Approval { a.Signature = Signature{}; return a }
@@ -145,6 +160,11 @@ func (v Verifier) Check(plan *Plan, a *Approval, permit *Permit, attempt int, no
 		return refuse("the hardware is not what was approved")
 	case a.KeyCompared && a.AgentKey != v.AgentKey:
 		return refuse("the approval is for a boot with another key")
+	}
+	for _, c := range a.Approvers {
+		if c.PlanDigest != a.PlanDigest || c.HardwareDigest != a.HardwareDigest {
+			return refuse("%s approved another plan", c.By)
+		}
 	}
 	for _, d := range plan.Effect.Disks() {
 		if _, err := v.Hardware.Disk(d.Disk); err != nil {

@@ -20,7 +20,21 @@ type Batch struct {
 	// the world had changed since they were checked.
 	Failed []BatchLine `json:"failed,omitempty"`
 	Specs  []Spec      `json:"-"` // of all lines, until it is finished
+	// Sealed are the secrets of lines (from 1) that have some, for the tasks that
+	// these will be; likewise.
+	Sealed map[int]SealedLine `json:"-"`
+	Asked  Actor              `json:"-"` // who sent it and from where, as long as Specs
 }
+
+// SealedLine is the secrets of a line of a batch.
+type SealedLine struct {
+	Committed []PlannedSecret `json:"committed"`
+	AtRest    string          `json:"at_rest"` // as SealedSecrets has it, for the line's task
+}
+
+// MaxBatchSecrets bounds the secrets of a Batch as they are stored beside its
+// lines, in bytes.
+const MaxBatchSecrets = 512 << 10
 
 // BatchLine is what is said of one line.
 type BatchLine struct {

@@ -29,6 +29,7 @@ const (
 	ComponentMemory   = "memory"
 	ComponentDisk     = "disk"
 	ComponentNIC      = "nic"
+	ComponentTPM      = "tpm"
 )
 
 // memoryNoise is how much the memory that the kernel manages may differ from
@@ -37,7 +38,7 @@ const (
 const memoryNoise = 64 << 20
 
 // DiffHardware says what about a machine changed from one report to another:
-// serial numbers, firmware, processors, memory, disks and network interfaces.
+// serial numbers, firmware, processors, memory, TPM, disks and network interfaces.
 // It is empty when nothing did, or when one of the two is not known. Disks are
 // the same by serial number and WWN (by path where they have neither),
 // interfaces by MAC; what is on the disks, device names and the order in which
@@ -68,6 +69,7 @@ func DiffHardware(before, after *Hardware) []Difference {
 	if a, b := before.Memory.TotalBytes, after.Memory.TotalBytes; max(a, b)-min(a, b) > memoryNoise {
 		d.field(ComponentMemory, "", "size", gibibytes(a), gibibytes(b))
 	}
+	d.field(ComponentTPM, "", "endorsement_key", before.TPM.Fingerprint(), after.TPM.Fingerprint())
 	d.disks(before, after)
 	d.nics(before, after)
 	return d.found

@@ -61,9 +61,9 @@ func TestVerifyEvents(t *testing.T) {
 			return reseal(e)
 		},
 	} {
-		var invalid *lpmos.InvalidError
-		if err := lpmos.VerifyEvents(edit(slices.Clone(whole))); !errors.As(err, &invalid) {
-			t.Errorf("VerifyEvents of a history %s = %v; want an InvalidError", name, err)
+		var broken *lpmos.AuditError
+		if err := lpmos.VerifyEvents(edit(slices.Clone(whole))); !errors.As(err, &broken) || broken.Task != "t" {
+			t.Errorf("VerifyEvents of a history %s = %v; want an AuditError of the task", name, err)
 		}
 	}
 }

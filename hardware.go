@@ -22,6 +22,7 @@ type Hardware struct {
 	Kernel     string  `json:"kernel,omitempty"` // release of the kernel the agent runs on
 	Agent      string  `json:"agent,omitempty"`  // version of the agent
 	BootMAC    MAC     `json:"boot_mac,omitzero"`
+	TPM        *TPM    `json:"tpm,omitempty"` // nil for none
 }
 
 // Found is what identifies a machine and its disks: the part of its hardware
@@ -264,9 +265,10 @@ func (h *Hardware) Digest() string {
 		UUID, Serial, BoardSerial, BootMode string
 		MACs                                []MAC
 		Disks                               []disk
+		TPM                                 string `json:",omitempty"` // its fingerprint
 	}{
 		UUID: strings.ToLower(h.System.UUID), Serial: h.System.Serial, BoardSerial: h.Board.Serial,
-		BootMode: h.BootMode, MACs: h.MACs(),
+		BootMode: h.BootMode, MACs: h.MACs(), TPM: h.TPM.Fingerprint(),
 	}
 	for _, d := range h.Disks {
 		if d.Installable() {

@@ -25,7 +25,7 @@ type importRule struct {
 }
 
 // agentSide is everything that runs in RAM on a blank machine.
-var agentSide = []string{".", "internal/agent/…", "internal/agentapi", "internal/grubboot", "internal/version", "cmd/agent"}
+var agentSide = []string{".", "internal/agent/…", "internal/agentapi", "internal/grubboot", "internal/tpm", "internal/version", "cmd/agent"}
 
 var importRules = []importRule{
 	{
@@ -57,6 +57,12 @@ var importRules = []importRule{
 		refuse: func(p string) bool { return strings.HasPrefix(p, "github.com/gorilla/") },
 		reason: "the WebSocket has one server (hub) and one client (apiclient)",
 	}, {
+		in: []string{"…"}, except: []string{"internal/controlplane/oidc"},
+		refuse: func(p string) bool {
+			return strings.HasPrefix(p, "github.com/coreos/go-oidc/") || strings.HasPrefix(p, "golang.org/x/oauth2")
+		},
+		reason: "who an identity provider vouches for is found out in one place",
+	}, {
 		in: []string{"…"}, except: []string{"internal/cli", "test/…"},
 		refuse: func(p string) bool { return p == "internal/sim" },
 		reason: "simulated machines are for the command line and the load test; what serves real ones does without",
@@ -65,9 +71,9 @@ var importRules = []importRule{
 		refuse: func(p string) bool { return p == "net" || p == "net/http" || p == "os" || p == "time" },
 		reason: "boot decisions are pure functions: no network, no files, no clock",
 	}, {
-		in: []string{"internal/…", "cmd/…", "."}, except: []string{"internal/store/storetest", "internal/lab/labtest", "internal/contract", "internal/tier"},
+		in: []string{"internal/…", "cmd/…", "."}, except: []string{"internal/store/storetest", "internal/lab/labtest", "internal/contract", "internal/tier", "internal/tpm/tpmtest"},
 		refuse: func(p string) bool {
-			return p == "testing" || strings.HasPrefix(p, "test/") || p == "internal/contract" || p == "internal/store/storetest" || p == "internal/lab/labtest" || p == "internal/tier"
+			return p == "testing" || strings.HasPrefix(p, "test/") || p == "internal/contract" || p == "internal/store/storetest" || p == "internal/lab/labtest" || p == "internal/tier" || p == "internal/tpm/tpmtest"
 		},
 		reason: "what ships does not carry tests",
 	},

@@ -42,14 +42,19 @@ type LayoutPartition struct {
 	Size  string `json:"size"`            // "1 GiB", "20GB", or "rest" for the last one
 	FS    string `json:"fs,omitempty"`    // "ext4", "xfs", "swap"; empty for a member
 	Mount string `json:"mount,omitempty"` // "/srv"; none for swap
+	// Encrypt puts a LUKS2 container between the partition and what lies on it:
+	// its filesystem, or the volume group that names it. The passphrase is the
+	// secret SecretDisk of the task.
+	Encrypt bool `json:"encrypt,omitempty"`
 }
 
 // LayoutArray is a RAID 1 of partitions on different disks.
 type LayoutArray struct {
 	Name    string   `json:"name"`
-	Members []string `json:"members"` // "a/root", "b/root"
+	Members []string `json:"members"` // "a/root", "b/root"; none is encrypted
 	FS      string   `json:"fs,omitempty"`
 	Mount   string   `json:"mount,omitempty"`
+	Encrypt bool     `json:"encrypt,omitempty"` // as LayoutPartition.Encrypt
 }
 
 // LayoutGroup is an LVM volume group on partitions or arrays.
@@ -90,6 +95,18 @@ var presets = map[string]Layout{
 		Arrays: []LayoutArray{{Name: "boot", Members: []string{"a/boot", "b/boot"}, FS: "ext4", Mount: "/boot"}, {Name: "pv", Members: []string{"a/pv", "b/pv"}}},
 		Groups: []LayoutGroup{{Name: "system", On: []string{"pv"}, Volumes: systemVolumes}},
 	},
+	// Swap is in the group, too, so that it is encrypted and one passphrase opens
+	// all.
+	"luks": {
+		Disks: []LayoutDisk{{Name: "a", Partitions: []LayoutPartition{
+			{Name: "boot", Size: "1 GiB", FS: "ext4", Mount: "/boot"}, {Name: "crypt", Size: "rest", Encrypt: true}}}},
+		Groups: []LayoutGroup{{Name: "system", On: []string{"a/crypt"}, Volumes: systemVolumes}},
+	},
+	"raid1-luks": {
+		Disks:  []LayoutDisk{{Name: "a", Partitions: mirrored("crypt")}, {Name: "b", Partitions: mirrored("crypt")}},
+		Arrays: []LayoutArray{{Name: "boot", Members: []string{"a/boot", "b/boot"}, FS: "ext4", Mount: "/boot"}, {Name: "crypt", Members: []string{"a/crypt", "b/crypt"}, Encrypt: true}},
+		Groups: []LayoutGroup{{Name: "system", On: []string{"crypt"}, Volumes: systemVolumes}},
+	},
 }
 
 func mirrored(last string) []LayoutPartition {
@@ -125,6 +142,17 @@ func (l *Layout) resolve() Layout {
 	return *l
 }
 
+// Encrypted reports whether anything of l is, so that a passphrase is needed.
+func (l *Layout) Encrypted() bool {
+	if l.Plain() {
+		return false
+	}
+	all := l.resolve()
+	return slices.ContainsFunc(all.Disks, func(d LayoutDisk) bool {
+		return slices.ContainsFunc(d.Partitions, func(p LayoutPartition) bool { return p.Encrypt })
+	}) || slices.ContainsFunc(all.Arrays, func(a LayoutArray) bool { return a.Encrypt })
+}
+
 // Limits of a layout.
 const (
 	maxLayoutDisks      = 16
@@ -146,8 +174,6 @@ func (l *Layout) Validate() error {
 	}
 	if l.Preset != "" {
 		switch _, ok := presets[l.Preset]; {
-		case l.Preset == "luks":
-			return layoutError("preset", "luks is not built yet: nothing can take the passphrase to the machine", l.Preset)
 		case !ok:
 			return layoutError("preset", "is not one of "+strings.Join(LayoutPresets(), ", "), l.Preset)
 		case len(l.Disks)+len(l.Arrays)+len(l.Groups) > 0:
@@ -155,7 +181,7 @@ func (l *Layout) Validate() error {
 		}
 		return nil
 	}
-	c := layoutCheck{used: map[string]string{}, parts: map[string]bool{}, arrays: map[string]bool{}, mounts: map[string]string{}}
+	c := layoutCheck{used: map[string]string{}, parts: map[string]bool{}, arrays: map[string]bool{}, mounts: map[string]string{}, encrypted: map[string]bool{}}
 	return c.check(l)
 }
 
@@ -169,11 +195,13 @@ type layoutCheck struct {
 	arrays map[string]bool   // without a filesystem of their own
 	used   map[string]string // member → who uses it
 	mounts map[string]string // mount point → field
-	roots  int
-	bootOn []string // the parts that carry what the boot loader reads
-	bootFS string
-	rootOn []string // likewise for "/", nil in a volume group
-	rootFS string
+
+	encrypted map[string]bool // "a/boot"
+	roots     int
+	bootOn    []string // the parts that carry what the boot loader reads; nil where it reads nothing
+	bootFS    string
+	rootOn    []string // likewise for "/", nil in a volume group or a LUKS container
+	rootFS    string
 }
 
 func (c *layoutCheck) check(l *Layout) error {
@@ -220,14 +248,14 @@ func (c *layoutCheck) boot(l *Layout) error {
 	if _, separate := c.mounts["/boot"]; !separate {
 		on, fs, what = c.rootOn, c.rootFS, "/"
 		if on == nil {
-			return layoutError("disks", "need a /boot of its own (ext4, on a partition or an array): the boot loader does not read a volume group", "")
+			return layoutError("disks", "need a /boot of its own (ext4, on a partition or an array): the boot loader reads neither a volume group nor what is encrypted", "")
 		}
 		if fs != "ext4" {
 			return layoutError("disks", "need a /boot of its own with ext4, because / is "+fs, "")
 		}
 	}
 	if on == nil || fs != "ext4" {
-		return layoutError("disks", "must have /boot as ext4 on a partition or an array of partitions: the boot loader reads nothing else", fs)
+		return layoutError("disks", "must have /boot as ext4 on a partition or an array of partitions, not encrypted: the boot loader reads nothing else", fs)
 	}
 	for _, d := range l.Disks {
 		for i, p := range d.Partitions {
@@ -262,11 +290,16 @@ func (c *layoutCheck) disk(field string, d LayoutDisk, names map[string]bool) er
 		if slices.ContainsFunc(d.Partitions[:i], func(q LayoutPartition) bool { return q.Name == p.Name }) {
 			return layoutError(f+".name", "is there twice on this disk", p.Name)
 		}
+		c.encrypted[full] = p.Encrypt
 		if p.FS == "" && p.Mount == "" {
 			c.parts[full] = true
 			continue
 		}
-		if err := c.filesystem(f, p.FS, p.Mount, []string{full}); err != nil {
+		on := []string{full}
+		if p.Encrypt {
+			on = nil
+		}
+		if err := c.filesystem(f, p.FS, p.Mount, on); err != nil {
 			return err
 		}
 	}
@@ -286,6 +319,9 @@ func (c *layoutCheck) array(field string, a LayoutArray, names map[string]bool) 
 		if err := c.use(field+".members", m, "array "+a.Name, c.parts); err != nil {
 			return err
 		}
+		if c.encrypted[m] {
+			return layoutError(field+".members", "are encrypted one by one; encrypt the array instead", m)
+		}
 		disk, _, _ := strings.Cut(m, "/")
 		if disks[disk] {
 			return layoutError(field+".members", "are twice on one disk, which mirrors nothing", m)
@@ -296,7 +332,11 @@ func (c *layoutCheck) array(field string, a LayoutArray, names map[string]bool) 
 		c.arrays[a.Name] = true
 		return nil
 	}
-	return c.filesystem(field, a.FS, a.Mount, a.Members)
+	on := a.Members
+	if a.Encrypt {
+		on = nil
+	}
+	return c.filesystem(field, a.FS, a.Mount, on)
 }
 
 func (c *layoutCheck) group(field string, g LayoutGroup, names map[string]bool) error {
@@ -347,8 +387,8 @@ func (c *layoutCheck) use(field, member, by string, from map[string]bool) error 
 	return nil
 }
 
-// filesystem checks one filesystem; on are the partitions it lies on, nil for a
-// logical volume.
+// filesystem checks one filesystem; on are the partitions it lies on as it is,
+// nil for a logical volume and in a LUKS container.
 func (c *layoutCheck) filesystem(field, fs, mount string, on []string) error {
 	if !slices.Contains(layoutFilesystems, fs) {
 		return layoutError(field+".fs", "is not one of "+strings.Join(layoutFilesystems, ", "), fs)

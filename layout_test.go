@@ -19,7 +19,7 @@ func treeImage() lpmos.Image {
 func TestLayoutPresetsAreValid(t *testing.T) {
 	for _, name := range lpmos.LayoutPresets() {
 		tk, h := task(), server()
-		tk.Layout = &lpmos.Layout{Preset: name}
+		tk.Layout, tk.Committed = &lpmos.Layout{Preset: name}, passphraseCommitted
 		if err := tk.Layout.Validate(); err != nil {
 			t.Errorf("Validate(%s) = %v", name, err)
 		}
@@ -49,23 +49,29 @@ func TestLayoutRefusals(t *testing.T) {
 		l     lpmos.Layout
 		field string
 	}{
-		"an unknown preset":            {lpmos.Layout{Preset: "raid5"}, "layout.preset"},
-		"LUKS, which is not built":     {lpmos.Layout{Preset: "luks"}, "layout.preset"},
-		"a preset and more":            {lpmos.Layout{Preset: "xfs", Disks: one(root).Disks}, "layout.preset"},
-		"no root":                      {one(part("srv", "rest", "ext4", "/srv")), "layout.disks"},
-		"two roots":                    {one(part("a", "9 GiB", "ext4", "/"), root), "layout.disks[0].partitions[1].mount"},
-		"xfs as root without /boot":    {one(part("root", "rest", "xfs", "/")), "layout.disks"},
-		"xfs as /boot":                 {one(part("boot", "1 GiB", "xfs", "/boot"), root), "layout.disks"},
-		"/boot behind something":       {one(part("swap", "1 GiB", "swap", ""), part("boot", "1 GiB", "ext4", "/boot"), root), "layout.disks"},
-		"root behind something":        {one(part("swap", "1 GiB", "swap", ""), root), "layout.disks"},
-		"rest in the middle":           {one(part("root", "rest", "ext4", "/"), part("srv", "1 GiB", "ext4", "/srv")), "layout.disks[0].partitions[0].size"},
-		"a size of nothing":            {one(part("root", "0 MiB", "ext4", "/")), "layout.disks[0].partitions[0].size"},
-		"a size without unit":          {one(part("root", "100", "ext4", "/")), "layout.disks[0].partitions[0].size"},
-		"a filesystem of another time": {one(part("root", "rest", "reiserfs", "/")), "layout.disks[0].partitions[0].fs"},
-		"a mount point that climbs":    {one(root, part("x", "rest", "ext4", "/srv/../etc")), "layout.disks[0].partitions[0].size"},
-		"a mount point of the kernel":  {one(part("root", "9 GiB", "ext4", "/"), part("x", "rest", "ext4", "/proc")), "layout.disks[0].partitions[1].mount"},
-		"a name that is a path":        {one(part("a/b", "rest", "ext4", "/")), "layout.disks[0].partitions[0].name"},
-		"a member nobody uses":         {one(part("root", "9 GiB", "ext4", "/"), part("pv", "rest", "", "")), "layout.disks"},
+		"an unknown preset":               {lpmos.Layout{Preset: "raid5"}, "layout.preset"},
+		"a preset and more":               {lpmos.Layout{Preset: "xfs", Disks: one(root).Disks}, "layout.preset"},
+		"no root":                         {one(part("srv", "rest", "ext4", "/srv")), "layout.disks"},
+		"two roots":                       {one(part("a", "9 GiB", "ext4", "/"), root), "layout.disks[0].partitions[1].mount"},
+		"xfs as root without /boot":       {one(part("root", "rest", "xfs", "/")), "layout.disks"},
+		"xfs as /boot":                    {one(part("boot", "1 GiB", "xfs", "/boot"), root), "layout.disks"},
+		"/boot behind something":          {one(part("swap", "1 GiB", "swap", ""), part("boot", "1 GiB", "ext4", "/boot"), root), "layout.disks"},
+		"root behind something":           {one(part("swap", "1 GiB", "swap", ""), root), "layout.disks"},
+		"rest in the middle":              {one(part("root", "rest", "ext4", "/"), part("srv", "1 GiB", "ext4", "/srv")), "layout.disks[0].partitions[0].size"},
+		"a size of nothing":               {one(part("root", "0 MiB", "ext4", "/")), "layout.disks[0].partitions[0].size"},
+		"a size without unit":             {one(part("root", "100", "ext4", "/")), "layout.disks[0].partitions[0].size"},
+		"a filesystem of another time":    {one(part("root", "rest", "reiserfs", "/")), "layout.disks[0].partitions[0].fs"},
+		"a mount point that climbs":       {one(root, part("x", "rest", "ext4", "/srv/../etc")), "layout.disks[0].partitions[0].size"},
+		"a mount point of the kernel":     {one(part("root", "9 GiB", "ext4", "/"), part("x", "rest", "ext4", "/proc")), "layout.disks[0].partitions[1].mount"},
+		"a name that is a path":           {one(part("a/b", "rest", "ext4", "/")), "layout.disks[0].partitions[0].name"},
+		"a member nobody uses":            {one(part("root", "9 GiB", "ext4", "/"), part("pv", "rest", "", "")), "layout.disks"},
+		"an encrypted /boot":              {one(func() lpmos.LayoutPartition { p := part("boot", "1 GiB", "ext4", "/boot"); p.Encrypt = true; return p }(), root), "layout.disks"},
+		"an encrypted root without /boot": {one(func() lpmos.LayoutPartition { p := root; p.Encrypt = true; return p }()), "layout.disks"},
+		"an array of what is encrypted": {func() lpmos.Layout {
+			l := two(part("boot", "1 GiB", "", ""), lpmos.LayoutPartition{Name: "x", Size: "rest", Encrypt: true})
+			l.Arrays = []lpmos.LayoutArray{{Name: "boot", Members: []string{"a/boot", "b/boot"}, FS: "ext4", Mount: "/boot"}, {Name: "m", Members: []string{"a/x", "b/x"}, FS: "ext4", Mount: "/"}}
+			return l
+		}(), "layout.arrays[1].members"},
 		"an array on one disk": {func() lpmos.Layout {
 			l := one(part("x", "1 GiB", "", ""), part("y", "rest", "", ""))
 			l.Arrays = []lpmos.LayoutArray{{Name: "m", Members: []string{"a/x", "a/y"}, FS: "ext4", Mount: "/"}}
@@ -175,7 +181,7 @@ func TestLayoutPlan(t *testing.T) {
 			"a serial that is not there": {func(t *lpmos.Task, _ *lpmos.Hardware, _ *lpmos.Image) {
 				t.Layout = &lpmos.Layout{Disks: []lpmos.LayoutDisk{{Name: "a", Serial: "GONE", Partitions: []lpmos.LayoutPartition{{Name: "root", Size: "rest", FS: "ext4", Mount: "/"}}}}}
 			}, "serial GONE"},
-			"LUKS": {func(t *lpmos.Task, _ *lpmos.Hardware, _ *lpmos.Image) { t.Layout = &lpmos.Layout{Preset: "luks"} }, "not built"},
+			"LUKS without a passphrase": {func(t *lpmos.Task, _ *lpmos.Hardware, _ *lpmos.Image) { t.Layout = &lpmos.Layout{Preset: "luks"} }, "no passphrase"},
 		} {
 			tk, h, i := task(), server(), treeImage()
 			tk.Layout = &lpmos.Layout{Preset: "raid1-lvm"}
@@ -185,6 +191,76 @@ func TestLayoutPlan(t *testing.T) {
 			}
 		}
 	})
+}
+
+var passphraseCommitted = []lpmos.PlannedSecret{{Name: lpmos.SecretDisk, Commitment: "sha256:" + strings.Repeat("a", 64)}}
+
+// TestEncryptedPlan looks at what people see of encryption: all of it but the
+// passphrase.
+func TestEncryptedPlan(t *testing.T) {
+	for preset, on := range map[string]func(*lpmos.Effect) string{
+		"luks":       func(e *lpmos.Effect) string { return e.Partitions[3].PartUUID },
+		"raid1-luks": func(e *lpmos.Effect) string { return e.Arrays[1].Name },
+	} {
+		tk := task()
+		tk.Layout, tk.Committed = &lpmos.Layout{Preset: preset}, passphraseCommitted
+		p := lpmos.NewPlan(tk, server(), treeImage())
+		if p.Problem != "" || len(p.Effect.Crypts) != 1 {
+			t.Fatalf("%s: problem %q, containers %+v", preset, p.Problem, p.Effect.Crypts)
+		}
+		e := &p.Effect
+		c := e.Crypts[0]
+		if c.On != on(e) || c.FS != "" || !strings.HasPrefix(c.Name, "crypt_") || !strings.HasPrefix(c.UUID, strings.TrimPrefix(c.Name, "crypt_")) {
+			t.Errorf("%s: container = %+v", preset, c)
+		}
+		if g := e.Groups[0]; !slices.Equal(g.On, []string{c.Name}) || g.Volumes[1].SizeBytes+g.Volumes[0].SizeBytes > c.SizeBytes {
+			t.Errorf("%s: group = %+v; want it in the container of %d bytes", preset, g, c.SizeBytes)
+		}
+		if root, _ := e.Root(); root.Kind != "volume" || !e.NeedsInitramfs() {
+			t.Errorf("%s: root = %+v", preset, root)
+		}
+		if !slices.ContainsFunc(e.Files, func(f lpmos.PlannedFile) bool { return f.Path == "/etc/crypttab" }) {
+			t.Errorf("%s: the plan does not name crypttab", preset)
+		}
+	}
+	// A filesystem right in a container.
+	tk := task()
+	tk.Committed = passphraseCommitted
+	tk.Layout = &lpmos.Layout{Disks: []lpmos.LayoutDisk{{Name: "a", Partitions: []lpmos.LayoutPartition{
+		{Name: "boot", Size: "1 GiB", FS: "ext4", Mount: "/boot"}, {Name: "root", Size: "rest", FS: "xfs", Mount: "/", Encrypt: true}}}}}
+	p := lpmos.NewPlan(tk, server(), treeImage())
+	root, _ := p.Effect.Root()
+	if p.Problem != "" || root.Kind != "crypt" || root.FS != "xfs" || root.UUID == p.Effect.Crypts[0].UUID || p.Effect.Partitions[3].Role != "crypt" || p.Effect.Partitions[3].UUID != "" {
+		t.Errorf("plan = %q, root %+v, partitions %+v", p.Problem, root, p.Effect.Partitions)
+	}
+}
+
+func TestSpecWantsAPassphrase(t *testing.T) {
+	spec := func(preset string, secrets map[string]lpmos.Secret) lpmos.Spec {
+		s := task().Spec
+		s.Layout, s.Secrets = &lpmos.Layout{Preset: preset}, secrets
+		return s
+	}
+	with := func(p string) map[string]lpmos.Secret {
+		return map[string]lpmos.Secret{lpmos.SecretDisk: lpmos.NewSecret(p)}
+	}
+	for name, s := range map[string]lpmos.Spec{
+		"a short one": spec("luks", with("seven77")), "one with a tab": spec("luks", with("a\ttab in it")),
+		"one with an umlaut": spec("raid1-luks", with("Schlüsselwort")), "a short one for nothing": spec("lvm", with("x")),
+	} {
+		_, err := s.Normalize()
+		if e, ok := errors.AsType[*lpmos.InvalidError](err); !ok || e.Field != "secrets.disk-passphrase" || e.Value != "" {
+			t.Errorf("Normalize with %s = %v; want an InvalidError on the passphrase that does not quote it", name, err)
+		}
+	}
+	for name, s := range map[string]lpmos.Spec{"one": spec("luks", with("correct horse")), "none that is needed": spec("lvm", nil)} {
+		if n, err := s.Normalize(); err != nil || n.RequirePassphrase() != nil {
+			t.Errorf("Normalize with %s = %v, %v", name, err, n.RequirePassphrase())
+		}
+	}
+	if err := spec("raid1-luks", nil).RequirePassphrase(); err == nil {
+		t.Error("an encrypted layout without a passphrase is taken")
+	}
 }
 
 // TestManyDisks plans on a machine with 64 disks: removable ones are never

@@ -28,12 +28,26 @@ type PlannedArray struct {
 	Mount     string   `json:"mount,omitempty"`
 }
 
+// PlannedCrypt is a LUKS2 container that is made. What its passphrase is, only
+// the secret SecretDisk says.
+type PlannedCrypt struct {
+	// Name is that of the open container, and in the question at the console. It
+	// ends in digits that no other machine has.
+	Name      string `json:"name"`
+	UUID      string `json:"uuid"`
+	On        string `json:"on"` // a PartUUID, or the name of an array
+	SizeBytes int64  `json:"size_bytes"`
+	FS        string `json:"fs,omitempty"`
+	FSUUID    string `json:"fs_uuid,omitempty"`
+	Mount     string `json:"mount,omitempty"`
+}
+
 // PlannedGroup is a volume group that is made. Its name ends in digits that no
 // other machine has, so that a disk which is moved brings no second one of its
 // name.
 type PlannedGroup struct {
 	Name    string          `json:"name"`
-	On      []string        `json:"on"` // PartUUIDs, or names of arrays
+	On      []string        `json:"on"` // PartUUIDs, or names of arrays and containers
 	Volumes []PlannedVolume `json:"volumes"`
 }
 
@@ -49,8 +63,8 @@ type PlannedVolume struct {
 
 // PlannedFS is a filesystem of an effect, wherever it lies.
 type PlannedFS struct {
-	Kind      string // "partition", "array" or "volume"
-	Name      string // the partition's PartUUID, the array's name, "group/volume"
+	Kind      string // "partition", "array", "crypt" or "volume"
+	Name      string // the partition's PartUUID, the array's or container's name, "group/volume"
 	FS, UUID  string
 	Mount     string
 	SizeBytes int64
@@ -80,6 +94,11 @@ func (e *Effect) Filesystems() []PlannedFS {
 	for _, a := range e.Arrays {
 		if a.FS != "" {
 			out = append(out, PlannedFS{"array", a.Name, a.FS, a.FSUUID, a.Mount, a.SizeBytes})
+		}
+	}
+	for _, c := range e.Crypts {
+		if c.FS != "" {
+			out = append(out, PlannedFS{"crypt", c.Name, c.FS, c.FSUUID, c.Mount, c.SizeBytes})
 		}
 	}
 	for _, g := range e.Groups {
@@ -126,15 +145,15 @@ func (e *Effect) BootDisk() *BootDisk {
 // laid is the part of an effect that is about disks, with what it costs.
 type laid struct {
 	disks   []Disk
-	effect  Effect   // Target, Partitions, Also, Arrays, Groups, Layout, Method
+	effect  Effect   // Target, Partitions, Also, Arrays, Crypts, Groups, Layout, Method
 	members []string // "a/boot": partitions that are members of arrays
 }
 
 func (l laid) apply(p *Plan) {
 	e := l.effect
 	p.Effect.Target, p.Effect.Partitions, p.Effect.Also = e.Target, e.Partitions, e.Also
-	p.Effect.Arrays, p.Effect.Groups, p.Effect.Layout, p.Effect.Method = e.Arrays, e.Groups, e.Layout, e.Method
-	p.Effect.BootID = e.BootID
+	p.Effect.Arrays, p.Effect.Crypts, p.Effect.Groups = e.Arrays, e.Crypts, e.Groups
+	p.Effect.Layout, p.Effect.Method, p.Effect.BootID = e.Layout, e.Method, e.BootID
 	for _, d := range l.disks {
 		for _, h := range hazards(d) {
 			if len(l.disks) > 1 {
@@ -159,7 +178,10 @@ func (l laid) files(all []PlannedFile) []PlannedFile {
 	if len(l.effect.Arrays) > 0 {
 		all = append(slices.Clone(all), PlannedFile{Path: "/etc/mdadm/mdadm.conf, /etc/mdadm.conf", Mode: "0644", What: "the arrays by UUID"})
 	}
-	if len(l.effect.Arrays)+len(l.effect.Groups) > 0 {
+	if len(l.effect.Crypts) > 0 {
+		all = append(slices.Clone(all), PlannedFile{Path: "/etc/crypttab", Mode: "0644", What: "the encrypted containers by UUID; the passphrase is asked for at the console"})
+	}
+	if l.effect.NeedsInitramfs() {
 		all = append(slices.Clone(all), PlannedFile{Path: "/boot/initrd.img-*", Mode: "0644", What: "made anew by the image's own tools, confined: no network, no disk"})
 	}
 	return all
@@ -201,6 +223,10 @@ func layOut(t *Task, h *Hardware, img Image) (l laid, problem string) {
 	return l, ""
 }
 
+// NeedsInitramfs reports whether the system starts from what the image's own
+// initramfs knows nothing of.
+func (e *Effect) NeedsInitramfs() bool { return len(e.Arrays)+len(e.Crypts)+len(e.Groups) > 0 }
+
 func bootID(taskID string, d Disk) string {
 	sum := sha256.Sum256([]byte("lpmos boot id\x00" + taskID + "\x00" + d.Ref().String()))
 	return formatUUID([16]byte(sum[:16]), 8)
@@ -216,6 +242,9 @@ func (l laid) declared(t *Task, h *Hardware, img Image) (laid, string) {
 	if problem != "" {
 		return l, problem
 	}
+	if t.Layout.Encrypted() && !slices.ContainsFunc(t.Committed, func(s PlannedSecret) bool { return s.Name == SecretDisk }) {
+		return l, "The layout is encrypted, and the task has no passphrase for it (the secret " + SecretDisk + ")."
+	}
 	l.effect.Layout = t.Layout.Name()
 	uuid := func(what string) string {
 		refs := t.ID
@@ -226,6 +255,17 @@ func (l laid) declared(t *Task, h *Hardware, img Image) (laid, string) {
 		return formatUUID([16]byte(sum[:16]), 8)
 	}
 	partUUID, size := map[string]string{}, map[string]int64{} // by "a/boot"
+	// encrypt puts a container on a partition or an array, which from then on is
+	// what groups lie on.
+	encrypt := func(name, label, on, fs, mount string) {
+		c := PlannedCrypt{Name: label + "_" + uuid("container " + name)[:8], UUID: uuid("container " + name), On: on,
+			SizeBytes: size[name] - luksHeaderBytes, FS: fs, Mount: mount}
+		if fs != "" {
+			c.FSUUID = uuid("filesystem in container " + name)
+		}
+		partUUID[name], size[name] = c.Name, c.SizeBytes
+		l.effect.Crypts = append(l.effect.Crypts, c)
+	}
 	bootParts := want.bootParts()
 	for _, a := range want.Arrays {
 		l.members = append(l.members, a.Members...)
@@ -237,7 +277,11 @@ func (l laid) declared(t *Task, h *Hardware, img Image) (laid, string) {
 		}
 		named := parts[len(parts)-len(d.Partitions):]
 		for j, p := range d.Partitions {
-			partUUID[d.Name+"/"+p.Name], size[d.Name+"/"+p.Name] = named[j].PartUUID, named[j].SizeBytes
+			full := d.Name + "/" + p.Name
+			partUUID[full], size[full] = named[j].PartUUID, named[j].SizeBytes
+			if p.Encrypt {
+				encrypt(full, p.Name, named[j].PartUUID, p.FS, p.Mount)
+			}
 		}
 		l.disks = append(l.disks, chosen[i])
 		if i == 0 {
@@ -257,10 +301,14 @@ func (l laid) declared(t *Task, h *Hardware, img Image) (laid, string) {
 				p.SizeBytes = n
 			}
 		}
+		size[a.Name] = p.SizeBytes
+		if a.Encrypt {
+			p.FS, p.Mount = "", ""
+			encrypt(a.Name, a.Name, a.Name, a.FS, a.Mount)
+		}
 		if p.FS != "" {
 			p.FSUUID = uuid("filesystem of array " + a.Name)
 		}
-		size[a.Name] = p.SizeBytes
 		l.effect.Arrays = append(l.effect.Arrays, p)
 	}
 	for _, g := range want.Groups {
@@ -290,8 +338,12 @@ func (l laid) declared(t *Task, h *Hardware, img Image) (laid, string) {
 	return l, ""
 }
 
-// extentBytes is LVM's unit.
-const extentBytes = 4 * mib
+const (
+	// extentBytes is LVM's unit.
+	extentBytes = 4 * mib
+	// luksHeaderBytes is what cryptsetup leaves before the data of LUKS2.
+	luksHeaderBytes = 16 * mib
+)
 
 // arrayOverhead is what mdadm keeps of a member for itself, at most: the space
 // before the data that lets an array be reshaped, and the bitmap.
@@ -343,7 +395,12 @@ func (l laid) partitions(d LayoutDisk, disk Disk, bootParts []string, uuid func(
 		}
 		room -= n
 		q := PlannedPartition{Role: "data", SizeBytes: n, FS: p.FS, PartUUID: id("partition " + p.Name), Mount: p.Mount}
+		if p.Encrypt {
+			q.FS, q.Mount = "", ""
+		}
 		switch {
+		case p.Encrypt:
+			q.Role = "crypt"
 		case p.Mount == "/":
 			q.Role = "root"
 		case p.Mount == "/boot":
@@ -356,7 +413,7 @@ func (l laid) partitions(d LayoutDisk, disk Disk, bootParts []string, uuid func(
 				q.Role = "raid"
 			}
 		}
-		if p.FS != "" {
+		if q.FS != "" {
 			q.UUID = id("filesystem " + p.Name)
 		}
 		out = append(out, q)

@@ -61,6 +61,7 @@ type Machine struct {
 	DiskBytes    int64        `json:"disk_bytes,omitempty"`
 	TaskCount    int          `json:"task_count,omitempty"`
 	Lock         *Lock        `json:"lock,omitempty"` // no task may be created for it
+	TPM          *TPMBinding  `json:"tpm,omitempty"`  // it had when it was first approved with one
 
 	HardwareAt  time.Time     `json:"hardware_at,omitzero"`
 	Tasks       []MachineTask `json:"tasks,omitempty"`    // newest first

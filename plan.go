@@ -50,6 +50,7 @@ type Effect struct {
 	Method string         `json:"method,omitempty"` // FormatDisk, FormatTar, FormatInstaller; "" is a filesystem image
 	Also   []PlannedDisk  `json:"also,omitempty"`
 	Arrays []PlannedArray `json:"arrays,omitempty"`
+	Crypts []PlannedCrypt `json:"encrypted,omitempty"`
 	Groups []PlannedGroup `json:"volume_groups,omitempty"`
 	// BootID names the disk of a whole-disk image to the region's boot helper:
 	// the image's own identifiers are those of all its copies, and those that an

@@ -177,7 +177,9 @@ func (p *Plan) Compare(r *Receipt, h *Hardware) []Drift {
 	}
 	if slices.Contains(knownOS, e.Image.OS) && r.OSID != "" {
 		differ("operating system", e.Image.OS, r.OSID)
-		if r.OSID == e.Image.OS && r.OSVersion != e.Image.Version && !strings.HasPrefix(r.OSVersion, e.Image.Version+".") {
+		// An image may be a variant of its version: "12-storage".
+		version, _, _ := strings.Cut(e.Image.Version, "-")
+		if r.OSID == e.Image.OS && r.OSVersion != version && !strings.HasPrefix(r.OSVersion, version+".") {
 			differ("version", e.Image.Version, r.OSVersion)
 		}
 	}

@@ -68,6 +68,16 @@ func TestCompareNamesWhatDrifted(t *testing.T) {
 	if got := bare.Compare(&r, nil); got != nil {
 		t.Errorf("drift of a plan that says nothing: %v", got)
 	}
+	// An image may be a variant of a version.
+	p.Effect.Image.Version = "12-storage"
+	r = matching(&p)
+	if got := p.Compare(&r, nil); got != nil {
+		t.Errorf("drift of a variant of Debian 12: %v", got)
+	}
+	r.OSVersion = "1"
+	if got := p.Compare(&r, nil); len(got) != 1 {
+		t.Errorf("drift of a variant of Debian 12 that calls itself 1: %v; want its version", got)
+	}
 }
 
 func TestDriftInWords(t *testing.T) {

@@ -29,8 +29,50 @@ type Capabilities struct {
 	// control plane, made anew at each start. The control plane never shows it.
 	Fetcher string `json:"fetcher,omitempty"`
 	// Own is the host the region runs on, which is never installed.
-	Own   Host   `json:"own,omitzero"`
+	Own Host `json:"own,omitzero"`
+	// Stock is nil where the control plane's own files are read.
 	Stock *Stock `json:"stock,omitempty"`
+	// ForeignDHCP are other DHCP servers that answered on the region's network
+	// though it hands out the addresses there itself, newest first.
+	ForeignDHCP []ForeignDHCP `json:"foreign_dhcp,omitempty"`
+}
+
+// ForeignDHCP is a DHCP server that is not the region's.
+type ForeignDHCP struct {
+	Address netip.Addr `json:"address"`
+	SeenAt  time.Time  `json:"seen_at"` // last; told anew every ten minutes
+}
+
+// foreignKept and maxForeign bound what is remembered of foreign DHCP servers.
+const (
+	foreignKept = 24 * time.Hour
+	maxForeign  = 16
+)
+
+// SawDHCP notes a foreign DHCP server and forgets those that are long gone.
+func (c *Capabilities) SawDHCP(a netip.Addr, now time.Time) {
+	seen := []ForeignDHCP{{a, now}}
+	for _, f := range c.ForeignDHCP {
+		if f.Address != a && now.Sub(f.SeenAt) < foreignKept && len(seen) < maxForeign {
+			seen = append(seen, f)
+		}
+	}
+	c.ForeignDHCP = seen
+}
+
+// foreignNow is how long a foreign DHCP server counts as being there after it
+// was seen: it is told anew three times in that time.
+const foreignNow = 30 * time.Minute
+
+// ForeignNow are the foreign DHCP servers that were seen lately.
+func (c *Capabilities) ForeignNow(now time.Time) []netip.Addr {
+	var out []netip.Addr
+	for _, f := range c.ForeignDHCP {
+		if now.Sub(f.SeenAt) < foreignNow {
+			out = append(out, f.Address)
+		}
+	}
+	return out
 }
 
 // Stock is what a region's cache of files holds.
@@ -68,6 +110,8 @@ type Order struct {
 	Plan     *Plan     `json:"plan,omitempty"`
 	Approval *Approval `json:"approval,omitempty"`
 	Permit   *Permit   `json:"permit,omitempty"`
+	// TPM is what credentials for the machine are wrapped for, nil for none.
+	TPM *TPM `json:"tpm,omitempty"`
 }
 
 // BootEntry says how a machine is to boot when it asks. It is the only source

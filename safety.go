@@ -42,19 +42,25 @@ func (l Limits) Normalize() (Limits, error) {
 	if len(l.Protected) > 10_000 {
 		return l, &InvalidError{Field: "protected", Problem: "holds more than 10000 machines"}
 	}
-	out := make([]string, 0, len(l.Protected))
-	for _, s := range l.Protected {
+	var err error
+	l.Protected, err = machineNames("protected", l.Protected)
+	return l, err
+}
+
+// machineNames spells MAC addresses and UUIDs in the one way, each once.
+func machineNames(field string, names []string) ([]string, error) {
+	out := make([]string, 0, len(names))
+	for _, s := range names {
 		if mac, err := ParseMAC(s); err == nil {
 			out = append(out, mac.String())
 		} else if u := strings.ToLower(strings.TrimSpace(s)); ValidTaskID(u) {
 			out = append(out, u)
 		} else {
-			return l, &InvalidError{Field: "protected", Problem: "holds what is neither a MAC address nor a UUID", Value: s}
+			return nil, &InvalidError{Field: field, Problem: "holds what is neither a MAC address nor a UUID", Value: s}
 		}
 	}
 	slices.Sort(out)
-	l.Protected = slices.Compact(out)
-	return l, nil
+	return slices.Compact(out), nil
 }
 
 // Protects says why a machine with these addresses and UUID must never be

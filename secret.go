@@ -59,6 +59,19 @@ const (
 	MaxSecretBytes = 4 << 10
 )
 
+// SecretDisk is the name of the passphrase of encrypted disks.
+const SecretDisk = "disk-passphrase"
+
+// checkPassphrase wants what can be typed at any console: a keyboard that knows
+// no layout yet sends other bytes for letters beyond ASCII.
+func checkPassphrase(s Secret) error {
+	p := s.Reveal()
+	if len(p) < 8 || len(p) > 512 || strings.ContainsFunc(p, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return &InvalidError{Field: "secrets." + SecretDisk, Problem: "is not a passphrase of 8 to 512 characters that any keyboard has (ASCII)"}
+	}
+	return nil
+}
+
 // PlannedSecret is what a plan says of a secret: that it is used, and which
 // value, without the value. The salt of the commitment travels sealed with the
 // value, so that a weak one cannot be found by trying.
@@ -108,6 +121,10 @@ func NewSecretSet(values map[string]Secret) (SecretSet, error) {
 		switch {
 		case !ValidName(name):
 			return SecretSet{}, &InvalidError{Field: "secrets", Problem: "has a name that is not one (lower-case letters, digits, dots, hyphens)", Value: name}
+		case s.Reveal() == redacted:
+			// Who encodes a Secret gets this word. As the passphrase of a disk it
+			// would be one that everybody knows.
+			return SecretSet{}, &InvalidError{Field: "secrets." + name, Problem: "is the word that stands for a secret, not one"}
 		case s.IsZero() || len(s.Reveal()) > MaxSecretBytes:
 			return SecretSet{}, &InvalidError{Field: "secrets." + name, Problem: "is empty or longer than 4 KiB"}
 		case strings.HasPrefix(name, passwordSecret):

@@ -47,7 +47,8 @@ type Cause string
 const (
 	CauseCreated          Cause = "created"
 	CauseHardwareReported Cause = "hardware_reported"
-	CausePlanChanged      Cause = "plan_changed" // hardware or disks differ from what was planned for
+	CausePlanChanged      Cause = "plan_changed"   // hardware or disks differ from what was planned for
+	CauseApprovalGiven    Cause = "approval_given" // one of several people approved
 	CauseApproved         Cause = "approved"
 	CauseRejected         Cause = "rejected"
 	CauseCanceled         Cause = "canceled"
@@ -71,7 +72,7 @@ var transitions = map[Status]map[Cause]Status{
 		CauseFailed: Failed, CauseDeadline: Failed, CauseAlarm: Pending,
 	},
 	AwaitingApproval: {
-		CausePlanChanged: AwaitingApproval, CauseApproved: Approved, CauseRejected: Rejected,
+		CausePlanChanged: AwaitingApproval, CauseApprovalGiven: AwaitingApproval, CauseApproved: Approved, CauseRejected: Rejected,
 		CauseCanceled: Canceled, CauseFailed: Failed, CauseDeadline: Failed, CauseAlarm: AwaitingApproval,
 	},
 	Approved: {
@@ -174,6 +175,8 @@ type Task struct {
 	Hardware  *Hardware `json:"hardware,omitempty"`
 	Plan      *Plan     `json:"plan,omitempty"`
 	Approval  *Approval `json:"approval,omitempty"`
+	// Approvals are those of several people that were given so far.
+	Approvals []Consent `json:"approvals,omitempty"`
 	Progress  *Progress `json:"progress,omitempty"`
 	Error     *Failure  `json:"error,omitempty"`
 	Receipt   *Receipt  `json:"receipt,omitempty"`
@@ -194,13 +197,19 @@ type Task struct {
 	ClaimUUID   string       `json:"claim_uuid,omitempty"`
 	// Committed is the secrets the task was given: names and commitments.
 	Committed []PlannedSecret `json:"committed_secrets,omitempty"`
+	// TPM is the one that the machine's credentials are wrapped for, nil when the
+	// machine was never approved with one.
+	TPM *TPMBinding `json:"tpm,omitempty"`
 	// AgentKey is the key of the agent that answers for the machine now.
 	AgentKey *AgentIdentity `json:"agent_key,omitempty"`
 	// Alarm is the newest thing a person should look at, of this attempt.
 	Alarm *Alarm `json:"alarm,omitempty"`
 	// PermitWait says why an approved machine that asked to write may not yet.
 	PermitWait *PermitWait `json:"permit_wait,omitempty"`
-	Rev        int64       `json:"rev"` // of the store, when this was newest
+	// ApprovalNeeds is what the approval of a task that waits for it takes, nil
+	// when it takes nothing but the role.
+	ApprovalNeeds *ApprovalNeeds `json:"approval_needs,omitempty"`
+	Rev           int64          `json:"rev"` // of the store, when this was newest
 }
 
 // AgentIdentity is an agent's key as people compare it.
@@ -320,6 +329,11 @@ func (s Spec) Normalize() (Spec, error) {
 	if err := s.Layout.Validate(); err != nil {
 		return s, err
 	}
+	if p, given := s.Secrets[SecretDisk]; given {
+		if err := checkPassphrase(p); err != nil {
+			return s, err
+		}
+	}
 	var err error
 	if s.Addresses, s.Gateways, err = checkAddresses(s.Addresses, s.Gateways); err != nil {
 		return s, err
@@ -328,6 +342,15 @@ func (s Spec) Normalize() (Spec, error) {
 		return s, &InvalidError{Field: "target_disk", Problem: "needs size_bytes and a serial or wwn (or, for a disk that has neither, its path)"}
 	}
 	return s, nil
+}
+
+// RequirePassphrase is an error when disks are to be encrypted and there is no
+// passphrase for them.
+func (s Spec) RequirePassphrase() error {
+	if s.Layout.Encrypted() && s.Secrets[SecretDisk].IsZero() {
+		return &InvalidError{Field: "secrets." + SecretDisk, Problem: "is missing: the layout " + s.Layout.Name() + " is encrypted"}
+	}
+	return nil
 }
 
 func checkSSHKeys(keys []string) error {

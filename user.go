@@ -49,6 +49,28 @@ type User struct {
 	CreatedBy string    `json:"created_by,omitempty"`
 	UpdatedAt time.Time `json:"updated_at"`
 	UpdatedBy string    `json:"updated_by,omitempty"`
+	// External is set for who signs in with an identity provider, and not with a
+	// password here.
+	External *External `json:"external,omitempty"`
+}
+
+// External is a user as an identity provider (OpenID Connect) knows them.
+type External struct {
+	Issuer  string    `json:"issuer"`
+	Subject string    `json:"subject"` // of the issuer, for good
+	Email   string    `json:"email,omitempty"`
+	Groups  []string  `json:"groups,omitempty"` // of those that mean something here, at the last sign-in
+	SeenAt  time.Time `json:"seen_at"`          // the last sign-in
+	// Barred says that no group of theirs means a role any more.
+	Barred bool `json:"barred,omitempty"`
+}
+
+// Barred reports whether u may not come in.
+func (u User) Barred() bool { return u.Disabled || u.External != nil && u.External.Barred }
+
+// May reports whether u has a role in a region.
+func (u User) May(role Role, region string) bool {
+	return !u.Barred() && u.Role.Includes(role) && (u.Regions == nil || slices.Contains(u.Regions, region))
 }
 
 // SignIn is one browser, or one program, in which a person signed in.
@@ -60,6 +82,9 @@ type SignIn struct {
 	From      string    `json:"from,omitempty"`
 	Agent     string    `json:"agent,omitempty"` // as the browser calls itself
 	ByLink    bool      `json:"by_link,omitempty"`
+	// ProvedAt is when the person last proved who they are: by a password, or to
+	// their identity provider. Zero: they did not.
+	ProvedAt time.Time `json:"proved_at,omitzero"`
 }
 
 // APIToken lets a program act for a person, with no more than that person's

@@ -28,6 +28,7 @@ import (
 	"github.com/lpmos/lpmos/internal/agent/pid1"
 	"github.com/lpmos/lpmos/internal/agent/run"
 	"github.com/lpmos/lpmos/internal/agentapi"
+	"github.com/lpmos/lpmos/internal/tpm"
 	"github.com/lpmos/lpmos/internal/version"
 )
 
@@ -138,6 +139,7 @@ type machine struct {
 	cfg agentapi.BootConfig
 	sys *pid1.System
 	src inventory.Source
+	tpm *lpmos.TPM // nil for none
 }
 
 // readConfig reads what the region told this boot; the network is set up on
@@ -163,6 +165,9 @@ func (m *machine) run(ctx context.Context, sys *pid1.System) error {
 	}
 	src.Look = (&inventory.Inspector{Sys: src.Sys, Dir: private}).Look
 	m.src = src
+	if err := m.useTPM(tpm.Device); err != nil {
+		log.Error("this machine's TPM", "err", err)
+	}
 	client, err := agent.NewClient(m.cfg, log)
 	if err != nil {
 		return fmt.Errorf("read boot configuration: %w", err)
@@ -177,9 +182,27 @@ func (m *machine) run(ctx context.Context, sys *pid1.System) error {
 	return agent.New(m.cfg, client, installer, m, nil, agent.Pauses{}, lines, log).Run(ctx)
 }
 
+// useTPM learns which TPM the machine has and, where the credential of this
+// boot is wrapped for it, has it unwrapped. The TPM is closed again: its keys
+// are derived anew at each use, and nothing stays loaded.
+func (m *machine) useTPM(device string) error {
+	t, err := tpm.Open(device)
+	switch {
+	case errors.Is(err, tpm.ErrNone):
+		return agent.Unwrap(&m.cfg, nil)
+	case err != nil:
+		m.tpm = &lpmos.TPM{Problem: lpmos.Shorten(err.Error(), 200)}
+		return errors.Join(err, agent.Unwrap(&m.cfg, nil))
+	}
+	defer t.Close()
+	id := t.Identity()
+	m.tpm = &lpmos.TPM{Endorsement: id.Endorsement, Companion: id.Activated}
+	return agent.Unwrap(&m.cfg, t)
+}
+
 func (m *machine) Collect(ctx context.Context) (*lpmos.Hardware, error) {
 	h := inventory.Collect(ctx, m.src, m.cfg.BootMAC)
-	h.Agent = version.String()
+	h.Agent, h.TPM = version.String(), m.tpm
 	return &h, ctx.Err()
 }
 

@@ -83,13 +83,15 @@ REGION_ID works too.`,
 				return err
 			}
 			defer st.Close()
-			var secret string
-			secret, cfg.Fetcher = region.NewFetchSecret()
-			source := images.HTTPSource{URL: control, Token: func() string { return secret }, Client: &http.Client{Transport: &http.Transport{
+			source := images.HTTPSource{URL: control, Client: &http.Client{Transport: &http.Transport{
 				ResponseHeaderTimeout: time.Minute, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: time.Minute,
 			}}}
 			parts := []func(context.Context) error{}
-			if id != nil {
+			if id == nil {
+				var secret string
+				secret, cfg.Fetcher = region.NewFetchSecret()
+				source.Token = func() string { return secret }
+			} else { // its certificate says who it is
 				source.Client.Transport = id.Transport()
 				parts = append(parts, func(ctx context.Context) error { return id.Keep(ctx, st) })
 			}

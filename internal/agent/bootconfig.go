@@ -2,6 +2,7 @@ package agent
 
 import (
 	"crypto/ed25519"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/agentapi"
+	"github.com/lpmos/lpmos/internal/tpm"
 )
 
 const maxBootConfigBytes = 256 << 10
@@ -55,6 +57,26 @@ func ParseBootConfig(r, site io.Reader) (agentapi.BootConfig, error) {
 	var err error
 	cfg.Key, err = lpmos.NewAgentKey()
 	return cfg, err
+}
+
+// Unwrap opens the credential of a boot that was wrapped for the machine's TPM;
+// of other boots it leaves everything as it is. An agent that cannot asks with
+// its plea: it is refused, and the reason reaches a person. t is nil when there
+// is no TPM that can be used.
+func Unwrap(cfg *agentapi.BootConfig, t *tpm.TPM) error {
+	if cfg.Wrapped == nil {
+		return nil
+	}
+	cfg.Credential = cfg.Plea
+	if t == nil {
+		return fmt.Errorf("unwrap the credential of this boot: %w", tpm.ErrNone)
+	}
+	secret, err := t.Unwrap(*cfg.Wrapped)
+	if err != nil {
+		return fmt.Errorf("unwrap the credential of this boot: %w", err)
+	}
+	cfg.Credential = hex.EncodeToString(secret)
+	return nil
 }
 
 func keys(cfg agentapi.BootConfig) []ed25519.PublicKey {

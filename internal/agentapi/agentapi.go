@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/tpm"
 )
 
 // Paths of the agent API. PathApproval is followed by the machine's MAC.
@@ -71,9 +72,14 @@ type BootConfig struct {
 	Attempt    int       `json:"attempt,omitempty"`
 	BootSeq    int64     `json:"boot_seq"`
 	BootMAC    lpmos.MAC `json:"boot_mac"`
-	Credential string    `json:"credential"` // 64 hex digits
-	Time       time.Time `json:"time"`       // the region's, when it served this
+	Credential string    `json:"credential,omitempty"` // 64 hex digits
+	Time       time.Time `json:"time"`                 // the region's, when it served this
 	Callhome   string    `json:"callhome_url,omitempty"`
+	// Wrapped stands in place of Credential for a machine that was approved with
+	// a TPM: its 32 bytes, for that TPM alone. Plea is what an agent that cannot
+	// unwrap it asks with, which is never granted and always told: 64 hex digits.
+	Wrapped *tpm.Wrapped `json:"wrapped,omitempty"`
+	Plea    string       `json:"plea,omitempty"`
 
 	// Keys are those of the SiteConfig; a region cannot say them. Key is the one
 	// the agent made for this boot.

@@ -83,6 +83,7 @@ type Problem struct {
 	// passwords will be looked at.
 	NeedRole  lpmos.Role `json:"need_role"`
 	TriesLeft *int       `json:"tries_left"`
+	Reauth    bool       `json:"reauth"` // the same with the person's password may be accepted
 }
 
 func (p *Problem) Error() string {
@@ -155,6 +156,9 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 		_, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
 		return err
 	}
+	if read, ok := out.(reading); ok {
+		return read(resp.Body)
+	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 256<<20)).Decode(out); err != nil {
 		return fmt.Errorf("read answer of %s: %w", c.base, err)
 	}
@@ -189,10 +193,28 @@ func (c *Client) Ready(ctx context.Context) error {
 	return c.do(ctx, http.MethodGet, "/readyz", nil, nil, nil)
 }
 
+// asked is a spec on its way to the control plane: there, and nowhere else, its
+// secrets are what they are.
+type asked struct {
+	lpmos.Spec
+	Secrets map[string]string `json:"secrets,omitempty"`
+}
+
+func wireSpec(s lpmos.Spec) asked {
+	w := asked{Spec: s}
+	for name, v := range s.Secrets {
+		if w.Secrets == nil {
+			w.Secrets = map[string]string{}
+		}
+		w.Secrets[name] = v.Reveal()
+	}
+	return w
+}
+
 // CreateTask asks for an installation. key may be ""; with one, the request can
 // be repeated safely.
 func (c *Client) CreateTask(ctx context.Context, spec lpmos.Spec, key string) (id string, err error) {
-	b, err := json.Marshal(spec)
+	b, err := json.Marshal(wireSpec(spec))
 	if err != nil {
 		return "", fmt.Errorf("encode request: %w", err)
 	}

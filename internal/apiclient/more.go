@@ -70,7 +70,11 @@ type BatchTask struct {
 // CreateBatch asks for many installations. If a line cannot be accepted nothing
 // is made, and the error is a *Problem whose Lines name each. key may be "".
 func (c *Client) CreateBatch(ctx context.Context, specs []lpmos.Spec, key string) (b Batch, err error) {
-	body, err := json.Marshal(map[string]any{"tasks": specs})
+	lines := make([]asked, 0, len(specs))
+	for _, s := range specs {
+		lines = append(lines, wireSpec(s))
+	}
+	body, err := json.Marshal(map[string]any{"tasks": lines})
 	if err != nil {
 		return b, fmt.Errorf("encode request: %w", err)
 	}

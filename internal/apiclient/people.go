@@ -73,6 +73,8 @@ type User struct {
 	UpdatedAt  time.Time  `json:"updated_at"`
 	UpdatedBy  string     `json:"updated_by,omitempty"`
 	Sessions   int        `json:"sessions"`
+	// External is set for who signs in with an identity provider.
+	External *lpmos.External `json:"external,omitempty"`
 
 	OneTimePassword string `json:"one_time_password,omitempty"` // when it was just made
 }

@@ -11,10 +11,13 @@ import (
 // Approve approves a plan by its digest. With agentKey, the fingerprint whose
 // words were compared with the machine's console, the approval is for the boot
 // with that key alone.
-func (c *Client) Approve(ctx context.Context, id, planDigest, notes, agentKey string) (t lpmos.Task, err error) {
+func (c *Client) Approve(ctx context.Context, id, planDigest, notes, agentKey, password string) (t lpmos.Task, err error) {
 	body := map[string]any{"approved": true, "plan_digest": planDigest, "notes": notes}
 	if agentKey != "" {
 		body["agent_key"] = agentKey
+	}
+	if password != "" {
+		body["password"] = password
 	}
 	err = c.send(ctx, http.MethodPut, v1+"/tasks/"+url.PathEscape(id)+"/approve", body, &t)
 	return t, err
@@ -54,6 +57,11 @@ func (c *Client) Unlock(ctx context.Context, mac lpmos.MAC) error {
 	return c.do(ctx, http.MethodDelete, v1+"/machines/"+mac.String()+"/lock", nil, nil, nil)
 }
 
+// ForgetTPM lets a machine come with another TPM.
+func (c *Client) ForgetTPM(ctx context.Context, mac lpmos.MAC) error {
+	return c.do(ctx, http.MethodDelete, v1+"/machines/"+mac.String()+"/tpm", nil, nil, nil)
+}
+
 // Limits reads what bounds the damage of a mistake.
 func (c *Client) Limits(ctx context.Context) (l lpmos.Limits, err error) {
 	err = c.get(ctx, v1+"/limits", &l)
@@ -63,5 +71,17 @@ func (c *Client) Limits(ctx context.Context) (l lpmos.Limits, err error) {
 // SetLimits changes the limits.
 func (c *Client) SetLimits(ctx context.Context, l lpmos.Limits) (out lpmos.Limits, err error) {
 	err = c.send(ctx, http.MethodPut, v1+"/limits", l, &out)
+	return out, err
+}
+
+// ApprovalPolicy reads what it takes to approve.
+func (c *Client) ApprovalPolicy(ctx context.Context) (p lpmos.ApprovalPolicy, err error) {
+	err = c.get(ctx, v1+"/approval-policy", &p)
+	return p, err
+}
+
+// SetApprovalPolicy changes what it takes to approve.
+func (c *Client) SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy) (out lpmos.ApprovalPolicy, err error) {
+	err = c.send(ctx, http.MethodPut, v1+"/approval-policy", p, &out)
 	return out, err
 }

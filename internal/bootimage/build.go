@@ -26,7 +26,7 @@ import (
 
 // builderVersion is part of every cache key. It changes with whatever this
 // package would make differently from the same packages.
-const builderVersion = "3"
+const builderVersion = "4"
 
 // kernelArgs are the kernel's parameters: both consoles, the serial one last,
 // which makes it /dev/console; a panic restarts the machine after 30 s. The

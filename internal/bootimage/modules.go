@@ -33,7 +33,7 @@ var wantedModules = []string{
 	// Firmware tables: the BIOS disk order.
 	"edd",
 	// Block layers.
-	"dm_mod", "dm_crypt", "dm_thin_pool", "raid0", "raid1", "raid10", "raid456", "nvme_tcp",
+	"dm_mod", "dm_crypt", "xts", "ecb", "algif_skcipher", "aesni_intel", "dm_thin_pool", "raid0", "raid1", "raid10", "raid456", "nvme_tcp",
 	// Network cards of servers.
 	"igb", "igbvf", "igc", "ixgbe", "ixgbevf", "i40e", "iavf", "ice", "tg3", "bnx2", "bnxt_en", "bnx2x", "be2net",
 	"mlx4_en", "mlx5_core", "qede", "r8169", "enic", "cxgb4", "sfc", "atlantic", "ena", "8021q", "bonding",

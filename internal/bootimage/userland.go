@@ -12,16 +12,20 @@ import (
 
 // toolPackages are resolved with everything they depend on; grub-common is not
 // shipped but brings grub-mkimage.
-var toolPackages = []string{"fdisk", "e2fsprogs", "dosfstools", "zstd", "util-linux", "efibootmgr", "grub-common", "xfsprogs", "mdadm", "lvm2"}
+var toolPackages = []string{"fdisk", "e2fsprogs", "dosfstools", "zstd", "util-linux", "efibootmgr", "grub-common", "xfsprogs", "mdadm", "lvm2", "cryptsetup-bin", "libgcc-s1"}
 
 // tools are the programs the agent may run, at these paths for good.
 var tools = []string{
 	"/usr/sbin/sfdisk", "/usr/sbin/partx", "/usr/sbin/wipefs", "/usr/sbin/blkdiscard", "/usr/sbin/blkid", "/usr/sbin/blockdev",
 	"/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/sbin/resize2fs", "/usr/sbin/tune2fs", "/usr/sbin/dumpe2fs",
 	"/usr/sbin/mkfs.fat", "/usr/sbin/fsck.fat", "/usr/sbin/mkfs.xfs", "/usr/sbin/xfs_growfs", "/usr/sbin/mkswap",
-	"/usr/sbin/mdadm", "/usr/sbin/lvm",
+	"/usr/sbin/mdadm", "/usr/sbin/lvm", "/usr/sbin/cryptsetup",
 	"/usr/bin/efibootmgr", "/usr/bin/zstd",
 }
+
+// loadedLibraries are those that no program names as its own: the C library
+// loads this one when a thread ends itself, as those of cryptsetup's Argon2 do.
+var loadedLibraries = []string{"libgcc_s.so.1"}
 
 // toolLinks are other names of the same programs.
 var toolLinks = map[string]string{
@@ -67,6 +71,11 @@ func stageUserland(t tree, root string) error {
 			return fmt.Errorf("stage libraries of %s: %w", tool, err)
 		}
 	}
+	for _, lib := range loadedLibraries {
+		if err := stageLibrary(t, root, lib); err != nil {
+			return fmt.Errorf("stage %s: %w", lib, err)
+		}
+	}
 	for name, target := range toolLinks {
 		t.symlink(name, target)
 	}
@@ -104,18 +113,26 @@ func stageLibraries(t tree, root string, b []byte) error {
 		return err
 	}
 	for _, lib := range libs {
-		at := libraryAt + lib
-		if _, ok := t[at]; ok || lib == path.Base(loader) {
-			continue
-		}
-		b, err := readLibrary(root, lib)
-		if err != nil {
+		if err := stageLibrary(t, root, lib); err != nil {
 			return err
 		}
-		t.file(at, 0o755, b)
-		if err := stageLibraries(t, root, b); err != nil {
-			return fmt.Errorf("%s: %w", lib, err)
-		}
+	}
+	return nil
+}
+
+// stageLibrary adds a library and what it needs, unless it is there.
+func stageLibrary(t tree, root, lib string) error {
+	at := libraryAt + lib
+	if _, ok := t[at]; ok || lib == path.Base(loader) {
+		return nil
+	}
+	b, err := readLibrary(root, lib)
+	if err != nil {
+		return err
+	}
+	t.file(at, 0o755, b)
+	if err := stageLibraries(t, root, b); err != nil {
+		return fmt.Errorf("%s: %w", lib, err)
 	}
 	return nil
 }

@@ -37,6 +37,7 @@ const (
 	ExitUnavailable = 5   // try again later
 	ExitTimeout     = 6   // --timeout passed
 	ExitDenied      = 7   // nobody is signed in, or who is may not do this
+	ExitAltered     = 8   // the audit is not as it was written
 	ExitInterrupted = 130 // a signal, as shells count
 )
 
@@ -226,8 +227,8 @@ Every flag is also taken from the environment: --server from LPMOS_SERVER.`,
 	f.StringVar(&a.tokenIn, "token-file", "", "file with an API token, such as local-token in the data directory of a site on this host")
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json or yaml")
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.profileCommand(), a.templateCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(), a.stopCommand(), a.resumeCommand(), a.limitsCommand(),
-		a.simCommand(), a.versionCommand(), a.doctorCommand(), a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.userCommand(), a.tokenCommand(), a.completionCommand(), exitCodesTopic(), outputTopic(), searchTopic())
+	root.AddCommand(a.taskCommand(), a.regionCommand(), a.machineCommand(), a.profileCommand(), a.templateCommand(), a.imageCommand(), a.bootImageCommand(), a.upCommand(), a.labCommand(), a.stopCommand(), a.resumeCommand(), a.limitsCommand(), a.policyCommand(),
+		a.simCommand(), a.versionCommand(), a.doctorCommand(), a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.userCommand(), a.tokenCommand(), a.auditCommand(), a.completionCommand(), exitCodesTopic(), outputTopic(), searchTopic())
 	for _, g := range groups {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
 		for _, cmd := range root.Commands() {
@@ -323,6 +324,7 @@ func exitCodesTopic() *cobra.Command {
 5    unavailable: the same command may work later
 6    --timeout passed; the task itself goes on
 7    you are not signed in, or may not do this
+8    lpmos audit verify found something altered, removed or reordered
 130  stopped by Ctrl-C or a signal; what was asked for before goes on
 
 A command for several tasks does all it can. Its code is 0 if everything was

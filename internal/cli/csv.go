@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -48,6 +49,27 @@ var csvColumns = []struct {
 	{[]string{"gateway", "gateways"}, func(s *lpmos.Spec, v string) error { s.Gateways = splitList(v); return nil }},
 	{[]string{"profile"}, func(s *lpmos.Spec, v string) error { s.Profile = v; return nil }},
 	{[]string{"notes", "note"}, func(s *lpmos.Spec, v string) error { s.Notes = v; return nil }},
+}
+
+// secretColumn is before the name of a secret in the first line.
+const secretColumn = "secret:"
+
+// csvColumn is a column of a file: what it is called, and where its values go.
+type csvColumn struct {
+	name string
+	set  func(s *lpmos.Spec, v string) error
+}
+
+// secretOf is the column of a secret.
+func secretOf(name string) csvColumn {
+	return csvColumn{secretColumn + name, func(s *lpmos.Spec, v string) error {
+		// The map is the flags' and so every line's.
+		if s.Secrets = maps.Clone(s.Secrets); s.Secrets == nil {
+			s.Secrets = map[string]lpmos.Secret{}
+		}
+		s.Secrets[name] = lpmos.NewSecret(v)
+		return nil
+	}}
 }
 
 // splitList parts what stands in one cell or flag: spaces, commas and semicolons
@@ -122,14 +144,18 @@ func readCSV(r io.Reader, base lpmos.Spec) ([]machineLine, error) {
 }
 
 // csvHead finds the columns that the first line names.
-func csvHead(head []string) ([]int, error) {
+func csvHead(head []string) ([]csvColumn, error) {
 	var known []string
 	for _, col := range csvColumns {
 		known = append(known, col.names[0])
 	}
-	var columns []int
+	var columns []csvColumn
 	for _, h := range head {
 		h = strings.ToLower(strings.TrimSpace(h))
+		if name, ok := strings.CutPrefix(h, secretColumn); ok && lpmos.ValidName(name) {
+			columns = append(columns, secretOf(name))
+			continue
+		}
 		i := slices.IndexFunc(csvColumns, func(c struct {
 			names []string
 			set   func(s *lpmos.Spec, v string) error
@@ -142,19 +168,24 @@ func csvHead(head []string) ([]int, error) {
 			if near := nearest(h, known); len(near) > 0 {
 				hint = "; did you mean " + near[0] + "?"
 			}
-			return nil, usageError{fmt.Errorf("the first line of --from-csv names a column %q; columns are %s%s", lpmos.Shorten(h, 64), strings.Join(known, ", "), hint)}
-		case slices.Contains(columns, i):
-			return nil, usageError{fmt.Errorf("the first line of --from-csv names %s twice", csvColumns[i].names[0])}
+			return nil, usageError{fmt.Errorf("the first line of --from-csv names a column %q; columns are %s, secret:NAME%s", lpmos.Shorten(h, 64), strings.Join(known, ", "), hint)}
 		}
-		columns = append(columns, i)
+		columns = append(columns, csvColumn{known[i], csvColumns[i].set})
 	}
-	if !slices.Contains(columns, 0) {
+	named := map[string]bool{}
+	for _, c := range columns {
+		if named[c.name] {
+			return nil, usageError{fmt.Errorf("the first line of --from-csv names %s twice", c.name)}
+		}
+		named[c.name] = true
+	}
+	if !named[known[0]] {
 		return nil, usageError{errors.New("the first line of --from-csv names no column mac")}
 	}
 	return columns, nil
 }
 
-func csvLine(record []string, columns []int, base lpmos.Spec) (lpmos.Spec, error) {
+func csvLine(record []string, columns []csvColumn, base lpmos.Spec) (lpmos.Spec, error) {
 	spec := base
 	if len(record) > len(columns) {
 		return spec, fmt.Errorf("has %d fields, the first line names %d", len(record), len(columns))
@@ -163,7 +194,7 @@ func csvLine(record []string, columns []int, base lpmos.Spec) (lpmos.Spec, error
 		if v = strings.TrimSpace(v); v == "" {
 			continue
 		}
-		if err := csvColumns[columns[i]].set(&spec, v); err != nil {
+		if err := columns[i].set(&spec, v); err != nil {
 			return spec, err
 		}
 	}

@@ -175,7 +175,10 @@ plan change before, nothing is approved.
 On a terminal you are asked: type yes, or the number of machines when there are
 several, and the last four characters of the serial number of each disk on which
 data was found. In a script, say the same with --plan, --count and --serial-end.
-Only tasks that wait for approval are approved; for others it is said why not.`
+Only tasks that wait for approval are approved; for others it is said why not.
+Where the approval policy (lpmos policy show) wants several approvers, yours is kept
+until the others agree; where it wants to know who you are, you are asked for your
+password.`
 	cmd.Example = `  lpmos task approve web-01
   lpmos task approve web-01 web-02 web-03 --wait
   lpmos task approve web-01 --plan "$(lpmos task plan web-01 -o json | jq -r .plan_digest)"`
@@ -243,6 +246,7 @@ func (a *app) approve(ctx context.Context, c *apiclient.Client, ids []string, o 
 			return fmt.Errorf("the key words are not those of the agent that answers (%s): it started again since, or another machine answers for it; nothing was approved", tasks[0].AgentKey.Words)
 		}
 	}
+	password := "" // asked for once, where the policy wants it
 	out, err := a.eachTask(ctx, idsOf(tasks), "approved", func(id string) (*lpmos.Task, string, error) {
 		t := tasks[slices.IndexFunc(tasks, func(t lpmos.Task) bool { return t.ID == id })]
 		digest := t.Plan.Digest
@@ -253,8 +257,17 @@ func (a *app) approve(ctx context.Context, c *apiclient.Client, ids []string, o 
 		if o.keyWords != "" {
 			key = t.AgentKey.Fingerprint
 		}
-		t, err := c.Approve(ctx, id, digest, o.notes, key)
-		return &t, "approved; follow it with: lpmos task watch " + id[:8], err
+		t, err := c.Approve(ctx, id, digest, o.notes, key, password)
+		if p, ok := errors.AsType[*apiclient.Problem](err); ok && p.Reauth && password == "" && a.asks {
+			if password, err = a.prompt("The approval policy asks who you are. Your password: ", true); err == nil {
+				t, err = c.Approve(ctx, id, digest, o.notes, key, password)
+			}
+		}
+		said := "approved; follow it with: lpmos task watch " + id[:8]
+		if t.Status == lpmos.AwaitingApproval && t.ApprovalNeeds != nil {
+			said = "your approval is kept (" + plain(api.Given(*t.ApprovalNeeds, t.Approvals)) + "); another approver has to agree before anything is erased"
+		}
+		return &t, said, err
 	})
 	if len(refused) > 0 {
 		var errs []error
@@ -272,7 +285,7 @@ func (a *app) approve(ctx context.Context, c *apiclient.Client, ids []string, o 
 	}
 	var begun []string
 	for _, r := range out {
-		if r.err == nil {
+		if r.err == nil && r.Status != lpmos.AwaitingApproval {
 			begun = append(begun, r.TaskID)
 		}
 	}

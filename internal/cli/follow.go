@@ -335,7 +335,11 @@ func (s *Screen) Status(t lpmos.Task) {
 		}
 		s.say(t, lines...)
 	case lpmos.Verifying:
-		s.say(t, head+"everything is written; the machine restarts from its own disk")
+		next := "the machine restarts from its own disk"
+		if t.Plan != nil && len(t.Plan.Effect.Crypts) > 0 {
+			next = "the machine restarts and asks for the passphrase of its disks at its console"
+		}
+		s.say(t, head+"everything is written; "+next)
 	default:
 		s.say(t, head)
 	}

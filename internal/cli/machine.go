@@ -17,7 +17,7 @@ import (
 
 func (a *app) machineCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "machine", Short: "Look at the machines that ever booted the agent"}
-	cmd.AddCommand(a.machineList(), a.machineShow(), a.machineLock(), a.machineUnlock())
+	cmd.AddCommand(a.machineList(), a.machineShow(), a.machineLock(), a.machineUnlock(), a.machineForgetTPM())
 	return cmd
 }
 

@@ -127,7 +127,7 @@ func (a *app) prompt(question string, secret bool) (string, error) {
 	}
 	line, err := r.ReadString('\n')
 	if err != nil && line == "" {
-		return "", usageError{errors.New("no answer came: lpmos login asks on a terminal, or reads the lines of its input")}
+		return "", usageError{errors.New("no answer came: it is asked for on a terminal, or read from the lines of standard input")}
 	}
 	return strings.TrimRight(line, "\r\n"), nil
 }
@@ -325,6 +325,10 @@ func userTable(users []apiclient.User, wide bool) *table {
 		switch {
 		case u.Disabled:
 			state = "disabled"
+		case u.External != nil && u.External.Barred:
+			state = "no group"
+		case u.External != nil:
+			state = "by " + plain(u.External.Issuer)
 		case u.MustChange:
 			state = "one-time password"
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -258,6 +259,83 @@ func TestSince(t *testing.T) {
 	}
 }
 
+// Secrets come from the terminal, a file or standard input, and are said to
+// nobody.
+func TestCreateWithSecrets(t *testing.T) {
+	p := newPlane(t)
+	const canary = "CANARY-of-the-command-line"
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	args := []string{"task", "create", "--region", "dc1", "--os", "debian", "--os-version", "12"}
+	one := func(n string, more ...string) []string {
+		return append(append([]string{}, args...), append([]string{"--mac", n}, more...)...)
+	}
+	for _, bad := range []struct {
+		want  string
+		stdin string
+		more  []string
+	}{
+		{"takes NAME=FILE", "", []string{"--secret-file", canary}},
+		{"is not the name of a secret", "", []string{"--secret-file", "Not A Name=" + file("t", "x")}},
+		{"is empty", "", []string{"--secret-file", "token=" + file("empty", "\n")}},
+		{"is given twice", "", []string{"--secret-file", "token=" + file("t", "x"), "--secret-file", "token=" + file("t", "x")}},
+		{"is longer than", "", []string{"--secret-file", "token=" + file("long", strings.Repeat("x", lpmos.MaxSecretBytes+1))}},
+		{"standard input", canary, []string{"--secret-file", "token=-", "--secret", "other"}},
+	} {
+		code, out, errs := p.run(bad.stdin, one("02:4c:50:00:00:01", bad.more...)...)
+		if code != ExitUsage || !strings.Contains(errs, bad.want) {
+			t.Errorf("%v: exit %d, %q; want 2 and %q", bad.more, code, errs, bad.want)
+		}
+		if bad.stdin != "" && strings.Contains(out+errs, canary) {
+			t.Errorf("%v says the secret", bad.more)
+		}
+	}
+	p.want(ExitOK, "No tasks", "", "task", "list")
+	// Both ways of one task, and a column of a file.
+	for _, c := range []struct {
+		stdin string
+		args  []string
+	}{
+		{canary + "-asked\n", one("02:4c:50:00:00:01", "--secret", "token")},
+		{canary + "-piped\n", one("02:4c:50:00:00:02", "--secret-file", "token=-", "--secret-file", "password="+file("hash", canary+"-file\n"))},
+		{"", append(append([]string{}, args...), "--secret-file", "password="+file("hash", canary+"-all\n"),
+			"--from-csv", file("rack.csv", "mac,hostname,secret:token\n02:4c:50:00:00:03,a,"+canary+"-line\n02:4c:50:00:00:04,b,\n"))},
+	} {
+		if code, out, errs := p.run(c.stdin, c.args...); code != ExitOK || strings.Contains(out+errs, canary) {
+			t.Errorf("%v: exit %d, %q %q; want success, without the secret", c.args, code, out, errs)
+		}
+	}
+	got := map[string]int{}
+	l, err := p.api.Tasks(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range l.Tasks {
+		task, err := p.api.Task(t.Context(), x.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range task.Committed {
+			got[task.TargetMAC.String()+" "+s.Name]++
+		}
+		code, out, _ := p.run("", "task", "show", x.ID, "-o", "json")
+		if code != ExitOK || strings.Contains(out, canary) {
+			t.Errorf("task show: exit %d, or it says a secret", code)
+		}
+	}
+	want := map[string]int{"02:4c:50:00:00:01 token": 1, "02:4c:50:00:00:02 token": 1, "02:4c:50:00:00:02 password": 1,
+		"02:4c:50:00:00:03 token": 1, "02:4c:50:00:00:03 password": 1, "02:4c:50:00:00:04 password": 1}
+	if !maps.Equal(got, want) {
+		t.Errorf("tasks commit to %v; want %v", got, want)
+	}
+}
+
 // What is created from a file, is created whole or not at all.
 func TestCreateFromCSV(t *testing.T) {
 	p := newPlane(t)
@@ -282,4 +360,72 @@ func TestCreateFromCSV(t *testing.T) {
 	if l, err := p.api.Tasks(t.Context(), nil); err != nil || l.Total != 2 {
 		t.Errorf("after creating twice with one key there are %d tasks, %v; want 2", l.Total, err)
 	}
+}
+
+// person makes an approver with a password, and a token of theirs.
+func (p *plane) person(name string) (token string) {
+	p.t.Helper()
+	u, err := p.api.CreateUser(p.t.Context(), name, apiclient.Access{Role: lpmos.Approver})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	c, err := apiclient.New(p.site.ControlPlane.URL(), nil)
+	if err == nil {
+		_, err = c.Login(p.t.Context(), name, u.OneTimePassword)
+	}
+	if err == nil {
+		err = c.ChangePassword(p.t.Context(), u.OneTimePassword, "correct horse battery staple")
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	t, err := c.CreateToken(p.t.Context(), apiclient.NewToken{Name: "cli"})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return t.Token
+}
+
+// Four eyes and the password, from the command line.
+func TestPolicyOnARealSite(t *testing.T) {
+	p := newPlane(t)
+	admin, anna, ben := p.token, p.person("anna"), p.person("ben")
+	p.want(ExitOK, "one approver decides", "", "policy", "show")
+	p.want(ExitUsage, "nothing that it asks for", "", "policy", "add")
+	p.want(ExitOK, "02:4c:50:00:00:0e", "", "policy", "label", "production", "02-4C-50-00-00-0E", "02:4c:50:00:00:0f")
+	p.want(ExitOK, "label production: 2 approvers, not who asked for it, password within 5 min", "",
+		"policy", "add", "--labels", "production", "--approvers", "2", "--not-creator", "--reauth-minutes", "5")
+	p.want(ExitUsage, "there is no rule 2", "", "policy", "remove", "2")
+	p.want(ExitUsage, "a label that is not defined", "", "policy", "label", "production", "02:4c:50:00:00:0e", "02:4c:50:00:00:0f", "--remove")
+
+	p.token = p.person("olga")
+	out := p.want(ExitOK, "Boot the machine", "", "task", "create", "--region", "dc1", "--os", "debian", "--os-version", "12", "--mac", "02:4c:50:00:00:0e", "--hostname", "db-01")
+	id, _, _ := strings.Cut(out, "\n")
+	p.boot("02:4c:50:00:00:0e")
+	var task lpmos.Task
+	p.until("it waits", func() bool {
+		task, _ = p.api.Task(t.Context(), id)
+		return task.Status == lpmos.AwaitingApproval
+	})
+	end := ""
+	if task.Plan.ErasesData() {
+		end = "\n" + task.Plan.Effect.Target.Serial[len(task.Plan.Effect.Target.Serial)-4:]
+	}
+	approve := func(code int, said, password string) {
+		t.Helper()
+		p.want(code, said, "yes"+end+"\n"+password+"\n", "task", "approve", id)
+	}
+	approve(ExitDenied, "olga asked for this task", "")
+	p.token = anna
+	p.want(ExitDenied, "the role admin", "", "policy", "remove", "1")
+	p.want(ExitDenied, "an API token alone is not enough", "", "task", "approve", id, "--plan", task.Plan.Digest, "--serial-end", strings.TrimSpace(end))
+	approve(ExitUsage, "password", "not the password")
+	approve(ExitOK, "your approval is kept (1 of 2 approvals: anna)", "correct horse battery staple")
+	p.want(ExitOK, "1 of 2 approvals: anna; by another than olga", "", "task", "show", id)
+	approve(ExitConflict, "another approver has to agree", "correct horse battery staple")
+	p.token = ben
+	approve(ExitOK, "approved; follow it", "correct horse battery staple")
+	p.want(ExitOK, "by anna and ben", "", "task", "show", id)
+	p.token = admin
+	p.want(ExitOK, "one approver decides", "", "policy", "remove", "1")
 }

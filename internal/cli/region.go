@@ -129,6 +129,9 @@ func describeRegion(r lpmos.Region, tasks []string) *table {
 	if s := caps.Stock; s != nil {
 		v.field("holds", fmt.Sprintf("%s, %s of %s", count(s.Files, "file", "files"), lpmos.FormatBytes(s.Bytes), lpmos.FormatBytes(s.MaxBytes)))
 	}
+	for _, f := range caps.ForeignDHCP {
+		v.field("foreign dhcp", f.Address.String()+" seen "+moment(f.SeenAt), bad)
+	}
 	if len(tasks) > 0 {
 		v.field("tasks", strings.Join(tasks, ", "))
 	}

@@ -165,6 +165,28 @@ func (a *app) machineUnlock() *cobra.Command {
 	}
 }
 
+func (a *app) machineForgetTPM() *cobra.Command {
+	return &cobra.Command{
+		Use: "forget-tpm MAC", Short: "Let a machine come with another TPM", Args: exactly(1),
+		Long: `Forget-tpm is for a machine whose mainboard was replaced. A machine with a TPM 2.0
+is known by it from its first approval on: what it needs to speak to its region is
+wrapped for that TPM, and a clone of its addresses and serial number gets nothing.
+The next approval decides which TPM is the machine's own; compare the key words
+then. A live task must be canceled first.`,
+		Example: `  lpmos machine forget-tpm 52:54:00:12:34:56`,
+		RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+			mac, err := lpmos.ParseMAC(args[0])
+			if err != nil {
+				return err
+			}
+			if err := c.ForgetTPM(ctx, mac); err != nil {
+				return err
+			}
+			return a.say(map[string]any{"mac": mac, "tpm": nil}, "the TPM of machine "+mac.String()+" is forgotten; its next approval decides")
+		}),
+	}
+}
+
 // say prints v for programs, or a sentence for people.
 func (a *app) say(v any, sentence string) error {
 	if a.format == "json" || a.format == "yaml" {

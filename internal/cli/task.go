@@ -152,6 +152,7 @@ func layoutFlag(f *pflag.FlagSet, to **lpmos.Layout) {
 
 func (a *app) taskCreate() *cobra.Command {
 	var spec lpmos.Spec
+	var secrets secretFlags
 	var mac, keyFile, key, csvFile string
 	var noVerify bool
 	var wait waiting
@@ -165,15 +166,20 @@ win over it.
 
 With --from-csv, many tasks are created at once. The first line names the columns:
 mac and hostname, and any of region, os, version, arch, ssh_key, profile, address,
-gateway, notes; the flags
+gateway, notes, and secret:NAME for a secret; the flags
 fill what a line leaves empty. All lines are checked first, and every bad one is
 named; nothing is created unless all are good. Repeated with the same
---idempotency-key, it goes on where it was cut off.`,
+--idempotency-key, it goes on where it was cut off.
+
+Secrets (password hashes, join tokens) are never arguments, which other users of
+this computer can read: --secret asks for the value at the terminal, --secret-file
+reads a file. They are sealed when the task is created and shown nowhere.`,
 		Example: `  lpmos task create --region dc1 --mac 52:54:00:12:34:56 --os debian --os-version 12 \
         --hostname web-01 --ssh-key-file ~/.ssh/id_ed25519.pub
   lpmos task create --region dc1 --mac 52:54:00:12:34:56 --profile web
   lpmos task create --region dc1 --os debian --os-version 12 --from-csv rack7.csv
-  lpmos task create --region dc1 --mac 52-54-00-12-34-56 --os debian --os-version 12 --wait --timeout 1h`,
+  lpmos task create --region dc1 --mac 52-54-00-12-34-56 --os debian --os-version 12 --wait --timeout 1h
+  lpmos task create --region dc1 --mac 52:54:00:12:34:56 --profile web --secret-file join-token=token.txt`,
 		Args: exactly(0),
 	}
 	f := cmd.Flags()
@@ -193,6 +199,7 @@ named; nothing is created unless all are good. Repeated with the same
 	f.StringSliceVar(&spec.Addresses, "address", nil, "address of the installed system with its prefix length, such as 192.0.2.10/24 (default: as the profile says, or DHCP)")
 	f.StringSliceVar(&spec.Gateways, "gateway", nil, "its gateway, one of each family")
 	f.StringVar(&spec.Notes, "notes", "", "anything to remember")
+	secrets.flags(f)
 	f.StringVar(&csvFile, "from-csv", "", "file with a line for each machine; - is standard input")
 	f.StringVar(&key, "idempotency-key", "", "repeating the command with the same key creates nothing new")
 	wait.flags(cmd)
@@ -208,6 +215,10 @@ named; nothing is created unless all are good. Repeated with the same
 				}
 			}
 		}
+		var err error
+		if spec.Secrets, err = secrets.read(a, csvFile == "-"); err != nil {
+			return err
+		}
 		if noVerify {
 			spec.Verify = new(bool)
 		}
@@ -222,7 +233,6 @@ named; nothing is created unless all are good. Repeated with the same
 				return usageError{fmt.Errorf("--%s is missing (see lpmos task create --help)", need[1])}
 			}
 		}
-		var err error
 		if spec.TargetMAC, err = lpmos.ParseMAC(mac); err != nil {
 			return err
 		}
@@ -449,7 +459,7 @@ func describeTask(t lpmos.Task, eta *apiclient.ETA, wide bool) *table {
 		if !a.Approved {
 			what = "rejected"
 		}
-		v.field(what, moment(a.At)+by(a.By)+notes(a.Notes))
+		v.field(what, moment(a.At)+by(strings.Join(a.People(), " and "))+notes(a.Notes))
 	}
 	if h := t.Hardware; h != nil {
 		v.field("hardware", plain(strings.TrimSpace(h.System.Manufacturer+" "+h.System.Product))+", serial "+plain(h.System.Serial)+", "+plain(h.BootMode))
@@ -460,6 +470,9 @@ func describeTask(t lpmos.Task, eta *apiclient.ETA, wide bool) *table {
 	}
 	if k := t.AgentKey; k != nil {
 		v.field("key words", k.Words+" (as on the machine's console)")
+	}
+	if n := t.ApprovalNeeds; n != nil {
+		v.field("approval", plain(approvalNeeds(t, *n)), attention)
 	}
 	if w := t.PermitWait; w != nil {
 		v.field("waits", permitWait(*w), attention)
@@ -703,12 +716,17 @@ func planWrites(v *table, e *lpmos.Effect) {
 	names := func(ids []string) string {
 		var all []string
 		for _, id := range ids {
-			all = append(all, cmp.Or(on[id], "array "+id))
+			all = append(all, cmp.Or(on[id], id))
 		}
 		return "(" + strings.Join(all, ", ") + ")"
 	}
 	for _, a := range e.Arrays {
 		line("RAID 1 "+a.Name+", "+lpmos.FormatBytes(a.SizeBytes), a.FS, a.Mount, names(a.Members))
+		on[a.Name] = "array " + a.Name
+	}
+	for _, c := range e.Crypts {
+		line("LUKS2 "+c.Name+", "+lpmos.FormatBytes(c.SizeBytes), c.FS, c.Mount, names([]string{c.On}))
+		on[c.Name] = "container " + c.Name
 	}
 	for _, g := range e.Groups {
 		for _, l := range g.Volumes {

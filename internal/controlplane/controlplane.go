@@ -9,6 +9,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -27,6 +28,7 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/api"
 	"github.com/lpmos/lpmos/internal/agentapi"
+	"github.com/lpmos/lpmos/internal/controlplane/audit"
 	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/controlplane/blobs"
 	"github.com/lpmos/lpmos/internal/controlplane/enroll"
@@ -66,11 +68,22 @@ type Config struct {
 	// TrustedProxies are addresses and networks whose X-Forwarded-For and
 	// X-Forwarded-Proto are believed. None are unless they are named.
 	TrustedProxies []string
+	// OIDC is the identity provider that people may sign in with, beside passwords.
+	OIDC OIDC
 	// FirstUser is told, once in the life of a store, who may sign in first and
 	// with which one-time password. nil keeps it to itself.
 	FirstUser func(name, password string)
 	// CheapPasswords is for tests: hashes that cost nothing, and are worth it.
 	CheapPasswords bool
+}
+
+// OIDC says how people sign in with an OpenID Connect provider. Without an Issuer
+// they do not.
+type OIDC struct {
+	Issuer, ClientID, SecretFile, CA, Name, UserClaim, GroupsClaim string // see AccessFlags
+
+	Scopes []string
+	Grants []string // GROUP=ROLE@REGION+REGION
 }
 
 // RegionEtcd is how regions of their own process reach the store.
@@ -122,6 +135,9 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 	if c.key, err = loadKey(keyFile, cfg.SigningKey == ""); err != nil {
 		return nil, err
 	}
+	if err := pki.Publish(c.VerifyKeyFile(), verifyKey(c.key)); err != nil {
+		return nil, err
+	}
 	if c.blobs, err = blobs.Open(filepath.Join(cfg.DataDir, "blobs")); err != nil {
 		return nil, err
 	}
@@ -158,14 +174,18 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 	c.state.Listen(c.orch.Notice)
 	c.state.Listen(c.hub.Publish)
 
+	provider, err := cfg.OIDC.provider(log)
+	if err != nil {
+		return nil, err
+	}
 	pages, err := web.New(c.state, history{scope.Remember(c.state, st, auth.Principal{})}, c.orch, web.Config{
-		Version: version.String(), SiteName: cfg.SiteName, Batches: c.orch, Estimate: estimate(c.state), View: c.webView, People: c.auth,
+		Version: version.String(), SiteName: cfg.SiteName, Batches: c.orch, Estimate: estimate(c.state), View: c.webView, People: c.auth, Provider: provider,
 		Insecure: !secure && cfg.InsecureHTTP,
 	}, log)
 	if err != nil {
 		return nil, err
 	}
-	rst := rest.New(c.state, c.orch, st, c.blobs, c.PublishBootImage, api.OpenAPI, log)
+	rst := rest.New(c.state, c.orch, restStore{scope.Remember(c.state, st, auth.Principal{}), st, c.state}, c.blobs, c.PublishBootImage, api.OpenAPI, log)
 	m := metrics.New(c.state, func() metrics.Hub {
 		s := c.hub.Stats()
 		return metrics.Hub{Connections: s.Connections, Published: s.Published, Sent: s.Sent, Coalesced: s.Coalesced, Evicted: s.Slow + s.Stalled + s.Silent}
@@ -215,6 +235,10 @@ func (c *ControlPlane) URL() string { return c.url }
 // AuthorityFile is the certificate of the site's authority, in PEM.
 func (c *ControlPlane) AuthorityFile() string { return filepath.Join(c.cfg.DataDir, "site-ca.crt") }
 
+// VerifyKeyFile is the public half of the key that signs approvals, permits and
+// the audit, in PEM, for whoever verifies elsewhere.
+func (c *ControlPlane) VerifyKeyFile() string { return filepath.Join(c.cfg.DataDir, "signing.pub") }
+
 // Blobs is where this replica keeps files by content.
 func (c *ControlPlane) Blobs() *blobs.Dir { return c.blobs }
 
@@ -227,10 +251,11 @@ func (c *ControlPlane) Actions() *orchestrator.Orchestrator { return c.orch }
 // Run serves until ctx ends.
 func (c *ControlPlane) Run(ctx context.Context) error {
 	defer c.release()
-	if err := c.publishKey(ctx); err != nil {
+	self := lpmos.Actor{Name: "control plane", Via: "host " + service.Host().Hostname}
+	if err := c.publishKey(lpmos.WithActor(ctx, self)); err != nil {
 		return err
 	}
-	password, err := c.auth.FirstAdmin(ctx)
+	password, err := c.auth.FirstAdmin(lpmos.WithActor(ctx, self))
 	if err != nil {
 		return err
 	}
@@ -257,6 +282,15 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 			select {
 			case <-c.state.Synced():
 				return c.orch.RunBatches(ctx)
+			case <-ctx.Done():
+				return nil
+			}
+		},
+		func(ctx context.Context) error {
+			select {
+			case <-c.state.Synced():
+				k := audit.Keeper{Log: c.store, Key: c.key, Moved: c.state.Moved, Now: time.Now, Err: c.log}
+				return k.Run(lpmos.WithActor(ctx, self))
 			case <-ctx.Done():
 				return nil
 			}
@@ -402,6 +436,15 @@ func loadKey(path string, create bool) (ed25519.PrivateKey, error) {
 		return nil, fmt.Errorf("read signing key: %s is not an LPMOS signing key: restore it from a backup; without it approvals cannot be given", path)
 	}
 	return ed25519.NewKeyFromSeed(block.Bytes), nil
+}
+
+// verifyKey is the public half of a key, in PEM.
+func verifyKey(key ed25519.PrivateKey) []byte {
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		panic(fmt.Sprintf("controlplane: encode an Ed25519 key: %v", err))
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 }
 
 func writeOnce(path string, b []byte) error {

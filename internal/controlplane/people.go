@@ -14,7 +14,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
 	"github.com/lpmos/lpmos/internal/controlplane/auth"
+	"github.com/lpmos/lpmos/internal/controlplane/oidc"
 	"github.com/lpmos/lpmos/internal/controlplane/rest"
 	"github.com/lpmos/lpmos/internal/controlplane/scope"
 	"github.com/lpmos/lpmos/internal/controlplane/state"
@@ -44,6 +46,40 @@ func (c *ControlPlane) people(secure bool) error {
 		return fmt.Errorf("write the token of this host: %w", err)
 	}
 	return nil
+}
+
+// provider prepares the identity provider, nil where none is configured.
+func (o OIDC) provider(log *slog.Logger) (*oidc.Provider, error) {
+	if o.Issuer == "" {
+		if o.ClientID != "" || o.SecretFile != "" || len(o.Grants) > 0 {
+			return nil, &lpmos.InvalidError{Field: "oidc-issuer", Problem: "is missing, and other --oidc flags are given"}
+		}
+		return nil, nil
+	}
+	cfg := oidc.Config{Issuer: o.Issuer, ClientID: o.ClientID, Name: o.Name, Scopes: o.Scopes, UserClaim: o.UserClaim, GroupsClaim: o.GroupsClaim}
+	for _, s := range o.Grants {
+		g, err := oidc.ParseGrant(s)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Grants = append(cfg.Grants, g)
+	}
+	if o.SecretFile != "" {
+		b, err := os.ReadFile(o.SecretFile)
+		if err != nil {
+			return nil, fmt.Errorf("read --oidc-client-secret-file: %w", err)
+		}
+		if cfg.Secret = strings.TrimSpace(string(b)); cfg.Secret == "" {
+			return nil, fmt.Errorf("read --oidc-client-secret-file: %s is empty", o.SecretFile)
+		}
+	}
+	if o.CA != "" {
+		var err error
+		if cfg.CA, err = os.ReadFile(o.CA); err != nil {
+			return nil, fmt.Errorf("read --oidc-ca: %w", err)
+		}
+	}
+	return oidc.New(cfg, log)
 }
 
 // People are the changes of a batch that concern people, for auth.Auth.Apply.
@@ -190,11 +226,25 @@ func (h history) Events(ctx context.Context, id string) ([]lpmos.Event, error) {
 	return h.past.Events(ctx, id)
 }
 
+func (h history) Audit(ctx context.Context, q api.AuditQuery) (api.AuditPage, error) {
+	return h.past.Audit(ctx, q)
+}
+
 func (h history) Logs(ctx context.Context, id string) ([]string, error) { return h.past.Lines(ctx, id) }
 
 // AccessFlags registers the flags that say who is let in.
 func (c *Config) AccessFlags(f *pflag.FlagSet) {
 	f.BoolVar(&c.NoLogin, "insecure-no-login", false, "let everybody in as admin, without signing in: whoever reaches the address can erase machines")
+	o := &c.OIDC
+	f.StringVar(&o.Issuer, "oidc-issuer", "", "address of an OpenID Connect provider that people may sign in with, beside passwords")
+	f.StringVar(&o.ClientID, "oidc-client-id", "", "what that provider calls LPMOS")
+	f.StringVar(&o.SecretFile, "oidc-client-secret-file", "", "file with the client's secret there")
+	f.StringVar(&o.CA, "oidc-ca", "", "PEM file of the authority of the provider's certificate (default: the system's)")
+	f.StringVar(&o.Name, "oidc-name", "", "what the button on the sign-in page calls it (default: its host)")
+	f.StringSliceVar(&o.Scopes, "oidc-scopes", []string{"profile", "email"}, "scopes asked for beside openid")
+	f.StringVar(&o.UserClaim, "oidc-user-claim", "", "claim of the ID token that names the user (default preferred_username, else email)")
+	f.StringVar(&o.GroupsClaim, "oidc-groups-claim", "", "claim of the ID token with the groups (default groups)")
+	f.StringArrayVar(&o.Grants, "oidc-grant", nil, "GROUP=ROLE or GROUP=ROLE@REGION+REGION: what being in a group means; repeat it for more")
 	f.StringSliceVar(&c.TrustedProxies, "trusted-proxy", nil, "address or network of a reverse proxy whose X-Forwarded-For and -Proto are believed")
 }
 

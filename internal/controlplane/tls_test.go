@@ -56,7 +56,7 @@ func TestListening(t *testing.T) {
 // plane runs a control plane on a secured store until the test ends.
 func plane(t *testing.T, s *storetest.Secured, cfg Config) *ControlPlane {
 	t.Helper()
-	cfg.DataDir, cfg.CheapPasswords, cfg.NoLogin = t.TempDir(), true, true // who may do what is tested elsewhere
+	cfg.DataDir, cfg.CheapPasswords, cfg.NoLogin = t.TempDir(), true, cfg.OIDC.Issuer == "" // who may do what is tested elsewhere
 	if cfg.ListenAddr == "" {
 		cfg.ListenAddr = "127.0.0.1:0"
 	}

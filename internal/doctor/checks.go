@@ -70,6 +70,12 @@ func JudgeRegions(regions []lpmos.Region, err error, now time.Time) []Result {
 				what = fmt.Sprintf(": %s, version %s, DHCP %s", c.Hostname, c.Version, c.DHCP)
 			}
 			out = append(out, ok(name, "online%s", what))
+			if c := r.Capabilities; c != nil {
+				for _, a := range c.ForeignNow(now) {
+					out = append(out, Result{name, Fail, "another DHCP server answers on its network: " + a.String(),
+						"find it by the switch's table of addresses and turn it off: machines may boot what it tells them"})
+				}
+			}
 			continue
 		}
 		since := ""

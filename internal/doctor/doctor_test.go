@@ -104,6 +104,10 @@ func TestPlaneAndRegions(t *testing.T) {
 		{ID: "dc1", Status: "online", Capabilities: &lpmos.Capabilities{Hostname: "h", Version: "v1", DHCP: "proxy"}},
 		{ID: "dc2", Status: "offline", Since: now.Add(-time.Minute)},
 	}, nil, now), "ok: h, version v1, DHCP proxy", "fail: offline for 1m0s")
+	var foreign lpmos.Capabilities
+	foreign.SawDHCP(netip.MustParseAddr("192.0.2.1"), now.Add(-time.Hour))
+	foreign.SawDHCP(netip.MustParseAddr("192.0.2.66"), now.Add(-time.Minute))
+	wants(t, JudgeRegions([]lpmos.Region{{ID: "dc1", Status: "online", Capabilities: &foreign}}, nil, now), "ok: online", "fail: another DHCP server answers on its network: 192.0.2.66")
 	wants(t, JudgeRegions(nil, nil, now), "warn: no region")
 	wants(t, JudgeRegions(nil, errors.New("x"), now), "skip: did not say")
 }

@@ -133,6 +133,10 @@ type MachineConfig struct {
 	// time. It runs on from there while the machine is on.
 	RTC time.Time
 
+	// TPM is a directory for the state of a TPM 2.0; "" for a machine without. The
+	// same directory is the same TPM, as a mainboard keeps its own.
+	TPM string
+
 	// NVRAMOrder leaves the boot order of UEFI to its variables. Otherwise the
 	// order is all network cards, then all disks, as configured, at every boot:
 	// OVMF rewrites BootOrder from QEMU's boot indexes.
@@ -237,6 +241,7 @@ func (c MachineConfig) withDefaults() (MachineConfig, error) {
 const (
 	qmpFD    = 3
 	serialFD = 4
+	tpmFD    = 5 // of machines with a TPM
 )
 
 // args is QEMU's command line for a checked config. taps are the interfaces'
@@ -270,6 +275,9 @@ func (c MachineConfig) args(t Tools, taps []string, dir string) []string {
 		args = append(args,
 			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+comma(fw.code(t)),
 			"-drive", "if=pflash,unit=1,format=raw,file="+comma(filepath.Join(dir, varsFile)))
+	}
+	if c.TPM != "" {
+		args = append(args, "-chardev", fmt.Sprintf("socket,id=tpm,fd=%d", tpmFD), "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0")
 	}
 	args = append(args, fw.args...)
 
@@ -308,7 +316,7 @@ func (c MachineConfig) args(t Tools, taps []string, dir string) []string {
 			controllers[d.Bus] = true
 			args = append(args, "-device", bus.controller)
 		}
-		device := fmt.Sprintf("%s,drive=disk%d,serial=%s%s", bus.device, i, comma(d.Serial), boot())
+		device := fmt.Sprintf("%s,id=%s,drive=disk%d,serial=%s%s", bus.device, diskDevice(i), i, comma(d.Serial), boot())
 		if bus.numbered {
 			device += fmt.Sprintf(",bus=ide.%d", ahciPort(c.Disks[:i]))
 		}
@@ -322,6 +330,9 @@ func (c MachineConfig) args(t Tools, taps []string, dir string) []string {
 	}
 	return append(args, c.Args...)
 }
+
+// diskDevice is QEMU's name of the i-th disk as a device.
+func diskDevice(i int) string { return fmt.Sprintf("drive%d", i) }
 
 var buses = map[Bus]struct {
 	device     string

@@ -220,22 +220,64 @@ func (m *Machine) powerOn(ctx context.Context) error {
 		return err
 	}
 	defer serialTheirs.Close()
+	theirs := []*os.File{qmpTheirs, serialTheirs}
+	tpmOff := func() {}
+	if m.cfg.TPM != "" {
+		var tpmTheirs *os.File
+		if tpmTheirs, tpmOff, err = m.startTPM(); err != nil {
+			qmpConn.Close()
+			serialConn.Close()
+			return err
+		}
+		defer tpmTheirs.Close()
+		theirs = append(theirs, tpmTheirs)
+	}
 
 	qemuLog, err := m.openLog(qemuFile)
 	if err == nil {
 		defer qemuLog.Close() // QEMU has its own copy of the descriptor
 		var qmpLog *os.File
 		if qmpLog, err = m.openLog(qmpFile); err == nil {
-			return m.runQEMU(ctx, qmpConn, serialConn, []*os.File{qmpTheirs, serialTheirs}, qemuLog, qmpLog)
+			return m.runQEMU(ctx, qmpConn, serialConn, theirs, tpmOff, qemuLog, qmpLog)
 		}
 	}
+	tpmOff()
 	qmpConn.Close()
 	serialConn.Close()
 	return err
 }
 
-// runQEMU owns the connections and qmpLog from here on.
-func (m *Machine) runQEMU(ctx context.Context, qmpConn, serialConn net.Conn, theirs []*os.File, qemuLog, qmpLog *os.File) error {
+// startTPM starts the machine's TPM, which is off with the machine, and returns
+// QEMU's end of the connection to it.
+func (m *Machine) startTPM() (theirs *os.File, off func(), err error) {
+	if m.net.tools.SWTPM == "" {
+		return nil, nil, errors.New("a machine with a TPM needs swtpm (package swtpm)")
+	}
+	if err := os.MkdirAll(m.cfg.TPM, 0o700); err != nil {
+		return nil, nil, err
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make socket pair: %w", err)
+	}
+	ours := os.NewFile(uintptr(fds[0]), "tpm")
+	defer ours.Close()
+	theirs = os.NewFile(uintptr(fds[1]), "theirs")
+	cmd := exec.Command(m.net.tools.SWTPM, "socket", "--tpm2", "--tpmstate", "dir="+m.cfg.TPM, "--ctrl", "type=unixio,clientfd=3")
+	cmd.Env = []string{"LC_ALL=C"}
+	cmd.ExtraFiles = []*os.File{ours}
+	if err := m.net.StartCommand(cmd); err != nil {
+		theirs.Close()
+		return nil, nil, fmt.Errorf("start TPM: %w", err)
+	}
+	return theirs, sync.OnceFunc(func() {
+		cmd.Process.Kill()
+		_ = cmd.Wait()
+	}), nil
+}
+
+// runQEMU owns the connections, qmpLog and the TPM from here on.
+func (m *Machine) runQEMU(ctx context.Context, qmpConn, serialConn net.Conn, theirs []*os.File, tpmOff func(), qemuLog, qmpLog *os.File) error {
 	var complaint lastLine
 	cmd := exec.Command(m.net.tools.QEMU, m.cfg.args(m.net.tools, m.taps, m.dir)...)
 	cmd.Env = []string{"LC_ALL=C"}
@@ -249,6 +291,7 @@ func (m *Machine) runQEMU(ctx context.Context, qmpConn, serialConn net.Conn, the
 		qmpConn.Close()
 		serialConn.Close()
 		qmpLog.Close()
+		tpmOff()
 		m.console.attach(nil, "[lab] power off")
 		return err
 	}
@@ -276,6 +319,7 @@ func (m *Machine) runQEMU(ctx context.Context, qmpConn, serialConn net.Conn, the
 		cmd.Process.Kill()
 		<-q.ended
 		status := cmd.Wait()
+		tpmOff()
 		qmpConn.Close()
 		serialConn.Close()
 		m.console.attach(nil, "[lab] power off")
@@ -370,6 +414,12 @@ func (m *Machine) Resume(ctx context.Context) error { return m.command(ctx, "con
 // index in the config. A machine that is switched on has all cables plugged in.
 func (m *Machine) SetLink(ctx context.Context, nic int, up bool) error {
 	return m.command(ctx, "set_link", map[string]any{"name": fmt.Sprintf("nic%d", nic), "up": up})
+}
+
+// PullDisk takes a disk out of the running machine, by its index in the config.
+// Of the buses only SCSI lets go of one at once.
+func (m *Machine) PullDisk(ctx context.Context, disk int) error {
+	return m.command(ctx, "device_del", map[string]any{"id": diskDevice(disk)})
 }
 
 func (m *Machine) command(ctx context.Context, name string, arguments any) error {

@@ -60,7 +60,7 @@ type Network struct {
 	mu       sync.Mutex // guards what follows
 	closed   bool
 	machines map[string]*Machine
-	taps     int         // made so far; numbers their names
+	taps     int         // and peers, made so far; numbers their names
 	unwatch  func() bool // stops waiting for the context given to NewNetwork
 }
 
@@ -146,16 +146,21 @@ func (n *Network) setUp(ctx context.Context, segments []Segment) error {
 	return n.ip(ctx, batch...)
 }
 
-// ip runs iproute2 commands inside the namespace, in one process.
+// ip runs iproute2 commands inside the namespace.
 func (n *Network) ip(ctx context.Context, batch ...string) error {
+	return runIP(ctx, n.tools.IP, n.ns, batch)
+}
+
+// runIP runs iproute2 commands inside a namespace, in one process.
+func runIP(ctx context.Context, program string, ns *namespace, batch []string) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	var out bytes.Buffer
-	cmd := exec.CommandContext(ctx, n.tools.IP, "-batch", "-")
+	cmd := exec.CommandContext(ctx, program, "-batch", "-")
 	cmd.Env = []string{"LC_ALL=C"}
 	cmd.Stdin = strings.NewReader(strings.Join(batch, "\n") + "\n")
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := n.ns.start(cmd)
+	err := ns.start(cmd)
 	if err == nil {
 		err = cmd.Wait()
 	}

@@ -15,6 +15,8 @@ type Tools struct {
 	// machine copies.
 	OVMFCode, OVMFVars             string
 	OVMFSecureCode, OVMFSecureVars string // Secure Boot with Microsoft's keys; optional
+
+	SWTPM string // TPM emulator; optional
 }
 
 // places lists where distributions put the files; the first that exists is
@@ -37,6 +39,8 @@ var places = []struct {
 		[]string{"/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/edk2/ovmf/OVMF_CODE.secboot.fd"}, true},
 	{"UEFI variable store with Secure Boot keys", func(t *Tools) *string { return &t.OVMFSecureVars },
 		[]string{"/usr/share/OVMF/OVMF_VARS_4M.ms.fd", "/usr/share/edk2/ovmf/OVMF_VARS.secboot.fd"}, true},
+	{"swtpm (package swtpm)", func(t *Tools) *string { return &t.SWTPM },
+		[]string{"/usr/bin/swtpm", "/usr/local/bin/swtpm"}, true},
 }
 
 // FindTools looks in the places where distributions install the tools. Its

@@ -29,15 +29,24 @@ func cacheKey(r recipe, cfg Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	err = fs.WalkDir(files, ".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+	overlays := []string{r.Overlay}
+	if r.arrange != nil {
+		overlays = append(overlays, tinyInitrd)
+	}
+	for _, dir := range overlays {
+		err := fs.WalkDir(files, "files/"+dir, func(name string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			text, err := files.ReadFile(name)
+			fmt.Fprintf(h, "%s %d\n%s\n", name, len(text), text)
 			return err
+		})
+		if err != nil {
+			return "", err
 		}
-		text, err := files.ReadFile(name)
-		fmt.Fprintf(h, "%s %d\n%s\n", name, len(text), text)
-		return err
-	})
-	return hex.EncodeToString(h.Sum(nil)), err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // cache is a directory of records, <name>-<key>.json, and the blobs they name.

@@ -4,7 +4,8 @@
 //
 //	debian-12  a server: generic kernel, systemd, sshd, cloud-init (NoCloud)
 //	debian-12-storage
-//	           the same with mdadm, lvm2 and xfsprogs, for declared layouts
+//	           the same with mdadm, cryptsetup, lvm2 and xfsprogs, for declared
+//	           layouts
 //	tiny       a kernel and busybox, for tests: boots within seconds in an
 //	           emulated machine with virtio or NVMe and does nothing but call
 //	           home
@@ -12,7 +13,7 @@
 //	           the same with the generic kernel, which knows AHCI and e1000
 //	           and takes several seconds longer
 //	tiny-storage
-//	           tiny-generic with mdadm and lvm2 in its initramfs
+//	           tiny-generic with mdadm, cryptsetup and lvm2 in its initramfs
 //
 // An image holds no boot loader, no identity and no way in: the installer
 // brings the loader and writes /etc/fstab, /etc/hostname, network, keys and
@@ -28,7 +29,7 @@
 //
 // A finished image is kept under Config.CacheDir/osimage. Its key is the
 // SHA-256 of everything that this program contributes: builderVersion, the
-// recipe with its package list, every embedded file, and the mirrors. What the
+// recipe with its package list, the embedded files it uses, and the mirrors. What the
 // mirror contributes is not part of the key, since asking would take longer
 // than the answer is worth: it is recorded beside the image ([Record]: package
 // versions and the date of each Release file), and Config.Refresh builds anew.

@@ -93,11 +93,11 @@ var debian12 = recipe{
 }
 
 // debian12Storage is the same with what its initramfs needs to start from
-// arrays, volume groups and xfs.
+// arrays, LUKS, volume groups and xfs.
 func debian12Storage() recipe {
 	r := debian12
-	r.Version, r.Title = "12-storage", "Debian 12 (bookworm) for RAID, LVM and XFS"
-	r.Packages = append(slices.Clone(r.Packages), "mdadm", "lvm2", "xfsprogs")
+	r.Version, r.Title = "12-storage", "Debian 12 (bookworm) for RAID, LUKS, LVM and XFS"
+	r.Packages = append(slices.Clone(r.Packages), "mdadm", "cryptsetup-initramfs", "lvm2", "xfsprogs")
 	return r
 }
 
@@ -113,15 +113,16 @@ var recipes = map[string]recipe{
 		[]string{"virtio_net", "virtio_rng", "e1000", "e1000e", "igb", "vmxnet3", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs"}),
 }
 
-// tinyStorage is the tiny system that starts from arrays, volume groups and xfs,
+// tinyStorage is the tiny system that starts from arrays, LUKS, volume groups and xfs,
 // and can make its initramfs anew as an installer wants it to.
 func tinyStorage() recipe {
-	r := tiny("1-storage", "LPMOS tiny for RAID, LVM and XFS (test system)", "linux-image-amd64",
+	r := tiny("1-storage", "LPMOS tiny for RAID, LUKS, LVM and XFS (test system)", "linux-image-amd64",
 		[]string{"virtio_pci", "virtio_blk", "virtio_scsi", "nvme", "ahci", "ata_piix", "sd_mod", "ext4", "crc32c_generic", "crc32c_intel",
-			"md_mod", "raid1", "dm_mod", "xfs"},
+			"md_mod", "raid1", "dm_mod", "dm_crypt", "xts", "ecb", "aesni_intel", "algif_skcipher", "xfs"},
 		[]string{"virtio_net", "virtio_rng", "e1000", "e1000e", "vmxnet3", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs"})
-	r.Packages = append(r.Packages, "mdadm", "lvm2")
-	r.Programs = []string{"sbin/mdadm", "sbin/lvm"}
+	r.Packages = append(r.Packages, "mdadm", "lvm2", "cryptsetup-bin", "libgcc-s1")
+	// The C library loads the last when a thread of cryptsetup's ends.
+	r.Programs = []string{"sbin/mdadm", "sbin/lvm", "sbin/cryptsetup", "lib/x86_64-linux-gnu/libgcc_s.so.1"}
 	r.Links = map[string]string{"etc/mdadm/mdadm.conf": "../mdadm.conf"}
 	return r
 }

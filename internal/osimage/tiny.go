@@ -15,6 +15,9 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
+// tinyInitrd is the directory in files of what is laid over its initramfs.
+const tinyInitrd = "tiny-initrd"
+
 // arrangeTiny makes the tiny system's root out of the unpacked kernel and
 // busybox packages.
 func arrangeTiny(ctx context.Context, b *builder, packages string) (string, error) {
@@ -52,7 +55,7 @@ func arrangeTiny(ctx context.Context, b *builder, packages string) (string, erro
 		}
 	}
 
-	if err := copyOverlay("files/tiny-initrd", early, nil); err != nil {
+	if err := copyOverlay("files/"+tinyInitrd, early, nil); err != nil {
 		return "", err
 	}
 	boot := filepath.Join(tree, "boot")

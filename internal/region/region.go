@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -73,7 +74,10 @@ type Region struct {
 	view     *view
 	session  atomic.Pointer[store.Session]
 	instance string
-	caps     lpmos.Capabilities
+	foreign  chan netip.Addr // other DHCP servers that were seen
+
+	mu   sync.Mutex // guards what follows
+	caps lpmos.Capabilities
 
 	agents   *agentserver.Server
 	agentL   net.Listener
@@ -105,7 +109,7 @@ func New(cfg Config, st *store.Store, blobs Blobs, log *slog.Logger) (_ *Region,
 		cfg.Do = func(f func() error) error { return f() }
 	}
 	log = log.With("region", cfg.RegionID)
-	r := &Region{cfg: cfg, store: st, blobs: blobs, log: log, view: newView(cfg.RegionID, log)}
+	r := &Region{cfg: cfg, store: st, blobs: blobs, log: log, view: newView(cfg.RegionID, log), foreign: make(chan netip.Addr, 16)}
 	defer func() {
 		if err != nil {
 			r.release()
@@ -232,7 +236,10 @@ func (r *Region) openDHCP(host netip.Addr, decider *netboot.Decider) error {
 		return err
 	}
 	r.dhcp.OnForeign = func(a netip.Addr) {
-		r.log.Warn("another DHCP server answers on this network", "addr", a, "mode", r.cfg.DHCP)
+		select {
+		case r.foreign <- a:
+		default: // it shows itself again
+		}
 	}
 	if r.cfg.Interface == "" {
 		return nil
@@ -276,6 +283,7 @@ func (r *Region) Run(ctx context.Context) error {
 		r.hold,
 		r.restore,
 		r.sweep,
+		r.tellForeign,
 		r.agents.Run,
 		func(ctx context.Context) error { return service.Serve(ctx, r.agentSrv, r.agentL) },
 		func(ctx context.Context) error { return service.Serve(ctx, httpboot.NewServer(r.boot), r.bootL) },
@@ -307,7 +315,7 @@ func (r *Region) hold(ctx context.Context) error {
 		}
 	}()
 	for wait := 200 * time.Millisecond; ctx.Err() == nil; wait = min(2*wait, 5*time.Second) {
-		s, err := r.store.OpenSession(ctx, r.cfg.RegionID, r.instance, r.caps, func(holder string) {
+		s, err := r.store.OpenSession(ctx, r.cfg.RegionID, r.instance, r.capabilities(), func(holder string) {
 			r.view.setStandby(true)
 			r.log.Warn("region is served by another instance, standing by", "holder", holder)
 		})
@@ -335,6 +343,33 @@ func (r *Region) hold(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (r *Region) capabilities() lpmos.Capabilities {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.caps
+}
+
+// tellForeign lets the control plane know of other DHCP servers: whoever
+// watches the region's page sees them. Without a session they are told with the
+// next one.
+func (r *Region) tellForeign(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case a := <-r.foreign:
+			r.mu.Lock()
+			r.caps.SawDHCP(a, time.Now().UTC())
+			r.mu.Unlock()
+		}
+		if s := r.session.Load(); s != nil {
+			if err := s.PutCapabilities(ctx, r.capabilities()); err != nil {
+				r.log.Warn("tell of another DHCP server", "err", err)
+			}
+		}
+	}
 }
 
 // restore hands the agent server what an earlier run of this region left.
@@ -366,9 +401,10 @@ func (r *Region) tellStock(ctx context.Context, s *store.Session, told *stocked)
 	if now == *told {
 		return
 	}
-	caps := r.caps
-	caps.Stock = &stock
-	if err := s.PutCapabilities(ctx, caps); err != nil {
+	r.mu.Lock()
+	r.caps.Stock = &stock
+	r.mu.Unlock()
+	if err := s.PutCapabilities(ctx, r.capabilities()); err != nil {
 		r.log.Warn("stock not told", "err", err) // with the next sweep
 		return
 	}

@@ -17,28 +17,45 @@ const keepBatch = 30 * 24 * time.Hour
 
 // batchRequest is kept until the batch is finished.
 type batchRequest struct {
-	Batch lpmos.Batch  `json:"batch"`
-	Specs []lpmos.Spec `json:"specs"`
+	Batch  lpmos.Batch              `json:"batch"`
+	Specs  []lpmos.Spec             `json:"specs"`
+	Sealed map[int]lpmos.SealedLine `json:"sealed,omitempty"`
+	Asked  lpmos.Actor              `json:"asked,omitzero"`
+}
+
+// NewBatch is a batch that is to be stored.
+type NewBatch struct {
+	Specs   []lpmos.Spec // checked, without secrets
+	By      string
+	Key     string // Idempotency-Key, "" for none
+	Request string // digest of what was asked, before anything was filled in
+	// Seal seals the secrets of a line (from 1) for the task that it will be;
+	// false for one that has none.
+	Seal func(line int, taskID string) (lpmos.SealedLine, bool)
 }
 
 // CreateBatch stores a batch whose lines were checked. With an idempotency key,
-// a repetition of the same request gives the first one's batch; request is the
-// digest of what was asked, before anything was filled in.
-func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey, request string) (lpmos.Batch, error) {
-	b := lpmos.Batch{ID: lpmos.NewTaskID(), CreatedAt: time.Now().UTC(), CreatedBy: by, Total: len(specs), Specs: specs}
+// a repetition of the same request gives the first one's batch.
+func (s *Store) CreateBatch(ctx context.Context, n NewBatch) (lpmos.Batch, error) {
+	b := lpmos.Batch{ID: lpmos.NewTaskID(), CreatedAt: time.Now().UTC(), CreatedBy: n.By, Total: len(n.Specs), Specs: n.Specs, Sealed: map[int]lpmos.SealedLine{}}
+	for line := 1; n.Seal != nil && line <= b.Total; line++ {
+		if sealed, ok := n.Seal(line, lpmos.BatchTaskID(b.ID, line)); ok {
+			b.Sealed[line] = sealed
+		}
+	}
 	key := Key{Kind: KindBatchRequest, TaskID: b.ID}.String()
-	ops := []clientv3.Op{clientv3.OpPut(key, string(encode(batchRequest{b, specs})))}
-	if idempotencyKey == "" {
+	ops := []clientv3.Op{clientv3.OpPut(key, string(encode(batchRequest{b, b.Specs, b.Sealed, lpmos.ActorOf(ctx)})))}
+	if n.Key == "" {
 		_, err := s.txn(ctx, nil, ops, nil)
 		return b, err
 	}
-	idem := batchIdempotency(by, idempotencyKey)
+	idem := batchIdempotency(n.By, n.Key)
 	lease, err := s.grant(ctx, 24*time.Hour)
 	if err != nil {
 		return lpmos.Batch{}, err
 	}
 	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(idem), "=", 0)},
-		append(ops, clientv3.OpPut(idem, string(encode(idempotentBatch{b.ID, request})), clientv3.WithLease(lease))),
+		append(ops, clientv3.OpPut(idem, string(encode(idempotentBatch{b.ID, n.Request})), clientv3.WithLease(lease))),
 		nil)
 	if err != nil {
 		return lpmos.Batch{}, fmt.Errorf("store batch: %w", err)
@@ -47,7 +64,7 @@ func (s *Store) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempot
 		return b, nil
 	}
 	s.revoke(lease)
-	b, _, err = s.KnownBatch(ctx, by, idempotencyKey, request)
+	b, _, err = s.KnownBatch(ctx, n.By, n.Key, n.Request)
 	return b, err
 }
 
@@ -98,6 +115,8 @@ func (s *Store) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
 	}
 	var b lpmos.Batch
 	var specs []lpmos.Spec
+	var sealed map[int]lpmos.SealedLine
+	var asked lpmos.Actor
 	for _, kv := range r.Kvs { // the outcome sorts before the request
 		switch k, _ := ParseKey(string(kv.Key)); k.Kind {
 		case KindBatchOutcome:
@@ -105,7 +124,7 @@ func (s *Store) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
 		case KindBatchRequest:
 			var q batchRequest
 			q, err = decode[batchRequest](kv.Value)
-			if specs = q.Specs; b.ID == "" {
+			if specs, sealed, asked = q.Specs, q.Sealed, q.Asked; b.ID == "" {
 				b = q.Batch
 			}
 		}
@@ -116,7 +135,7 @@ func (s *Store) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
 	if b.ID == "" {
 		return lpmos.Batch{}, fmt.Errorf("batch %s (the outcome is kept for 30 days): %w", id, lpmos.ErrNotFound)
 	}
-	b.Specs = specs
+	b.Specs, b.Sealed, b.Asked = specs, sealed, asked
 	return b, nil
 }
 
@@ -169,8 +188,12 @@ func (s *Store) CreateBatchTask(ctx context.Context, b lpmos.Batch, line int) (l
 	} else if !errors.Is(err, lpmos.ErrNotFound) {
 		return lpmos.Task{}, err
 	}
-	spec := b.Specs[line-1]
-	t, err := s.create(ctx, lpmos.Task{ID: id, Spec: spec, CreatedBy: b.CreatedBy, BatchID: b.ID}, nil, fmt.Sprintf("Task created, line %d of batch %s.", line, b.ID), "", "")
+	fresh := lpmos.Task{ID: id, Spec: b.Specs[line-1], CreatedBy: b.CreatedBy, BatchID: b.ID}
+	var sealed *lpmos.SealedSecrets
+	if l, ok := b.Sealed[line]; ok {
+		fresh.Committed, sealed = l.Committed, &lpmos.SealedSecrets{TaskID: id, AtRest: l.AtRest}
+	}
+	t, err := s.create(lpmos.WithActor(ctx, b.Asked), fresh, sealed, fmt.Sprintf("Task created, line %d of batch %s.", line, b.ID), "", "")
 	if errors.Is(err, lpmos.ErrConflict) {
 		// Of two replicas that create the same line, one is told that the
 		// machine belongs to the task it was about to create.

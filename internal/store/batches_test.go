@@ -23,7 +23,7 @@ func TestListingLeavesOutWhatIsLarge(t *testing.T) {
 		})
 	}
 	move(t, s, task.ID, lpmos.CauseCanceled, nil)
-	if _, err := s.CreateBatch(t.Context(), []lpmos.Spec{spec("dc1", "52:54:00:00:00:03")}, "alice", "key", "sha256:one"); err != nil {
+	if _, err := s.CreateBatch(t.Context(), store.NewBatch{Specs: []lpmos.Spec{spec("dc1", "52:54:00:00:00:03")}, By: "alice", Key: "key", Request: "sha256:one"}); err != nil {
 		t.Fatal(err)
 	}
 	var first store.Batch
@@ -70,18 +70,18 @@ func TestListingLeavesOutWhatIsLarge(t *testing.T) {
 func TestBatchIdempotency(t *testing.T) {
 	s := storetest.New(t)
 	lines := []lpmos.Spec{spec("dc1", mac1), spec("dc1", mac2)}
-	a, err := s.CreateBatch(t.Context(), lines, "alice", "k", "sha256:two")
+	a, err := s.CreateBatch(t.Context(), store.NewBatch{Specs: lines, By: "alice", Key: "k", Request: "sha256:two"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := s.CreateBatch(t.Context(), lines, "alice", "k", "sha256:two")
+	b, err := s.CreateBatch(t.Context(), store.NewBatch{Specs: lines, By: "alice", Key: "k", Request: "sha256:two"})
 	if err != nil || b.ID != a.ID || len(b.Specs) != 2 {
 		t.Errorf("repeated: %+v, %v; want %s", b, err, a.ID)
 	}
-	if c, err := s.CreateBatch(t.Context(), lines, "bob", "k", "sha256:two"); err != nil || c.ID == a.ID {
+	if c, err := s.CreateBatch(t.Context(), store.NewBatch{Specs: lines, By: "bob", Key: "k", Request: "sha256:two"}); err != nil || c.ID == a.ID {
 		t.Errorf("another person's request: %+v, %v", c, err)
 	}
-	if _, err := s.CreateBatch(t.Context(), lines[:1], "alice", "k", "sha256:three"); !errors.Is(err, lpmos.ErrConflict) {
+	if _, err := s.CreateBatch(t.Context(), store.NewBatch{Specs: lines[:1], By: "alice", Key: "k", Request: "sha256:three"}); !errors.Is(err, lpmos.ErrConflict) {
 		t.Errorf("the same key for other lines = %v", err)
 	}
 	// The key on the other route is another request.

@@ -38,7 +38,7 @@ func (s *Store) PutProfile(ctx context.Context, p lpmos.Profile, based int) (lpm
 		return p, &lpmos.InvalidError{Field: "name", Problem: "is not a name", Value: p.Name}
 	}
 	now := time.Now().UTC()
-	err := putVersion(ctx, s, Key{Kind: KindProfile, Name: p.Name}, "profile "+p.Name, based,
+	err := putVersion(ctx, s, profiles, Key{Kind: KindProfile, Name: p.Name}, "profile "+p.Name, based,
 		func(was lpmos.Profile) int { return was.Version },
 		func(was lpmos.Profile) lpmos.Profile {
 			p.Version, p.CreatedAt, p.UpdatedAt = was.Version+1, was.CreatedAt, now
@@ -56,7 +56,7 @@ func (s *Store) PutTemplate(ctx context.Context, t lpmos.Template, based int) (l
 		return t, &lpmos.InvalidError{Field: "name", Problem: "is not a name", Value: t.Name}
 	}
 	now := time.Now().UTC()
-	err := putVersion(ctx, s, Key{Kind: KindTemplate, Name: t.Name}, "template "+t.Name, based,
+	err := putVersion(ctx, s, templates, Key{Kind: KindTemplate, Name: t.Name}, "template "+t.Name, based,
 		func(was lpmos.Template) int { return was.Version },
 		func(was lpmos.Template) lpmos.Template {
 			t.Version, t.CreatedAt, t.UpdatedAt = was.Version+1, was.CreatedAt, now
@@ -73,7 +73,7 @@ func (s *Store) DeleteProfile(ctx context.Context, name string, based int) error
 	if !lpmos.ValidName(name) {
 		return &lpmos.InvalidError{Field: "name", Problem: "is not a name", Value: name}
 	}
-	return deleteVersion(ctx, s, Key{Kind: KindProfile, Name: name}, "profile "+name, based, func(was lpmos.Profile) int { return was.Version })
+	return deleteVersion(ctx, s, profiles, Key{Kind: KindProfile, Name: name}, "profile "+name, based, func(was lpmos.Profile) int { return was.Version })
 }
 
 // DeleteTemplate is DeleteProfile for templates.
@@ -81,7 +81,7 @@ func (s *Store) DeleteTemplate(ctx context.Context, name string, based int) erro
 	if !lpmos.ValidName(name) {
 		return &lpmos.InvalidError{Field: "name", Problem: "is not a name", Value: name}
 	}
-	return deleteVersion(ctx, s, Key{Kind: KindTemplate, Name: name}, "template "+name, based, func(was lpmos.Template) int { return was.Version })
+	return deleteVersion(ctx, s, templates, Key{Kind: KindTemplate, Name: name}, "template "+name, based, func(was lpmos.Template) int { return was.Version })
 }
 
 // pin reads the template that a new task is to keep. ref names its version; one
@@ -140,47 +140,28 @@ func readVersion[T any](ctx context.Context, s *Store, key string) (v T, rev int
 	return v, r.Kvs[0].ModRevision, nil
 }
 
-func putVersion[T any](ctx context.Context, s *Store, k Key, what string, based int, version func(T) int, next func(T) T) error {
-	for range maxRaces {
-		was, rev, err := readVersion[T](ctx, s, k.String())
-		if err != nil {
-			return err
+func putVersion[T any](ctx context.Context, s *Store, l ledger[T], k Key, what string, based int, version func(T) int, next func(T) T) error {
+	_, err := amend(ctx, s, l, k, func(v *T, _ int64) (bool, error) {
+		if version(*v) != based {
+			return true, &VersionError{what, based, version(*v)}
 		}
-		if version(was) != based {
-			return &VersionError{what, based, version(was)}
-		}
-		r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(k.String()), "=", rev)},
-			[]clientv3.Op{clientv3.OpPut(k.String(), string(encode(next(was))))}, nil)
-		if err != nil {
-			return fmt.Errorf("store %s: %w", what, err)
-		}
-		if r.Succeeded {
-			return nil
-		}
-	}
-	return fmt.Errorf("store %s: %w: too many writers at once", what, lpmos.ErrUnavailable)
+		*v = next(*v)
+		return true, nil
+	})
+	return err
 }
 
-func deleteVersion[T any](ctx context.Context, s *Store, k Key, what string, based int, version func(T) int) error {
-	for range maxRaces {
-		was, rev, err := readVersion[T](ctx, s, k.String())
+func deleteVersion[T any](ctx context.Context, s *Store, l ledger[T], k Key, what string, based int, version func(T) int) error {
+	_, err := amend(ctx, s, l, k, func(v *T, rev int64) (bool, error) {
 		switch {
-		case err != nil:
-			return err
 		case rev == 0:
-			return fmt.Errorf("%s: %w", what, lpmos.ErrNotFound)
-		case based != 0 && version(was) != based:
-			return &VersionError{what, based, version(was)}
+			return false, fmt.Errorf("%s: %w", what, lpmos.ErrNotFound)
+		case based != 0 && version(*v) != based:
+			return true, &VersionError{what, based, version(*v)}
 		}
-		r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(k.String()), "=", rev)}, []clientv3.Op{clientv3.OpDelete(k.String())}, nil)
-		if err != nil {
-			return fmt.Errorf("delete %s: %w", what, err)
-		}
-		if r.Succeeded {
-			return nil
-		}
-	}
-	return fmt.Errorf("delete %s: %w: too many writers at once", what, lpmos.ErrUnavailable)
+		return false, nil
+	})
+	return err
 }
 
 // DeleteDiscovered forgets a machine without a task that was last seen at the

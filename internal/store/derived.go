@@ -121,7 +121,7 @@ func setPart(t *lpmos.Task, kind Kind, value []byte, m *metadata) (err error) {
 		*m, err = decode[metadata](value)
 		t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy = m.TaskID, m.Spec, m.Attempt, m.CreatedAt, m.CreatedBy
 		t.UpdatedAt, t.Claims, t.ClaimUUID, t.BatchID, t.Found, t.HardwareAt = m.UpdatedAt, m.Claims, m.ClaimUUID, m.BatchID, m.Found, m.HardwareAt
-		t.Drift, t.Committed, t.Alarm = m.Drift, m.Committed, m.Alarm
+		t.Drift, t.Committed, t.Alarm, t.TPM, t.Approvals = m.Drift, m.Committed, m.Alarm, m.TPM, m.Approvals
 	case KindStatus:
 		t.Status = lpmos.Status(value)
 	case KindHardware:
@@ -163,13 +163,6 @@ func setPointer[T any](p **T, value []byte) error {
 	return err
 }
 
-func (s *Store) txn(ctx context.Context, conds []clientv3.Cmp, then, orElse []clientv3.Op) (*clientv3.TxnResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	r, err := s.c.Txn(ctx).If(conds...).Then(then...).Else(orElse...).Commit()
-	return r, s.wrap("write", err)
-}
-
 func (s *Store) grant(ctx context.Context, ttl time.Duration) (clientv3.LeaseID, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -180,7 +173,8 @@ func (s *Store) grant(ctx context.Context, ttl time.Duration) (clientv3.LeaseID,
 	return l.ID, nil
 }
 
-// DeleteTask forgets a task that has ended, with its history.
+// DeleteTask forgets a task that has ended, with its history. Where that ended
+// stays in the audit.
 func (s *Store) DeleteTask(ctx context.Context, id string) error {
 	rec, err := s.Task(ctx, id)
 	if err != nil {
@@ -189,7 +183,20 @@ func (s *Store) DeleteTask(ctx context.Context, id string) error {
 	if rec.Task.Status.Live() {
 		return &lpmos.ConflictError{Status: rec.Task.Status, Problem: "the task is live (" + string(rec.Task.Status) + "): cancel it first"}
 	}
-	r, err := s.txn(ctx,
+	t := &rec.Task
+	r, err := s.administer(ctx, deed{
+		action: lpmos.AuditTaskDeleted, subject: "task " + id, heads: map[string]lpmos.ChainHead{id: {Seq: rec.eventSeq, Hash: rec.eventHash}},
+		before: struct {
+			Status    lpmos.Status `json:"status"`
+			RegionID  string       `json:"region_id"`
+			TargetMAC lpmos.MAC    `json:"target_mac"`
+			Hostname  string       `json:"hostname,omitempty"`
+			OS        string       `json:"os"`
+			CreatedAt time.Time    `json:"created_at"`
+			CreatedBy string       `json:"created_by"`
+			Attempt   int          `json:"attempt"`
+		}{t.Status, t.RegionID, t.TargetMAC, t.Hostname, t.OSType + "/" + t.OSVersion, t.CreatedAt, t.CreatedBy, t.Attempt},
+	},
 		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(Key{Kind: KindStatus, TaskID: id}.String()), "=", rec.statusRev)},
 		[]clientv3.Op{
 			clientv3.OpDelete(taskPrefix(id), clientv3.WithPrefix()),

@@ -55,9 +55,25 @@ func (s *Store) PutEnrollment(ctx context.Context, hash string, e Enrollment) er
 		return err
 	}
 	key := Key{Kind: KindEnrollment, Name: hash}.String()
-	_, err = s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
+	_, err = s.administer(ctx, enrollment("region.enroll", nil, &e), []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
 		[]clientv3.Op{clientv3.OpPut(key, string(encode(e)), clientv3.WithLease(lease))}, nil)
 	return err
+}
+
+// enrollment is the deed of making or using an enrollment token.
+func enrollment(action string, was, now *Enrollment) deed {
+	show := func(e *Enrollment) any {
+		if e == nil {
+			return nil
+		}
+		return struct {
+			By        string    `json:"by"`
+			ExpiresAt time.Time `json:"expires_at"`
+			UsedAt    time.Time `json:"used_at,omitzero"`
+			User      int       `json:"user,omitempty"`
+		}{e.By, e.ExpiresAt, e.UsedAt, e.User}
+	}
+	return deed{action: action, subject: "region " + now.Region, before: show(was), after: show(now)}
 }
 
 // Redeem lets check decide about a token and uses it for a public key, in one
@@ -90,9 +106,10 @@ func (s *Store) Redeem(ctx context.Context, hash, publicKey string, now time.Tim
 			return e, err
 		}
 		id.Users++
+		was := e
 		e.UsedAt, e.PublicKey, e.User = now, publicKey, id.Users
 		idKey := Key{Kind: KindIdentity, Region: e.Region}.String()
-		t, err := s.txn(ctx,
+		t, err := s.administer(ctx, enrollment("region.redeem", &was, &e),
 			[]clientv3.Cmp{
 				clientv3.Compare(clientv3.ModRevision(key), "=", r.Kvs[0].ModRevision),
 				clientv3.Compare(clientv3.ModRevision(idKey), "=", rev),
@@ -134,25 +151,8 @@ func (s *Store) identity(ctx context.Context, region string) (id Identity, rev i
 
 // EditIdentity changes it by compare-and-swap.
 func (s *Store) EditIdentity(ctx context.Context, region string, edit func(*Identity) error) error {
-	key := Key{Kind: KindIdentity, Region: region}.String()
-	for range maxRaces {
-		id, rev, err := s.identity(ctx, region)
-		if err != nil {
-			return err
-		}
-		if err := edit(&id); err != nil {
-			return err
-		}
-		t, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", rev)},
-			[]clientv3.Op{clientv3.OpPut(key, string(encode(id)))}, nil)
-		if err != nil {
-			return err
-		}
-		if t.Succeeded {
-			return nil
-		}
-	}
-	return fmt.Errorf("write %s: %w: too many writers at once", key, lpmos.ErrUnavailable)
+	_, err := amend(ctx, s, identities, Key{Kind: KindIdentity, Region: region}, func(id *Identity, _ int64) (bool, error) { return true, edit(id) })
+	return err
 }
 
 // FollowIdentity calls f with the region's identity and with each one that

@@ -37,6 +37,7 @@ const (
 	KindAgentTask   Kind = "agents/{mac}/task_id"
 	KindMachineTask Kind = "machines/{uuid}/task_id"
 	KindLock        Kind = "agents/{mac}/lock"
+	KindTPM         Kind = "agents/{mac}/tpm"
 
 	KindOrder        Kind = "regions/{region}/tasks/{id}"
 	KindBoot         Kind = "regions/{region}/machines/{mac}"
@@ -71,17 +72,22 @@ const (
 	KindUser   Kind = "users/{name}"
 	KindSignIn Kind = "sessions/{key}"
 	KindToken  Kind = "tokens/{key}"
+
+	KindAuditEntry Kind = "audit/entries/{seq}"
+	KindAuditHead  Kind = "audit/head"
+	KindSignedHead Kind = "audit/signed/{seq}"
 )
 
 // Kinds are all patterns, in the order of docs/keyspace.md.
 var Kinds = []Kind{
 	KindMetadata, KindStatus, KindHardware, KindPlan, KindApproval, KindProgress, KindLogs, KindError, KindReceipt, KindTaskTemplate, KindTaskSetup, KindPrevious, KindEvent,
-	KindAgentInfo, KindAgentSeen, KindAgentTask, KindMachineTask, KindLock,
+	KindAgentInfo, KindAgentSeen, KindAgentTask, KindMachineTask, KindLock, KindTPM,
 	KindOrder, KindBoot, KindDiscovered, KindHeartbeat, KindCapabilities, KindRegionStatus, KindIdentity, KindSecrets, KindPermits,
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,
 	KindGlobal, KindStop, KindStoreID, KindImage, KindProfile, KindTemplate, KindIdempotency, KindEnrollment,
 	KindBatchOutcome, KindBatchRequest,
 	KindUser, KindSignIn, KindToken,
+	KindAuditEntry, KindAuditHead, KindSignedHead,
 }
 
 // Key is a key taken apart. Only the fields its pattern names are set.
@@ -91,7 +97,7 @@ type Key struct {
 	Region  string
 	MAC     lpmos.MAC
 	UUID    string
-	Seq     int64 // event
+	Seq     int64 // event, entry of the audit
 	Attempt int
 	Chunk   int // of a log
 	OS      string

@@ -32,18 +32,16 @@ func hashKey(kind Kind, id string) (string, error) {
 // CreateUser stores a new user and returns the revision that did. One that
 // exists is an lpmos.ErrConflict.
 func (s *Store) CreateUser(ctx context.Context, u lpmos.User) (int64, error) {
-	key, err := userKey(u.Name)
-	if err != nil {
+	if _, err := userKey(u.Name); err != nil {
 		return 0, err
 	}
-	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)}, []clientv3.Op{clientv3.OpPut(key, string(encode(u)))}, nil)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("store user %s: %w", u.Name, err)
-	case !r.Succeeded:
-		return 0, &lpmos.ConflictError{Problem: "there is a user " + u.Name + " already"}
-	}
-	return r.Header.Revision, nil
+	return amend(ctx, s, users, Key{Kind: KindUser, Name: u.Name}, func(v *lpmos.User, rev int64) (bool, error) {
+		if rev != 0 {
+			return true, &lpmos.ConflictError{Problem: "there is a user " + u.Name + " already"}
+		}
+		*v = u
+		return true, nil
+	})
 }
 
 // CreateFirstUser stores u if there is no user at all, and reports whether it
@@ -54,7 +52,7 @@ func (s *Store) CreateFirstUser(ctx context.Context, u lpmos.User) (bool, error)
 		return false, err
 	}
 	none := clientv3.Compare(clientv3.CreateRevision(prefix+"users/"), "=", 0).WithPrefix()
-	r, err := s.txn(ctx, []clientv3.Cmp{none}, []clientv3.Op{clientv3.OpPut(key, string(encode(u)))}, nil)
+	r, err := s.administer(ctx, users.deed(Key{Kind: KindUser, Name: u.Name}, nil, &u), []clientv3.Cmp{none}, []clientv3.Op{clientv3.OpPut(key, string(encode(u)))}, nil)
 	if err != nil {
 		return false, fmt.Errorf("store the first user: %w", err)
 	}
@@ -64,51 +62,36 @@ func (s *Store) CreateFirstUser(ctx context.Context, u lpmos.User) (bool, error)
 // UpdateUser changes a user, however many do at once. change may be called
 // several times; its error ends the attempt and is returned.
 func (s *Store) UpdateUser(ctx context.Context, name string, change func(*lpmos.User) error) (u lpmos.User, rev int64, err error) {
-	key, err := userKey(name)
-	if err != nil {
+	if _, err := userKey(name); err != nil {
 		return u, 0, err
 	}
-	for range maxRaces {
-		was, at, err := readVersion[lpmos.User](ctx, s, key)
-		switch {
-		case err != nil:
-			return u, 0, err
-		case at == 0:
-			return u, 0, fmt.Errorf("user %s: %w", name, lpmos.ErrNotFound)
+	rev, err = amend(ctx, s, users, Key{Kind: KindUser, Name: name}, func(v *lpmos.User, at int64) (bool, error) {
+		if at == 0 {
+			return true, fmt.Errorf("user %s: %w", name, lpmos.ErrNotFound)
 		}
-		u = was
-		if err := change(&u); err != nil {
-			return u, 0, err
-		}
-		r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", at)}, []clientv3.Op{clientv3.OpPut(key, string(encode(u)))}, nil)
-		if err != nil {
-			return u, 0, fmt.Errorf("store user %s: %w", name, err)
-		}
-		if r.Succeeded {
-			return u, r.Header.Revision, nil
-		}
-	}
-	return u, 0, fmt.Errorf("store user %s: %w: too many writers at once", name, lpmos.ErrUnavailable)
+		err := change(v)
+		u = *v
+		return true, err
+	})
+	return u, rev, err
 }
 
 // DeleteUser removes a user.
 func (s *Store) DeleteUser(ctx context.Context, name string) (int64, error) {
-	key, err := userKey(name)
-	if err != nil {
+	if _, err := userKey(name); err != nil {
 		return 0, err
 	}
-	return s.remove(ctx, key, "user "+name)
+	return erase(ctx, s, users, Key{Kind: KindUser, Name: name}, "user "+name)
 }
 
-func (s *Store) remove(ctx context.Context, key, what string) (int64, error) {
-	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}, []clientv3.Op{clientv3.OpDelete(key)}, nil)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("delete %s: %w", what, err)
-	case !r.Succeeded:
-		return 0, fmt.Errorf("%s: %w", what, lpmos.ErrNotFound)
-	}
-	return r.Header.Revision, nil
+// erase removes a value that is there.
+func erase[T any](ctx context.Context, s *Store, l ledger[T], k Key, what string) (int64, error) {
+	return amend(ctx, s, l, k, func(_ *T, rev int64) (bool, error) {
+		if rev == 0 {
+			return false, fmt.Errorf("%s: %w", what, lpmos.ErrNotFound)
+		}
+		return false, nil
+	})
 }
 
 // CreateSignIn stores a session for at most ttl, if its user still has the
@@ -126,7 +109,7 @@ func (s *Store) CreateSignIn(ctx context.Context, id string, si lpmos.SignIn, tt
 	if err != nil {
 		return 0, err
 	}
-	if at == 0 || u.Disabled || u.Epoch != si.Epoch {
+	if at == 0 || u.Barred() || u.Epoch != si.Epoch {
 		return 0, &lpmos.ConflictError{Problem: "the user was changed meanwhile: sign in again"}
 	}
 	lease, err := s.grant(ctx, ttl)
@@ -146,30 +129,49 @@ func (s *Store) CreateSignIn(ctx context.Context, id string, si lpmos.SignIn, tt
 }
 
 // TouchSignIn notes that a session was used. One that is gone stays so, which
-// is no error.
-func (s *Store) TouchSignIn(ctx context.Context, id string, si lpmos.SignIn) error {
+// is no error: rev is 0 then.
+func (s *Store) TouchSignIn(ctx context.Context, id string, si lpmos.SignIn) (rev int64, err error) {
 	key, err := hashKey(KindSignIn, id)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	return s.touch(ctx, key, si, clientv3.WithIgnoreLease())
 }
 
-func (s *Store) touch(ctx context.Context, key string, v any, opts ...clientv3.OpOption) error {
-	_, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}, []clientv3.Op{clientv3.OpPut(key, string(encode(v)), opts...)}, nil)
+// touch notes a use: nothing that anybody decided, so it has no audit entry.
+func (s *Store) touch(ctx context.Context, key string, v any, opts ...clientv3.OpOption) (rev int64, err error) {
+	r, err := s.commit(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}, []clientv3.Op{clientv3.OpPut(key, string(encode(v)), opts...)}, nil)
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		return nil
+		return 0, nil
 	}
-	return err
+	if err != nil || !r.Succeeded {
+		return 0, err
+	}
+	return r.Header.Revision, nil
 }
 
-// DeleteSignIn ends a session.
+// DeleteSignIn forgets a session that its own user leaves, or that nobody uses.
 func (s *Store) DeleteSignIn(ctx context.Context, id string) (int64, error) {
 	key, err := hashKey(KindSignIn, id)
 	if err != nil {
 		return 0, err
 	}
-	return s.remove(ctx, key, "session")
+	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}, []clientv3.Op{clientv3.OpDelete(key)}, nil)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("delete session: %w", err)
+	case !r.Succeeded:
+		return 0, fmt.Errorf("session: %w", lpmos.ErrNotFound)
+	}
+	return r.Header.Revision, nil
+}
+
+// EndSignIn ends a session from elsewhere, which is written down.
+func (s *Store) EndSignIn(ctx context.Context, id string) (int64, error) {
+	if _, err := hashKey(KindSignIn, id); err != nil {
+		return 0, err
+	}
+	return erase(ctx, s, signIns, Key{Kind: KindSignIn, Name: id}, "session")
 }
 
 // SignIn reads a session and the revision that wrote it.
@@ -191,18 +193,16 @@ func readHashed[T any](ctx context.Context, s *Store, kind Kind, id string) (v T
 
 // CreateToken stores a token.
 func (s *Store) CreateToken(ctx context.Context, id string, t lpmos.APIToken) (int64, error) {
-	key, err := hashKey(KindToken, id)
-	if err != nil {
+	if _, err := hashKey(KindToken, id); err != nil {
 		return 0, err
 	}
-	r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)}, []clientv3.Op{clientv3.OpPut(key, string(encode(t)))}, nil)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("store token: %w", err)
-	case !r.Succeeded:
-		return 0, &lpmos.ConflictError{Problem: "there is such a token already"}
-	}
-	return r.Header.Revision, nil
+	return amend(ctx, s, tokens, Key{Kind: KindToken, Name: id}, func(v *lpmos.APIToken, rev int64) (bool, error) {
+		if rev != 0 {
+			return true, &lpmos.ConflictError{Problem: "there is such a token already"}
+		}
+		*v = t
+		return true, nil
+	})
 }
 
 // TouchToken notes that a token was used, unless it is gone.
@@ -211,19 +211,64 @@ func (s *Store) TouchToken(ctx context.Context, id string, t lpmos.APIToken) err
 	if err != nil {
 		return err
 	}
-	return s.touch(ctx, key, t)
+	_, err = s.touch(ctx, key, t)
+	return err
 }
 
 // DeleteToken ends a token.
 func (s *Store) DeleteToken(ctx context.Context, id string) (int64, error) {
-	key, err := hashKey(KindToken, id)
-	if err != nil {
+	if _, err := hashKey(KindToken, id); err != nil {
 		return 0, err
 	}
-	return s.remove(ctx, key, "token")
+	return erase(ctx, s, tokens, Key{Kind: KindToken, Name: id}, "token")
 }
 
 // Token reads a token and the revision that wrote it.
 func (s *Store) Token(ctx context.Context, id string) (lpmos.APIToken, int64, error) {
 	return readHashed[lpmos.APIToken](ctx, s, KindToken, id)
+}
+
+// vet reads what an approval by somebody is judged by into rec, and answers the
+// comparisons that hold as long as it stands.
+func (s *Store) vet(ctx context.Context, rec *Record, by string) ([]clientv3.Cmp, error) {
+	keys := []string{Key{Kind: KindGlobal}.String()}
+	names := []string{by}
+	for _, c := range rec.Task.Approvals {
+		names = append(names, c.By)
+	}
+	for _, name := range names {
+		if lpmos.ValidName(name) { // else it is nobody's: a program, or whoever came without a login
+			keys = append(keys, Key{Kind: KindUser, Name: name}.String())
+		}
+	}
+	var reads []clientv3.Op
+	for _, k := range keys {
+		reads = append(reads, clientv3.OpGet(k))
+	}
+	r, err := s.txn(ctx, nil, reads, nil)
+	if err != nil {
+		return nil, fmt.Errorf("read the approval policy: %w", err)
+	}
+	rec.Users = map[string]lpmos.User{}
+	var conds []clientv3.Cmp
+	for i, resp := range r.Responses {
+		var rev int64
+		if kvs := resp.GetResponseRange().Kvs; len(kvs) > 0 {
+			rev = kvs[0].ModRevision
+			if i == 0 {
+				var g Global
+				g, err = decode[Global](kvs[0].Value)
+				rec.Policy = g.Approvals
+			} else {
+				var u lpmos.User
+				u, err = decode[lpmos.User](kvs[0].Value)
+				rec.Users[u.Name] = u
+			}
+			if err != nil {
+				return nil, fmt.Errorf("decode %s: %w", keys[i], err)
+			}
+		}
+		conds = append(conds, clientv3.Compare(clientv3.ModRevision(keys[i]), "=", rev))
+	}
+	return conds, nil
 }

@@ -195,7 +195,7 @@ func (ss *Session) revOfOrder(k Key) int64 {
 	return -1
 }
 
-// PutCapabilities says anew what the region is and holds.
+// PutCapabilities says anew what the region is, holds and has seen.
 func (ss *Session) PutCapabilities(ctx context.Context, c lpmos.Capabilities) error {
 	return ss.write(ctx, Key{Kind: KindCapabilities}, c)
 }
@@ -273,43 +273,13 @@ type Global struct {
 	// never installed.
 	Hosts map[string]lpmos.Host `json:"hosts,omitempty"`
 	lpmos.Limits
+	Approvals lpmos.ApprovalPolicy `json:"approvals,omitzero"`
 }
 
 // UpdateGlobal changes config/global by compare-and-swap.
 func (s *Store) UpdateGlobal(ctx context.Context, edit func(*Global) error) error {
-	key := Key{Kind: KindGlobal}.String()
-	for range maxRaces {
-		cctx, cancel := context.WithTimeout(ctx, s.timeout)
-		r, err := s.c.Get(cctx, key)
-		cancel()
-		if err != nil {
-			return s.wrap("read "+key, err)
-		}
-		var g Global
-		var rev int64
-		if len(r.Kvs) > 0 {
-			rev = r.Kvs[0].ModRevision
-			if g, err = decode[Global](r.Kvs[0].Value); err != nil {
-				return fmt.Errorf("decode %s: %w", key, err)
-			}
-		}
-		was := string(encode(g))
-		if err := edit(&g); err != nil {
-			return err
-		}
-		if rev != 0 && string(encode(g)) == was {
-			return nil
-		}
-		t, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", rev)},
-			[]clientv3.Op{clientv3.OpPut(key, string(encode(g)))}, nil)
-		if err != nil {
-			return err
-		}
-		if t.Succeeded {
-			return nil
-		}
-	}
-	return fmt.Errorf("write %s: %w: too many writers at once", key, lpmos.ErrUnavailable)
+	_, err := amend(ctx, s, globals, Key{Kind: KindGlobal}, func(g *Global, _ int64) (bool, error) { return true, edit(g) })
+	return err
 }
 
 // PutImage registers an image in the catalogue, or replaces the entry.
@@ -331,19 +301,13 @@ func (s *Store) PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (int64
 	if _, err := lpmos.TrimDigest(i.Digest); err != nil {
 		return 0, err
 	}
-	key := Key{Kind: KindImage, OS: i.OS, Version: i.Version, Arch: i.Arch}.String()
-	var conds []clientv3.Cmp
-	if rev >= 0 {
-		conds = append(conds, clientv3.Compare(clientv3.ModRevision(key), "=", rev))
-	}
-	r, err := s.txn(ctx, conds, []clientv3.Op{clientv3.OpPut(key, string(encode(i)))}, nil)
-	if err != nil {
-		return 0, err
-	}
-	if !r.Succeeded {
-		return 0, fmt.Errorf("image %s: %w: read it again", i.Name(), lpmos.ErrChanged)
-	}
-	return r.Header.Revision, nil
+	return amend(ctx, s, images, Key{Kind: KindImage, OS: i.OS, Version: i.Version, Arch: i.Arch}, func(v *lpmos.Image, at int64) (bool, error) {
+		if rev >= 0 && rev != at {
+			return true, fmt.Errorf("image %s: %w: read it again", i.Name(), lpmos.ErrChanged)
+		}
+		*v = i
+		return true, nil
+	})
 }
 
 // DeleteImage removes an entry of the catalogue; its blobs stay.
@@ -356,22 +320,16 @@ func (s *Store) DeleteImageIf(ctx context.Context, os, version, arch string, rev
 	if !lpmos.ValidName(os) || !lpmos.ValidName(version) || !lpmos.ValidName(arch) {
 		return &lpmos.InvalidError{Field: "image", Problem: "is not os/version/arch"}
 	}
-	key := Key{Kind: KindImage, OS: os, Version: version, Arch: arch}.String()
-	conds := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}
-	if rev >= 0 {
-		conds = append(conds, clientv3.Compare(clientv3.ModRevision(key), "=", rev))
-	}
-	r, err := s.txn(ctx, conds, []clientv3.Op{clientv3.OpDelete(key)}, []clientv3.Op{clientv3.OpGet(key, clientv3.WithCountOnly())})
-	if err != nil {
-		return err
-	}
-	switch {
-	case r.Succeeded:
-		return nil
-	case r.Responses[0].GetResponseRange().Count > 0:
-		return fmt.Errorf("image %s/%s/%s: %w: read it again", os, version, arch, lpmos.ErrChanged)
-	}
-	return fmt.Errorf("image %s/%s/%s: %w", os, version, arch, lpmos.ErrNotFound)
+	_, err := amend(ctx, s, images, Key{Kind: KindImage, OS: os, Version: version, Arch: arch}, func(_ *lpmos.Image, at int64) (bool, error) {
+		switch {
+		case at == 0:
+			return false, fmt.Errorf("image %s/%s/%s: %w", os, version, arch, lpmos.ErrNotFound)
+		case rev >= 0 && rev != at:
+			return true, fmt.Errorf("image %s/%s/%s: %w: read it again", os, version, arch, lpmos.ErrChanged)
+		}
+		return false, nil
+	})
+	return err
 }
 
 // FoldProgress copies the newest progress of a region, and log lines if there

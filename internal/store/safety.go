@@ -89,13 +89,17 @@ func (s *Store) pass(ctx context.Context, t *lpmos.Task, g *Gate, now time.Time)
 
 // PutStop stops everything: from this revision on no permit is granted.
 func (s *Store) PutStop(ctx context.Context, stop lpmos.Stop) error {
-	return s.put(ctx, Key{Kind: KindStop}.String(), stop)
+	_, err := amend(ctx, s, stops, Key{Kind: KindStop}, func(v *lpmos.Stop, _ int64) (bool, error) {
+		*v = stop
+		return true, nil
+	})
+	return err
 }
 
 // DeleteStop lets permits be granted again. That there was no stop is not an
 // error.
 func (s *Store) DeleteStop(ctx context.Context) error {
-	_, err := s.txn(ctx, nil, []clientv3.Op{clientv3.OpDelete(Key{Kind: KindStop}.String())}, nil)
+	_, err := amend(ctx, s, stops, Key{Kind: KindStop}, func(*lpmos.Stop, int64) (bool, error) { return false, nil })
 	return err
 }
 
@@ -119,22 +123,115 @@ func LockedError(mac lpmos.MAC, l lpmos.Lock) error {
 
 // PutLock locks all addresses of a machine.
 func (s *Store) PutLock(ctx context.Context, macs []lpmos.MAC, l lpmos.Lock) error {
-	var ops []clientv3.Op
-	for _, m := range macs {
-		ops = append(ops, clientv3.OpPut(Key{Kind: KindLock, MAC: m}.String(), string(encode(l))))
-	}
-	_, err := s.txn(ctx, nil, ops, nil)
-	return err
+	return s.lock(ctx, macs, &l)
 }
 
 // DeleteLock unlocks addresses; those that were not locked are no error.
 func (s *Store) DeleteLock(ctx context.Context, macs []lpmos.MAC) error {
-	var ops []clientv3.Op
-	for _, m := range macs {
-		ops = append(ops, clientv3.OpDelete(Key{Kind: KindLock, MAC: m}.String()))
+	return s.lock(ctx, macs, nil)
+}
+
+// lock changes the locks of all addresses of a machine together; nil takes them
+// away.
+func (s *Store) lock(ctx context.Context, macs []lpmos.MAC, l *lpmos.Lock) error {
+	type locked struct {
+		MACs   []lpmos.MAC `json:"macs"`
+		Reason string      `json:"reason"`
+		By     string      `json:"by"`
 	}
-	_, err := s.txn(ctx, nil, ops, nil)
-	return err
+	var reads []clientv3.Op
+	for _, m := range macs {
+		reads = append(reads, clientv3.OpGet(Key{Kind: KindLock, MAC: m}.String()))
+	}
+	for range maxRaces {
+		r, err := s.commit(ctx, nil, reads, nil)
+		if err != nil {
+			return err
+		}
+		var conds []clientv3.Cmp
+		var ops []clientv3.Op
+		d := deed{action: "machine.lock", subject: "machine " + macs[0].String()}
+		var before locked
+		for i, m := range macs {
+			key, rev := Key{Kind: KindLock, MAC: m}.String(), int64(0)
+			if kvs := r.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
+				rev = kvs[0].ModRevision
+				was, err := decode[lpmos.Lock](kvs[0].Value)
+				if err != nil {
+					return fmt.Errorf("decode %s: %w", key, err)
+				}
+				before.MACs, before.Reason, before.By = append(before.MACs, m), was.Reason, was.By
+			}
+			conds = append(conds, clientv3.Compare(clientv3.ModRevision(key), "=", rev))
+			if l != nil {
+				ops = append(ops, clientv3.OpPut(key, string(encode(l))))
+			} else {
+				ops = append(ops, clientv3.OpDelete(key))
+			}
+		}
+		if before.MACs != nil {
+			d.before = before
+		}
+		switch {
+		case l != nil:
+			d.after = locked{macs, l.Reason, l.By}
+		case d.before == nil:
+			return nil
+		default:
+			d.action = "machine.unlock"
+		}
+		if r, err = s.administer(ctx, d, conds, ops, nil); err != nil || r.Succeeded {
+			return err
+		}
+	}
+	return fmt.Errorf("lock machine %s: %w: too many writers at once", macs[0], lpmos.ErrUnavailable)
+}
+
+// tpmOf is the TPM that a machine had when it was first approved, nil for none.
+func (s *Store) tpmOf(ctx context.Context, mac lpmos.MAC) (*lpmos.TPMBinding, error) {
+	b, err := s.get(ctx, Key{Kind: KindTPM, MAC: mac}.String())
+	if errors.Is(err, lpmos.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	v, err := decode[lpmos.TPMBinding](b)
+	if err != nil {
+		return nil, fmt.Errorf("decode TPM of %s: %w", mac, err)
+	}
+	return &v, nil
+}
+
+// ForgetTPM forgets the TPM of a machine with these addresses, if no live task
+// claims one of them: its credentials are wrapped already.
+func (s *Store) ForgetTPM(ctx context.Context, macs []lpmos.MAC) error {
+	was, err := s.tpmOf(ctx, macs[0])
+	if err != nil || was == nil {
+		return err
+	}
+	var conds []clientv3.Cmp
+	var ops, orElse []clientv3.Op
+	for _, m := range macs {
+		claim := Key{Kind: KindAgentTask, MAC: m}.String()
+		conds = append(conds, clientv3.Compare(clientv3.CreateRevision(claim), "=", 0))
+		ops = append(ops, clientv3.OpDelete(Key{Kind: KindTPM, MAC: m}.String()))
+		orElse = append(orElse, clientv3.OpGet(claim))
+	}
+	d := deed{action: "machine.tpm_forget", subject: "machine " + macs[0].String(), before: struct {
+		TPM    string `json:"tpm"` // fingerprint of the endorsement key
+		TaskID string `json:"task_id"`
+	}{was.Fingerprint(), was.TaskID}}
+	r, err := s.administer(ctx, d, conds, ops, orElse)
+	if err != nil {
+		return fmt.Errorf("forget TPM: %w", err)
+	}
+	for _, resp := range r.Responses {
+		if kvs := resp.GetResponseRange().GetKvs(); !r.Succeeded && len(kvs) > 0 {
+			return &lpmos.ConflictError{Problem: fmt.Sprintf("live task %s is for this machine: cancel it first", kvs[0].Value)}
+		}
+	}
+	return nil
 }
 
 // loadSecrets reads the sealed secrets of a task that has some.

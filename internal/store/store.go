@@ -43,6 +43,9 @@ type Store struct {
 	id      string
 	timeout time.Duration
 	log     *slog.Logger
+
+	turn chan struct{} // of who writes an audit entry; holds at most one
+	end  chainEnd      // where the audit ends; of whose turn it is
 }
 
 // The oldest servers without the authorization bypasses named in contract §7;
@@ -66,7 +69,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd: %w", err)
 	}
-	s := &Store{c: c, timeout: cfg.Timeout, log: log}
+	s := &Store{c: c, timeout: cfg.Timeout, log: log, turn: make(chan struct{}, 1), end: chainEnd{rev: -1}}
 	if err := s.greet(ctx, cfg); err != nil {
 		c.Close()
 		return nil, err
@@ -190,10 +193,8 @@ func (s *Store) get(ctx context.Context, key string) ([]byte, error) {
 }
 
 func (s *Store) put(ctx context.Context, key string, v any) error {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	_, err := s.c.Put(ctx, key, string(encode(v)))
-	return s.wrap("write "+key, err)
+	_, err := s.txn(ctx, nil, []clientv3.Op{clientv3.OpPut(key, string(encode(v)))}, nil)
+	return err
 }
 
 func encode(v any) []byte {

@@ -35,6 +35,8 @@ type metadata struct {
 	Drift     []lpmos.Drift         `json:"drift,omitempty"`
 	Committed []lpmos.PlannedSecret `json:"committed_secrets,omitempty"`
 	Alarm     *lpmos.Alarm          `json:"alarm,omitempty"`
+	TPM       *lpmos.TPMBinding     `json:"tpm,omitempty"`
+	Approvals []lpmos.Consent       `json:"approvals,omitempty"`
 }
 
 // Record is a task as the store has it, taken apart the way it is kept.
@@ -44,6 +46,10 @@ type Record struct {
 	// Secrets are the task's, sealed; nil when it has none. They go when the
 	// task cannot need them any more.
 	Secrets *lpmos.SealedSecrets
+	// Policy and Users are what an approval is judged by, where Move.Vet asked
+	// for them: users by name, of those who approve and have approved.
+	Policy lpmos.ApprovalPolicy
+	Users  map[string]lpmos.User
 
 	eventSeq  int64
 	eventHash string
@@ -58,6 +64,10 @@ type Move struct {
 	Message string // a sentence for the event; Edit may still set it
 	// Gate is what a permit must pass as well; what does not pass is a *HeldError.
 	Gate *Gate
+	// Vet reads the approval policy and the users concerned into the record that
+	// edit sees. They are compared in the transaction, so that who is revoked a
+	// moment before approves nothing.
+	Vet bool
 }
 
 // maxRaces is how often a transition is tried again when another writer was
@@ -109,6 +119,10 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.Seal
 			return lpmos.Task{}, err
 		}
 	}
+	var err error
+	if fresh.TPM, err = s.tpmOf(ctx, spec.TargetMAC); err != nil {
+		return lpmos.Task{}, err
+	}
 	rec := Record{Task: fresh}
 	var idem string
 	request = cmp.Or(request, lpmos.DigestOf(spec))
@@ -125,7 +139,7 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.Seal
 		}
 		next := rec
 		t := &next.Task
-		ops, err := next.apply(Move{Cause: lpmos.CauseCreated, By: by, Message: message}, now, nil)
+		ops, err := next.apply(ctx, Move{Cause: lpmos.CauseCreated, By: by, Message: message}, now, nil)
 		if t.TemplateText != nil {
 			ops = append(ops, clientv3.OpPut(Key{Kind: KindTaskTemplate, TaskID: t.ID}.String(), string(encode(t.TemplateText))))
 		}
@@ -278,13 +292,25 @@ func (s *Store) Transition(ctx context.Context, id string, m Move, edit func(*Re
 		if err != nil {
 			return lpmos.Task{}, err
 		}
+		if m.Cause == lpmos.CauseRetried { // it may have been forgotten meanwhile
+			if rec.Task.TPM, err = s.tpmOf(ctx, rec.Task.TargetMAC); err != nil {
+				return rec.Task, err
+			}
+		}
 		next := rec
 		now := time.Now().UTC()
-		ops, err := next.apply(m, now, edit)
+		conds := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(Key{Kind: KindStatus, TaskID: id}.String()), "=", rec.statusRev)}
+		if m.Vet {
+			vetConds, err := s.vet(ctx, &next, m.By)
+			if err != nil {
+				return rec.Task, err
+			}
+			conds = append(conds, vetConds...)
+		}
+		ops, err := next.apply(ctx, m, now, edit)
 		if err != nil {
 			return rec.Task, err
 		}
-		conds := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(Key{Kind: KindStatus, TaskID: id}.String()), "=", rec.statusRev)}
 		claimConds, claimOps, orElse := claims(&rec.Task, &next.Task)
 		conds, ops = append(conds, claimConds...), append(ops, claimOps...)
 		if m.Gate != nil {
@@ -324,10 +350,11 @@ func (e *ClaimError) Error() string {
 func (e *ClaimError) Is(target error) bool { return target == lpmos.ErrConflict }
 
 // apply moves r's task and returns what is to be written for it.
-func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) ([]clientv3.Op, error) {
+func (r *Record) apply(ctx context.Context, m Move, now time.Time, edit func(*Record, *Move) error) ([]clientv3.Op, error) {
 	t := &r.Task
 	before, sealed := *t, r.Secrets
-	to, err := t.Status.Next(m.Cause)
+	from := t.Status
+	to, err := from.Next(m.Cause)
 	if err != nil {
 		return nil, err
 	}
@@ -335,8 +362,13 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 		if err := edit(r, &m); err != nil {
 			return nil, err
 		}
+		if to, err = from.Next(m.Cause); err != nil {
+			return nil, err
+		}
 	}
-	from := t.Status
+	if to != lpmos.AwaitingApproval {
+		t.Approvals = nil // given, or void
+	}
 	t.Status, t.UpdatedAt = to, now
 	switch {
 	case t.Hardware == nil:
@@ -350,9 +382,13 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 	if t.Found = nil; t.Hardware != nil {
 		t.Found = t.Hardware.Found()
 	}
+	who := lpmos.ActorOf(ctx)
+	if who.Name != m.By {
+		who = lpmos.Actor{} // it acts for another, who is elsewhere
+	}
 	e := lpmos.Event{
 		TaskID: t.ID, Seq: r.eventSeq + 1, At: now, Cause: m.Cause, From: from, To: to,
-		By: m.By, Message: m.Message, Attempt: t.Attempt,
+		By: m.By, Peer: who.From, Via: who.Via, Message: m.Message, Attempt: t.Attempt,
 	}
 	e.Seal(r.eventHash)
 
@@ -362,7 +398,7 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 		clientv3.OpPut(key(KindStatus).String(), string(to)),
 		put(key(KindMetadata), metadata{
 			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt, t.Drift,
-			t.Committed, t.Alarm,
+			t.Committed, t.Alarm, t.TPM, t.Approvals,
 		}),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}
@@ -391,12 +427,21 @@ func (r *Record) apply(m Move, now time.Time, edit func(*Record, *Move) error) (
 		ops = append(ops, clientv3.OpPut(key(KindLogs).String(), strings.Join(t.LogTail, "\n")))
 	}
 	ops = append(ops, r.secretOps(sealed)...)
+	if t.TPM != nil && before.TPM == nil && m.Cause == lpmos.CauseApproved {
+		for _, mac := range t.Claims {
+			ops = append(ops, put(Key{Kind: KindTPM, MAC: mac}, t.TPM))
+		}
+	}
 	orderKey := Key{Kind: KindOrder, Region: t.RegionID, TaskID: t.ID}
 	if hasOrder(t) {
-		ops = append(ops, put(orderKey, lpmos.Order{
+		o := lpmos.Order{
 			Spec: t.Spec, TaskID: t.ID, Status: t.Status, Attempt: t.Attempt, Macs: t.Claims,
 			Plan: t.Plan, Approval: t.Approval, Permit: r.Permit,
-		}))
+		}
+		if t.TPM != nil {
+			o.TPM = &t.TPM.TPM
+		}
+		ops = append(ops, put(orderKey, o))
 	} else {
 		ops = append(ops, clientv3.OpDelete(orderKey.String()))
 	}

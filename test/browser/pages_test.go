@@ -1,8 +1,11 @@
 package browser
 
 import (
+	"crypto/rand"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +19,7 @@ type page struct {
 	ready string                     // what must become true in it, "" for nothing but being loaded
 	steps func(b *tab.Tab, f *fleet) // done before it is looked at, nil for nothing
 	allow []string                   // console messages that belong to it, such as "404 (Not Found)"
+	out   bool                       // looked at by nobody, in a browser of its own
 }
 
 func at(path string) func(*fleet) string { return func(*fleet) string { return path } }
@@ -57,9 +61,18 @@ var pages = []page{
 	{name: "templates", path: at("/templates")},
 	{name: "template", path: at("/templates/base")},
 	{name: "stop", path: at("/stop")},
+	{name: "policy", path: at("/policy")},
 	{name: "account", path: at("/account")},
 	{name: "users", path: at("/users")},
 	{name: "tokens", path: at("/tokens")},
+	{name: "login", path: at("/login"), out: true},
+	{name: "login-wrong", path: at("/login"), out: true, allow: []string{"401 (Unauthorized)"}, steps: func(b *tab.Tab, _ *fleet) {
+		b.Type("#u", "nobody-"+strings.ToLower(rand.Text()[:6])) // one name would have to wait after five times
+		b.Type("#p", "not the password")
+		b.Click("form.panel button")
+		b.Visible(`[role="alert"]`)
+	}},
+	{name: "audit", path: at("/audit")},
 	{name: "missing", path: at("/no/such/page"), allow: []string{"404 (Not Found)"}},
 }
 
@@ -74,7 +87,7 @@ func selectAll(b *tab.Tab, action string) {
 // TestPages looks at every page: axe finds no violation, nothing scrolls
 // sideways, and neither the console nor the content security policy complains.
 // The pictures go to pages/ below where LPMOS_SCREENSHOTS says, relative to the
-// repository. LPMOS_PAGE names one page to look at alone.
+// repository. LPMOS_PAGE names pages to look at alone, separated by commas.
 func TestPages(t *testing.T) {
 	tab.Chromium(t)
 	axe := tab.AxeSource(t, "testdata/axe/axe.min.js")
@@ -87,12 +100,19 @@ func TestPages(t *testing.T) {
 }
 
 func lookAtPages(t *testing.T, f *fleet, axe, lang, theme string) {
-	b := tab.New(t, f.url)
-	b.SignIn(f.api, "operator")
-	b.Cookie("lpmos_lang", lang)
-	b.Prefer("prefers-color-scheme", theme)
+	in := tab.New(t, f.url)
+	in.SignIn(f.api, "operator")
+	out := tab.New(t, f.url)
+	for _, b := range []*tab.Tab{in, out} {
+		b.Cookie("lpmos_lang", lang)
+		b.Prefer("prefers-color-scheme", theme)
+	}
 	for _, p := range pages {
-		if only := os.Getenv("LPMOS_PAGE"); only != "" && only != p.name {
+		b := in
+		if p.out {
+			b = out
+		}
+		if only := os.Getenv("LPMOS_PAGE"); only != "" && !slices.Contains(strings.Split(only, ","), p.name) {
 			continue
 		}
 		b.Allow = append(b.Allow, p.allow...)

@@ -18,6 +18,7 @@ import (
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/region"
 	"github.com/lpmos/lpmos/internal/site"
+	"github.com/lpmos/lpmos/internal/store"
 	"github.com/lpmos/lpmos/test/fixture"
 )
 
@@ -32,6 +33,9 @@ type world struct {
 
 	ctx context.Context // ends with the test
 	wg  sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows
+	changed []string   // keys of the store that were written or deleted, in order, but for sessions: they are used and tidied up
 }
 
 type option func(*site.Config)
@@ -57,6 +61,7 @@ func newWorld(t testing.TB, name string, opts ...option) *world {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &world{t: t, site: s, url: s.ControlPlane.URL(), boot: s.Region.BootURL(), dir: dir, ctx: ctx}
+	s.ControlPlane.State().Follow(w.note)
 	w.wg.Go(func() {
 		if err := s.Run(ctx); err != nil {
 			t.Errorf("site: %v", err)
@@ -72,6 +77,23 @@ func newWorld(t testing.TB, name string, opts ...option) *world {
 		return err == nil && w.api.Ready(ctx) == nil && len(regions) == 1 && regions[0].Status == "online"
 	})
 	return w
+}
+
+func (w *world) note(b store.Batch) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range b.Changes {
+		if !b.Reset && c.Key.Kind != store.KindSignIn {
+			w.changed = append(w.changed, c.Key.String())
+		}
+	}
+}
+
+// changes are the keys that were changed so far.
+func (w *world) changes() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.changed)
 }
 
 // publish makes an image and makes it installable.

@@ -41,11 +41,18 @@ var fixtures = sync.OnceValues(func() (lpmos.Image, error) {
 // newSite does steps 1 and 2 of the flow, and publishes what can be installed.
 func newSite(t testing.TB) *site {
 	t.Helper()
+	return newSiteIn(t, t.TempDir(), t.TempDir())
+}
+
+// newSiteIn is newSite with the data of etcd and the control plane in given
+// directories.
+func newSiteIn(t testing.TB, etcdDir, controlDir string) *site {
+	t.Helper()
 	ports := freePorts(t, 3)
 	s := &site{t: t, etcdAddr: ports[0]}
-	s.etcd = start(t, "etcd", nil, "-listen-client-urls=http://"+ports[0], "-listen-peer-urls=http://"+ports[1], "-data-dir="+t.TempDir())
+	s.etcd = start(t, "etcd", nil, "-listen-client-urls=http://"+ports[0], "-listen-peer-urls=http://"+ports[1], "-data-dir="+etcdDir)
 	waitFor(t, "etcd", 20*time.Second, func() error { return dial(s.etcdAddr) })
-	s.control, s.url, s.api = s.newControlPlane(ports[2], t.TempDir())
+	s.control, s.url, s.api = s.newControlPlane(ports[2], controlDir)
 	img, err := fixtures()
 	if err != nil {
 		t.Fatal(err)

@@ -25,9 +25,10 @@ import (
 	"github.com/lpmos/lpmos/internal/site"
 )
 
-// Limits are about four times what the emulation takes on two cores.
+// Limits are many times what the emulation takes on two cores that do nothing
+// else.
 const (
-	bootLimit    = 4 * time.Minute  // power on to a reported machine, or to the installed system
+	bootLimit    = 8 * time.Minute  // power on to a reported machine, or to the installed system
 	installLimit = 15 * time.Minute // approval to the call home
 	gb           = 1_000_000_000
 )

@@ -60,7 +60,8 @@ func TestDebianInstaller(t *testing.T) {
 			w := onSite(t, "tiny", nil)
 			w.debianInstaller("http://10.77.0.1:9/debian")
 			m := w.newMachine(lab.MachineConfig{Name: "di", Firmware: firmware, MemoryMB: 1536, Disks: []lab.Disk{{SizeBytes: 8 * gb}, {SizeBytes: 4 * gb}}})
-			before := []string{w.hash(m.disk(0)), w.foreign(m.disk(1), "lvm")}
+			w.foreign(m.disk(1), "LVM2_member")
+			before := []string{w.hash(m.disk(0)), w.hash(m.disk(1))}
 			id := w.create(m, func(s *lpmos.Spec) { s.TargetDisk = &lpmos.DiskRef{Serial: "LAB-di-0", SizeBytes: 8 * gb} })
 			w.powerOn(m)
 			plan := w.planned(m, id).Plan

@@ -90,7 +90,7 @@ func bootable(e *lpmos.Effect) bool {
 	}
 	on := []string{fs.Name}
 	switch fs.Kind {
-	case "volume":
+	case "crypt", "volume":
 		return false
 	case "array":
 		for _, a := range e.Arrays {
@@ -125,12 +125,19 @@ var plainArg = regexp.MustCompile(`^[A-Za-z0-9_.,:/=@%+-]+$`)
 func (b *bootParts) menu(e *lpmos.Effect, m *lpmos.ImageManifest) (string, error) {
 	root, _ := e.Root()
 	where := "UUID=" + root.UUID
-	if group, volume, ok := strings.Cut(root.Name, "/"); ok && root.Kind == "volume" {
+	switch root.Kind {
+	case "volume":
 		// An initramfs activates the volume that is named, and does not look
 		// through inactive ones for a UUID. Neither name has a dash.
-		where = "/dev/mapper/" + group + "-" + volume
+		where = "/dev/mapper/" + strings.Replace(root.Name, "/", "-", 1)
+	case "crypt":
+		where = "/dev/mapper/" + root.Name
 	}
 	args := []string{"root=" + where, "ro"}
+	for _, c := range e.Crypts {
+		// dracut goes by this, the initramfs of Debian's family by crypttab.
+		args = append(args, "rd.luks.name="+c.UUID+"="+c.Name)
+	}
 	args = append(args, strings.Fields(m.KernelArgs)...)
 	args = append(args, strings.Fields(e.KernelArgs)...)
 	args = append(args, b.consoles...)

@@ -120,9 +120,7 @@ func (in *Installer) writeDisk(ctx context.Context, job *Job, m *lpmos.ImageMani
 	if err := in.still(ctx, []target{t}); err != nil {
 		return t, staged(lpmos.Partitioning, err)
 	}
-	if job.OnWrite != nil {
-		job.OnWrite()
-	}
+	job.OnWrite()
 	in.log.Warn("erasing begins", "disk", t.path, "target", t.disk.String())
 	job.step(lpmos.Partitioning, 1, 5, "Erasing old signatures on "+t.disk.String())
 	if err := d.writable(); err != nil {

@@ -3,7 +3,6 @@ package install
 import (
 	"errors"
 	"fmt"
-	"syscall"
 
 	"github.com/lpmos/lpmos"
 )
@@ -59,9 +58,6 @@ func staged0(stage lpmos.Stage, err error) error {
 func writeFailed(what string, err error) error {
 	if _, ok := errors.AsType[*Failure](err); ok || err == nil {
 		return err
-	}
-	if errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENXIO) {
-		return &Failure{Code: "disk_gone", Cause: "The disk vanished while it was written (" + what + ").", NextStep: nextDisk, Err: err}
 	}
 	return &Failure{Code: "disk_write_failed", Cause: "Writing to " + what + " went wrong.", NextStep: nextDisk, Err: err}
 }

@@ -71,7 +71,7 @@ type Config struct {
 	// Identify lists the disks as they are now, without looking at content.
 	Identify func(context.Context) (*lpmos.Hardware, error)
 	// Confined runs a program of the tree at root and returns what it wrote; see
-	// package confine. Layouts with arrays or volume groups need it.
+	// package confine. Layouts with more than partitions need it.
 	Confined func(ctx context.Context, root, path string, args ...string) (output string, err error)
 
 	// Kexec loads a kernel and its initramfs to be started at the next restart; nil
@@ -85,6 +85,7 @@ type Config struct {
 type Tools struct {
 	Sfdisk, MkfsVfat, E2fsck, Tune2fs, Resize2fs, Zstd string
 	Mke2fs, MkfsXFS, XFSGrowfs, Mkswap, Mdadm, LVM     string
+	Cryptsetup                                         string
 	// Modprobe loads a kernel module when it is called as "path -q -- name":
 	// the agent itself does.
 	Modprobe string
@@ -115,7 +116,7 @@ func New(cfg Config, run Runner, blobs Blobs, decode Decoder, log *slog.Logger) 
 		{&cfg.Tools.Resize2fs, "/usr/sbin/resize2fs"}, {&cfg.Tools.Zstd, "/usr/bin/zstd"},
 		{&cfg.Tools.Mke2fs, "/usr/sbin/mke2fs"}, {&cfg.Tools.MkfsXFS, "/usr/sbin/mkfs.xfs"}, {&cfg.Tools.XFSGrowfs, "/usr/sbin/xfs_growfs"},
 		{&cfg.Tools.Mkswap, "/usr/sbin/mkswap"}, {&cfg.Tools.Mdadm, "/usr/sbin/mdadm"}, {&cfg.Tools.LVM, "/usr/sbin/lvm"},
-		{&cfg.Tools.Modprobe, "/init"},
+		{&cfg.Tools.Cryptsetup, "/usr/sbin/cryptsetup"}, {&cfg.Tools.Modprobe, "/init"},
 		{&cfg.WorkDir, "/run/lpmos"}, {&cfg.Agent, "/proc/self/exe"}, {&cfg.Sys, "/sys"}, {&cfg.Proc, "/proc"},
 	} {
 		if *d.to == "" {
@@ -151,6 +152,30 @@ func (in *Installer) Finished(d lpmos.Disk) (m Marker, ok bool) {
 // an error that is, or wraps, a *Failure. ErrHandedOver is not a failure: the
 // machine is to be restarted, and the distribution's installer goes on.
 func (in *Installer) Install(ctx context.Context, job Job) error {
+	written, told := false, job.OnWrite
+	job.OnWrite = func() {
+		written = true
+		if told != nil {
+			told()
+		}
+	}
+	err := in.install(ctx, &job)
+	f, failed := errors.AsType[*Failure](err)
+	if !failed || !written {
+		return err
+	}
+	// Whatever went wrong on a disk that is not there any more, went wrong for
+	// that.
+	for _, w := range job.Plan.Effect.Disks() {
+		_, lost := in.identify(ctx, w.Disk)
+		if _, missing := errors.AsType[*Failure](lost); missing {
+			return staged(f.Stage, &Failure{Code: "disk_gone", Cause: "The disk (" + w.Disk.String() + ") vanished while it was written.", NextStep: nextDisk, Err: err})
+		}
+	}
+	return err
+}
+
+func (in *Installer) install(ctx context.Context, job *Job) error {
 	e := &job.Plan.Effect
 	job.step(lpmos.Partitioning, 0, 5, "Reading the image's manifest")
 	// Everything that can be found wrong without writing is found before.
@@ -166,14 +191,14 @@ func (in *Installer) Install(ctx context.Context, job Job) error {
 		return staged(lpmos.Partitioning, &Failure{Code: "plan_invalid", Cause: fmt.Sprintf("The plan is for an image of the format %q and the image is %q.", method, m.Format), NextStep: nextReport})
 	}
 	if m.Format == lpmos.FormatInstaller {
-		err := in.startInstaller(ctx, &job, m)
+		err := in.startInstaller(ctx, job, m)
 		if errors.Is(err, ErrHandedOver) {
 			return err
 		}
 		return staged(lpmos.Partitioning, err)
 	}
 	if m.Format == lpmos.FormatDisk {
-		return in.installDisk(ctx, &job, m)
+		return in.installDisk(ctx, job, m)
 	}
 	root, ok := e.Root()
 	if !ok {
@@ -182,26 +207,29 @@ func (in *Installer) Install(ctx context.Context, job Job) error {
 	if m.RootBytes() > root.SizeBytes {
 		return staged(lpmos.Partitioning, tooLarge(m.RootBytes(), root.SizeBytes))
 	}
+	if len(e.Crypts) > 0 && job.Secrets[lpmos.SecretDisk].IsZero() {
+		return staged(lpmos.Partitioning, &Failure{Code: "plan_invalid", Cause: "The plan encrypts disks, and no passphrase came with it.", NextStep: nextReport})
+	}
 	boot, err := in.cfg.Grub.load(e, in.cfg.Proc)
 	if err != nil {
 		return staged(lpmos.Partitioning, err)
 	}
-	targets, err := in.partition(ctx, &job)
+	targets, err := in.partition(ctx, job)
 	if err != nil {
 		return staged(lpmos.Partitioning, err)
 	}
 	in.log.Info("disks partitioned", "disk", targets[0].path, "disks", len(targets))
 	if m.Format == lpmos.FormatTar {
-		return in.installTree(ctx, &job, m, boot, targets)
+		return in.installTree(ctx, job, m, boot, targets)
 	}
 	rootPart := targets[0].role("root")
-	if err := in.writeImage(ctx, &job, m, rootPart); err != nil {
+	if err := in.writeImage(ctx, job, m, rootPart); err != nil {
 		return staged(lpmos.StageInstall, err)
 	}
-	if err := in.configure(ctx, &job, m, boot, []mountable{{root, rootPart}}); err != nil {
+	if err := in.configure(ctx, job, m, boot, []mountable{{root, rootPart}}); err != nil {
 		return staged(lpmos.Configuring, err)
 	}
-	return staged0(lpmos.Configuring, in.complete(ctx, &job, boot, targets))
+	return staged0(lpmos.Configuring, in.complete(ctx, job, boot, targets))
 }
 
 // target is a disk that this attempt writes, with its partitions in place.
@@ -247,9 +275,7 @@ func (in *Installer) partition(ctx context.Context, job *Job) (targets []target,
 	if err := in.still(ctx, targets); err != nil {
 		return nil, err
 	}
-	if job.OnWrite != nil {
-		job.OnWrite()
-	}
+	job.OnWrite()
 	for i, t := range targets {
 		in.log.Warn("erasing begins", "disk", t.path, "target", t.disk.String())
 		job.step(lpmos.Partitioning, 1, 5, "Erasing old signatures on "+t.disk.String())

@@ -3,9 +3,11 @@ package install
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -145,6 +147,95 @@ func TestInstallRefusesBeforeWriting(t *testing.T) {
 				t.Errorf("Install = %v; want %s", err, c.code)
 			}
 		})
+	}
+}
+
+// recorder is a Runner that only remembers.
+type recorder struct{ calls, inputs []string }
+
+func (r *recorder) Run(_ context.Context, input []byte, path string, args ...string) (string, error) {
+	r.calls = append(r.calls, strings.Join(append([]string{filepath.Base(path)}, args...), " "))
+	r.inputs = append(r.inputs, string(input))
+	return "", nil
+}
+
+// TestEncryptedVolumes holds the order in which things are made and taken apart,
+// and that a passphrase is in no argument, no log and no step.
+func TestEncryptedVolumes(t *testing.T) {
+	const passphrase = "CANARY battery staple"
+	hw := machineWith([]string{"/dev/x", "/dev/y"}, 20<<30, 512)
+	task := &lpmos.Task{ID: testTask, Spec: lpmos.Spec{Hostname: "web-1", Layout: &lpmos.Layout{Preset: "raid1-luks"}},
+		Committed: []lpmos.PlannedSecret{{Name: lpmos.SecretDisk, Commitment: "sha256:" + strings.Repeat("1", 64)}}}
+	plan := lpmos.NewPlan(task, hw, lpmos.Image{OS: "testos", Version: "1", Arch: "amd64", Digest: "sha256:" + strings.Repeat("2", 64), Format: lpmos.FormatTar, SizeBytes: 1 << 20, BootModes: []string{"bios"}})
+	if plan.Problem != "" {
+		t.Fatal(plan.Problem)
+	}
+	job := testJob(&plan)
+	job.Secrets = map[string]lpmos.Secret{lpmos.SecretDisk: lpmos.NewSecret(passphrase)}
+	var said strings.Builder
+	job.OnStep = func(s Step) { said.WriteString(s.Message + "\n") }
+	var targets []target
+	for i, d := range plan.Effect.Disks() {
+		parts, err := place(d.Partitions, &device{sizeBytes: 20 << 30, sectorBytes: 512})
+		if err != nil {
+			t.Fatal(err)
+		}
+		targets = append(targets, target{d.Disk, []string{"/dev/x", "/dev/y"}[i], parts})
+	}
+	var r recorder
+	in := New(Config{}, &r, nil, nil, slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	v, fss, err := in.buildVolumes(t.Context(), &job, targets)
+	if err := errors.Join(err, v.close(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	c := plan.Effect.Crypts[0]
+	dev, group := "/dev/mapper/"+c.Name, plan.Effect.Groups[0].Name
+	if root := fss[len(fss)-1]; root.Mount != "/boot" || !slices.ContainsFunc(fss, func(m mountable) bool { return m.Mount == "/" && m.dev == "/dev/mapper/"+group+"-root" }) {
+		t.Errorf("filesystems = %+v", fss)
+	}
+	var got []string
+	for i, call := range r.calls {
+		if strings.Contains(call, passphrase) {
+			t.Errorf("the passphrase is an argument of %s", call)
+		}
+		if want := strings.HasPrefix(call, "cryptsetup luksFormat") || strings.HasPrefix(call, "cryptsetup open"); (r.inputs[i] == passphrase) != want {
+			t.Errorf("%s got the input %q", call, r.inputs[i])
+		}
+		f := strings.Fields(call)
+		switch f[0] {
+		case "mdadm", "cryptsetup":
+			got = append(got, strings.Join(f[:2], " "))
+		case "lvm":
+			got = append(got, f[0]+" "+f[1])
+			if !strings.Contains(call, `"a|^`+dev+`$|","r|.*|"`) {
+				t.Errorf("%s does not see the container alone", call)
+			}
+		}
+	}
+	want := []string{"mdadm --create", "mdadm --create", "cryptsetup luksFormat", "cryptsetup open", "lvm pvcreate", "lvm vgcreate", "lvm lvcreate", "lvm lvcreate",
+		"lvm vgchange", "cryptsetup close", "mdadm --stop", "mdadm --stop"}
+	if !slices.Equal(got, want) {
+		t.Errorf("programs = %q; want %q", got, want)
+	}
+	if i := slices.IndexFunc(r.calls, func(s string) bool { return strings.HasPrefix(s, "cryptsetup luksFormat") }); !strings.HasSuffix(r.calls[i], "--type luks2 --uuid "+c.UUID+" --key-file - /dev/md1") {
+		t.Errorf("%s; want LUKS2 with the plan's UUID on the array", r.calls[i])
+	}
+	if strings.Contains(said.String(), passphrase) {
+		t.Errorf("the passphrase was said: %s", said.String())
+	}
+	if got, want := crypttab(plan.Effect.Crypts), c.Name+" UUID="+c.UUID+" none luks,initramfs\n"; !strings.HasSuffix(got, want) {
+		t.Errorf("crypttab = %q; want %q", got, want)
+	}
+	// Without its passphrase nothing is begun.
+	s := newBlobServer(t)
+	m, digest := s.packTar(t, systemTree(t))
+	p := plan
+	p.Effect.Image.Digest = digest
+	without := testJob(&p)
+	without.OnWrite = func() { t.Error("OnWrite was called") }
+	in.blobs, in.cfg.Grub = s.client(t, 0), fakeGrub(t)
+	if got := failureCode(in.Install(t.Context(), without)); got != "plan_invalid" {
+		t.Errorf("Install of %s without a passphrase = %s; want plan_invalid", m.OS, got)
 	}
 }
 

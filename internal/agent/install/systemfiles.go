@@ -61,6 +61,9 @@ func systemFiles(job *Job, m *lpmos.ImageManifest, boot *bootParts) ([]file, err
 			files = append(files, file{path: p, mode: 0o644, text: mdadmConf(e.Arrays)})
 		}
 	}
+	if len(e.Crypts) > 0 {
+		files = append(files, file{path: "etc/crypttab", mode: 0o644, text: crypttab(e.Crypts)})
+	}
 	identity, err := identityFiles(job, m)
 	return append(files, identity...), err
 }
@@ -147,6 +150,18 @@ func mdadmConf(arrays []lpmos.PlannedArray) string {
 	b.WriteString("# Written by LPMOS at installation.\nHOMEHOST <ignore>\nMAILADDR root\nAUTO -all\n")
 	for i, a := range arrays {
 		fmt.Fprintf(&b, "ARRAY /dev/md%d metadata=%s UUID=%s\n", i, a.Metadata, mdadmUUID(a.UUID))
+	}
+	return b.String()
+}
+
+// crypttab has the containers opened by their UUID, with what is typed at the
+// console. "initramfs" takes them into the initramfs although nothing shows
+// there, where it is made, that the root filesystem lies on one.
+func crypttab(crypts []lpmos.PlannedCrypt) string {
+	var b strings.Builder
+	b.WriteString("# Written by LPMOS at installation.\n")
+	for _, c := range crypts {
+		b.WriteString(c.Name + " UUID=" + c.UUID + " none luks,initramfs\n")
 	}
 	return b.String()
 }

@@ -731,10 +731,19 @@ func TestWriteErrors(t *testing.T) {
 	t.Cleanup(func() { exec.Command("losetup", "-d", dev).Run() })
 	hw := machineWith([]string{dev}, 128<<20, 512)
 	in := newInstaller(t, hw, srv)
-	if got := failureCode(in.Install(t.Context(), testJob(diskPlan(t, hw, m, digest)))); got != "disk_write_failed" {
-		t.Errorf("Install on a disk that fails half-way = %s; want disk_write_failed", got)
-	}
-	if _, ok := in.Finished(hw.Disks[0]); ok {
-		t.Error("a disk that was half written is marked complete")
+	plan, there := diskPlan(t, hw, m, digest), *hw
+	for _, c := range []struct {
+		code string
+		then []lpmos.Disk // in the machine when the error comes
+	}{{"disk_write_failed", hw.Disks}, {"disk_gone", nil}} {
+		*hw = there
+		job := testJob(plan)
+		job.OnWrite = func() { hw.Disks = c.then }
+		if got := failureCode(in.Install(t.Context(), job)); got != c.code {
+			t.Errorf("Install on a disk that fails half-way = %s; want %s", got, c.code)
+		}
+		if _, ok := in.Finished(there.Disks[0]); ok {
+			t.Error("a disk that was half written is marked complete")
+		}
 	}
 }

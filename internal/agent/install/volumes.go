@@ -13,11 +13,12 @@ import (
 )
 
 // volumes are the block devices of a declared layout: partitions, and the
-// arrays and logical volumes made of them.
+// arrays, open containers and logical volumes made of them.
 type volumes struct {
 	in     *Installer
-	byID   map[string]string // PartUUID, array's name → device
+	byID   map[string]string // PartUUID, array's or container's name → device
 	arrays []string          // devices that run
+	crypts []string          // containers that are open, by name
 	groups []groupOn         // that are active
 }
 
@@ -40,6 +41,12 @@ func (in *Installer) buildVolumes(ctx context.Context, job *Job, targets []targe
 	for i, a := range e.Arrays {
 		job.step(lpmos.Partitioning, 4, 5, "Making the array "+a.Name)
 		if err := v.array(ctx, fmt.Sprintf("/dev/md%d", i), a); err != nil {
+			return v, nil, err
+		}
+	}
+	for _, c := range e.Crypts {
+		job.step(lpmos.Partitioning, 4, 5, "Making the encrypted container "+c.Name)
+		if err := v.crypt(ctx, c, job.Secrets[lpmos.SecretDisk]); err != nil {
 			return v, nil, err
 		}
 	}
@@ -107,6 +114,30 @@ func (v *volumes) array(ctx context.Context, dev string, a lpmos.PlannedArray) e
 	return nil
 }
 
+// crypt makes a LUKS2 container and opens it. The passphrase goes to cryptsetup's
+// standard input; ciphers, and how much work the passphrase costs on this
+// machine (Argon2id), are cryptsetup's own choice.
+func (v *volumes) crypt(ctx context.Context, c lpmos.PlannedCrypt, passphrase lpmos.Secret) error {
+	// The last are for processors without AES of their own, and for how
+	// cryptsetup asks the kernel to encrypt the key.
+	v.in.load(ctx, "dm_crypt", "xts", "aesni_intel", "ecb", "algif_skcipher")
+	on, ok := v.byID[c.On]
+	if !ok {
+		return &Failure{Code: "plan_invalid", Cause: "The container " + c.Name + " lies on something that the plan does not make.", NextStep: nextReport}
+	}
+	for _, args := range [][]string{
+		{"luksFormat", "--batch-mode", "--type", "luks2", "--uuid", c.UUID, "--key-file", "-", on},
+		{"open", "--type", "luks2", "--key-file", "-", on, c.Name},
+	} {
+		if _, err := v.in.run.Run(ctx, []byte(passphrase.Reveal()), v.in.cfg.Tools.Cryptsetup, args...); err != nil {
+			return commandFailed("Making the encrypted container "+c.Name, err)
+		}
+	}
+	v.crypts = append(v.crypts, c.Name)
+	v.byID[c.Name] = "/dev/mapper/" + c.Name
+	return nil
+}
+
 // lvmConfig shows LVM the given devices only: a volume group of another disk,
 // also one of the same name, is not there for it. Nothing is left to udev,
 // which does not run here, and nothing is kept in /etc.
@@ -154,8 +185,8 @@ func (v *volumes) group(ctx context.Context, g lpmos.PlannedGroup) error {
 	return nil
 }
 
-// close takes everything apart again, so that the disks are free. Of a volume
-// or array that cannot be stopped the error says which.
+// close takes everything apart again, so that the disks are free. Of what cannot
+// be stopped the error says which.
 func (v *volumes) close(ctx context.Context) error {
 	var errs []error
 	ctx = context.WithoutCancel(ctx)
@@ -164,12 +195,17 @@ func (v *volumes) close(ctx context.Context) error {
 			errs = append(errs, commandFailed("Stopping the volume group "+g.name, err))
 		}
 	}
+	for _, name := range slices.Backward(v.crypts) {
+		if _, err := v.in.run.Run(ctx, nil, v.in.cfg.Tools.Cryptsetup, "close", name); err != nil {
+			errs = append(errs, commandFailed("Closing the encrypted container "+name, err))
+		}
+	}
 	for _, dev := range slices.Backward(v.arrays) {
 		if _, err := v.in.run.Run(ctx, nil, v.in.cfg.Tools.Mdadm, "--stop", dev); err != nil {
 			errs = append(errs, commandFailed("Stopping the array "+dev, err))
 		}
 	}
-	v.groups, v.arrays = nil, nil
+	v.groups, v.crypts, v.arrays = nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -239,20 +275,27 @@ var initramfsTools = []struct {
 }
 
 // remakeInitramfs runs the image's own tool where the system starts from an
-// array or a volume: the one in the image does not know of them.
+// array, a container or a volume: the one in the image does not know of them.
 func (in *Installer) remakeInitramfs(ctx context.Context, job *Job, m *lpmos.ImageManifest, t tree) error {
 	e := &job.Plan.Effect
-	if len(e.Arrays)+len(e.Groups) == 0 {
+	if !e.NeedsInitramfs() {
 		return nil
 	}
 	for _, need := range []struct {
-		wanted bool
-		path   string
-		what   string
-	}{{len(e.Arrays) > 0, "mdadm", "arrays"}, {len(e.Groups) > 0, "lvm", "volume groups"}} {
-		if need.wanted && !t.has("usr/sbin/"+need.path) && !t.has("sbin/"+need.path) {
-			return &Failure{Code: "image_unsuitable", Cause: "The image has no " + need.path + ", so the installed system could not start from " + need.what + ".",
-				NextStep: "Use an image with the package " + strings.ReplaceAll(need.path, "lvm", "lvm2") + ", or another layout."}
+		wanted                  bool
+		program, what, packages string
+	}{
+		{len(e.Arrays) > 0, "mdadm", "arrays", "mdadm"}, {len(e.Groups) > 0, "lvm", "volume groups", "lvm2"},
+		{len(e.Crypts) > 0, "cryptsetup", "encrypted disks", "cryptsetup (with Debian and Ubuntu, cryptsetup-initramfs)"},
+	} {
+		lacks := !t.has("usr/sbin/"+need.program) && !t.has("sbin/"+need.program)
+		if need.program == "cryptsetup" && t.has("usr/share/initramfs-tools/hook-functions") {
+			// The program alone does not come into the initramfs there.
+			lacks = lacks || !t.has("usr/share/initramfs-tools/hooks/cryptroot")
+		}
+		if need.wanted && lacks {
+			return &Failure{Code: "image_unsuitable", Cause: "The image has no " + need.program + " for its initramfs, so the installed system could not start from " + need.what + ".",
+				NextStep: "Use an image with the package " + need.packages + ", or another layout."}
 		}
 	}
 	for _, tool := range initramfsTools {
@@ -276,8 +319,8 @@ func (in *Installer) remakeInitramfs(ctx context.Context, job *Job, m *lpmos.Ima
 		}
 		return nil
 	}
-	return &Failure{Code: "image_unsuitable", Cause: "The image has neither update-initramfs nor dracut, so its initramfs cannot be made to find arrays and volumes.",
-		NextStep: "Use another image, or a layout without arrays and volume groups."}
+	return &Failure{Code: "image_unsuitable", Cause: "The image has neither update-initramfs nor dracut, so its initramfs cannot be made to find its root.",
+		NextStep: "Use another image, or a layout without arrays, encryption and volume groups."}
 }
 
 // has reports whether a program is there, behind links of the tree or not.

@@ -4,6 +4,7 @@
 package api
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -119,6 +120,67 @@ type Decision struct {
 	// machine's console, "" if they did not. The approval is then for the boot
 	// with this key alone.
 	AgentKey string
+	// Approver is what is known of who decides; whoever asks cannot say it.
+	Approver Approver
+}
+
+// Approver is how somebody who decides showed who they are.
+type Approver struct {
+	User     bool      // a user, and not a program of this host or anybody without a login
+	Token    bool      // by an API token
+	ProvedAt time.Time // when they last proved who they are, zero if they did not
+}
+
+// ReauthError says that a policy wants who approves to prove who they are once
+// more; nothing was approved. It is an lpmos.ErrForbidden.
+type ReauthError struct {
+	Minutes int  // how old the proof may be
+	Token   bool // an API token asked, which the policy does not take instead
+}
+
+func (e *ReauthError) Error() string {
+	if e.Token {
+		return "to approve this, the policy asks for the password: an API token alone is not enough; send the password with the approval (lpmos task approve asks for it), or approve in the browser; nothing was approved"
+	}
+	return fmt.Sprintf("to approve this, the policy asks who you are every %d minutes: send your password with the approval, or sign in again; nothing was approved", e.Minutes)
+}
+
+// Is makes a ReauthError an lpmos.ErrForbidden.
+func (e *ReauthError) Is(target error) bool { return target == lpmos.ErrForbidden }
+
+// BarError says that an approval policy wants somebody else to approve; nothing
+// was approved. It is an lpmos.ErrForbidden.
+type BarError struct {
+	Bar   lpmos.ApprovalBar
+	By    string // who wanted to
+	Needs lpmos.ApprovalNeeds
+	Given []lpmos.Consent // so far
+}
+
+func (e *BarError) Error() string {
+	switch e.Bar {
+	case lpmos.BarCreator:
+		return e.By + " asked for this task, and the policy wants somebody else to approve it: ask another approver; nothing was approved"
+	case lpmos.BarGiven:
+		return fmt.Sprintf("%s approved this plan already (%s): another approver has to agree", e.By, Given(e.Needs, e.Given))
+	}
+	return "the policy wants people to approve this, and " + e.By + " is no user: sign in as one; nothing was approved"
+}
+
+// Is makes a BarError an lpmos.ErrForbidden.
+func (e *BarError) Is(target error) bool { return target == lpmos.ErrForbidden }
+
+// Given says how far an approval by several has come: "1 of 2 approvals: anna".
+func Given(n lpmos.ApprovalNeeds, given []lpmos.Consent) string {
+	var names []string
+	for _, c := range given {
+		names = append(names, c.By)
+	}
+	s := fmt.Sprintf("%d of %d approvals", len(given), max(n.Approvers, len(given)))
+	if len(names) > 0 {
+		s += ": " + strings.Join(names, ", ")
+	}
+	return s
 }
 
 // SerialEnd is what an approver types to show that the right disk is meant:

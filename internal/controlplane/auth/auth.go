@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
 )
 
 // Permission is what a route or an action needs.
@@ -39,6 +40,7 @@ const (
 	Administer Permission = "administer" // admins of all regions
 	Fetch      Permission = "fetch"      // viewers, and regions, which fetch what machines boot
 	Monitor    Permission = "monitor"    // viewers of all regions, and programs on this host
+	Review     Permission = "review"     // viewers of all regions: what administrators did
 )
 
 // roleFor is the least role that has a permission, and whether it must have it
@@ -49,6 +51,7 @@ var roleFor = map[Permission]struct {
 }{
 	See: {lpmos.Viewer, false}, Operate: {lpmos.Operator, false}, Configure: {lpmos.Operator, true},
 	Approve: {lpmos.Approver, false}, Administer: {lpmos.Admin, true}, Fetch: {lpmos.Viewer, false}, Monitor: {lpmos.Viewer, true},
+	Review: {lpmos.Viewer, true},
 }
 
 // Kind is how somebody showed who they are.
@@ -75,6 +78,12 @@ type Principal struct {
 	SignedInAt time.Time
 	Bad        bool // a credential was shown, and it is none
 	Local      bool // the peer is this host
+	// Own is a token that this control plane made for programs of its host: it
+	// acts for no user.
+	Own bool
+	// ProvedAt is when the person last showed a password, or proved to their
+	// identity provider who they are. Zero for tokens and links.
+	ProvedAt time.Time
 }
 
 // SignedIn reports whether p is somebody.
@@ -151,6 +160,11 @@ func (p Principal) MayIn(need Permission, region string) error {
 		return &DeniedError{Text: fmt.Sprintf("region %s is not one of yours (%s)", lpmos.Shorten(region, 64), strings.Join(p.Regions, ", "))}
 	}
 	return nil
+}
+
+// Approver is what an approval policy wants to know of p.
+func (p Principal) Approver() api.Approver {
+	return api.Approver{User: p.Kind == Session || p.Kind == Token && !p.Own, Token: p.Kind == Token, ProvedAt: p.ProvedAt}
 }
 
 // actor is what is written down about p.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
 )
 
 // memory is a store of people, as strict as the real one.
@@ -87,7 +88,7 @@ func drop[T any](m *memory, from map[string]T, key string) (int64, error) {
 func (m *memory) CreateSignIn(_ context.Context, id string, s lpmos.SignIn, _ time.Duration) (int64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if u, ok := m.users[s.User]; !ok || u.Epoch != s.Epoch || u.Disabled {
+	if u, ok := m.users[s.User]; !ok || u.Epoch != s.Epoch || u.Barred() {
 		return 0, lpmos.ErrConflict
 	}
 	m.signIns[id] = s
@@ -95,14 +96,20 @@ func (m *memory) CreateSignIn(_ context.Context, id string, s lpmos.SignIn, _ ti
 	return m.rev, nil
 }
 
-func (m *memory) TouchSignIn(_ context.Context, id string, s lpmos.SignIn) error {
+func (m *memory) TouchSignIn(_ context.Context, id string, s lpmos.SignIn) (int64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.touched++
-	if _, ok := m.signIns[id]; ok {
-		m.signIns[id] = s
+	if _, ok := m.signIns[id]; !ok {
+		return 0, nil
 	}
-	return nil
+	m.signIns[id] = s
+	m.rev++
+	return m.rev, nil
+}
+
+func (m *memory) EndSignIn(ctx context.Context, id string) (int64, error) {
+	return m.DeleteSignIn(ctx, id)
 }
 
 func (m *memory) DeleteSignIn(_ context.Context, id string) (int64, error) {
@@ -226,6 +233,17 @@ func TestMay(t *testing.T) {
 		}
 		if s := strings.Join(got, " "); s != tt.want {
 			t.Errorf("%s may %s; want %s", name, s, tt.want)
+		}
+	}
+	// A region's own certificate says who it is, whatever else the request has.
+	a := &Auth{cfg: Config{Now: time.Now}}
+	for _, header := range []string{"", "Bearer " + NewSecret(tokenPrefix), "Basic eDp5"} {
+		r := httptest.NewRequest(http.MethodGet, "/api/v1/blobs/x", nil)
+		if header != "" {
+			r.Header.Set("Authorization", header)
+		}
+		if p := a.identify(r.WithContext(api.WithPeerRegion(r.Context(), "dc1"))); p.Kind != Region || p.Name != "dc1" || p.Bad {
+			t.Errorf("with a region's certificate and %q it is %+v; want region dc1", header, p)
 		}
 	}
 	if (Principal{Kind: Token, Role: lpmos.Admin, Regions: []string{}}).Sees("dc1") {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
 )
 
 // The cookie. Over TLS its name makes browsers take it from this very host
@@ -107,6 +108,10 @@ func (a *Auth) identify(r *http.Request) Principal {
 
 func (a *Auth) credential(r *http.Request) Principal {
 	now := a.cfg.Now()
+	if id, ok := api.PeerRegion(r.Context()); ok {
+		// The connection says who it is; what else the request carries is not it.
+		return Principal{Kind: Region, Name: id}
+	}
 	if h := r.Header.Get("Authorization"); h != "" {
 		scheme, secret, _ := strings.Cut(h, " ")
 		if !strings.EqualFold(scheme, "Bearer") {
@@ -215,7 +220,7 @@ func (l *limits) init() {
 
 // take counts a request. wait is how long its sender should have waited.
 func (l *limits) take(p Principal, path string, now time.Time) (wait time.Duration) {
-	if p.Kind == Region || p.Label == "local" || path == "/healthz" || path == "/readyz" {
+	if p.Kind == Region || p.Own || path == "/healthz" || path == "/readyz" {
 		return 0
 	}
 	key, r, burst := p.ID, rate.Limit(peopleRate), peopleBurst

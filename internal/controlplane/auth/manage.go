@@ -69,6 +69,11 @@ func (a *Auth) SetAccess(ctx context.Context, name string, to Access) (lpmos.Use
 			return lpmos.User{}, err
 		}
 	}
+	if u, ok := a.dir.user(name); ok && (u.Role != to.Role || !slices.Equal(u.Regions, to.Regions) || (u.Regions == nil) != (to.Regions == nil)) {
+		if err := a.notExternal(name, "the role and regions by the groups there: only disabling is decided here"); err != nil {
+			return lpmos.User{}, err
+		}
+	}
 	return a.update(ctx, name, "user changed", func(u *lpmos.User) error {
 		if to.Disabled && !u.Disabled {
 			u.Epoch++
@@ -80,6 +85,9 @@ func (a *Auth) SetAccess(ctx context.Context, name string, to Access) (lpmos.Use
 
 // ResetPassword gives a user another one-time password, and ends all sessions.
 func (a *Auth) ResetPassword(ctx context.Context, name string) (password string, err error) {
+	if err := a.notExternal(name, "the password"); err != nil {
+		return "", err
+	}
 	password = oneTimePassword()
 	hash, err := a.hash.hash(ctx, password)
 	if err != nil {
@@ -144,14 +152,15 @@ func (a *Auth) signInsOf(user string) (ids []string) {
 	return ids
 }
 
-// notTheLast refuses what would leave nobody who can let others in.
+// notTheLast refuses what would leave nobody who can let others in, also when no
+// identity provider answers.
 func (a *Auth) notTheLast(name string) error {
 	for _, u := range a.dir.allUsers() {
-		if u.Name != name && u.Role == lpmos.Admin && u.Regions == nil && !u.Disabled {
+		if u.Name != name && u.Role == lpmos.Admin && u.Regions == nil && !u.Disabled && u.External == nil {
 			return nil
 		}
 	}
-	if u, ok := a.dir.user(name); !ok || u.Role != lpmos.Admin || u.Regions != nil || u.Disabled {
+	if u, ok := a.dir.user(name); !ok || u.Role != lpmos.Admin || u.Regions != nil || u.Disabled || u.External != nil {
 		return nil // not one of them
 	}
 	return &lpmos.ConflictError{Problem: name + " is the last admin of all regions: make another first"}

@@ -42,8 +42,10 @@ type Store interface {
 	UpdateUser(ctx context.Context, name string, change func(*lpmos.User) error) (lpmos.User, int64, error)
 	DeleteUser(ctx context.Context, name string) (int64, error)
 	CreateSignIn(ctx context.Context, id string, s lpmos.SignIn, ttl time.Duration) (int64, error)
-	TouchSignIn(ctx context.Context, id string, s lpmos.SignIn) error
+	TouchSignIn(ctx context.Context, id string, s lpmos.SignIn) (rev int64, err error)
 	DeleteSignIn(ctx context.Context, id string) (int64, error)
+	// EndSignIn is DeleteSignIn by somebody who is elsewhere.
+	EndSignIn(ctx context.Context, id string) (int64, error)
 	SignIn(ctx context.Context, id string) (lpmos.SignIn, int64, error)
 	CreateToken(ctx context.Context, id string, t lpmos.APIToken) (int64, error)
 	TouchToken(ctx context.Context, id string, t lpmos.APIToken) error
@@ -136,7 +138,7 @@ func (a *Auth) LocalToken(name string) string {
 }
 
 func localPrincipal(id, name string) Principal {
-	return Principal{Kind: Token, Name: name, Role: lpmos.Admin, ID: id, Label: "local"}
+	return Principal{Kind: Token, Name: name, Role: lpmos.Admin, ID: id, Label: "local", Own: true}
 }
 
 // NewLink makes a code that signs a user in, once, within LinkLimit, at this
@@ -163,10 +165,10 @@ func (a *Auth) Redeem(ctx context.Context, code, from, agent string) (secret str
 	delete(a.links, id)
 	a.mu.Unlock()
 	u, known := a.dir.user(l.user)
-	if !ok || a.cfg.Now().After(l.until) || !known || u.Disabled {
+	if !ok || a.cfg.Now().After(l.until) || !known || u.Barred() {
 		return "", p, fmt.Errorf("%w: this link was used already, or is too old", lpmos.ErrSignedOut)
 	}
-	return a.begin(ctx, u, from, agent, true)
+	return a.begin(ctx, u, lpmos.SignIn{From: from, Agent: agent, ByLink: true})
 }
 
 // errWrong is all that is said of a user or a password that is wrong.
@@ -185,7 +187,7 @@ func (a *Auth) Login(ctx context.Context, name, password, from, agent string) (s
 	if err != nil {
 		return "", p, err
 	}
-	return a.begin(ctx, u, from, agent, false)
+	return a.begin(ctx, u, lpmos.SignIn{From: from, Agent: agent, ProvedAt: a.cfg.Now()})
 }
 
 // verify looks at a password.
@@ -201,7 +203,7 @@ func (a *Auth) verify(ctx context.Context, name, password, from string) (lpmos.U
 	}
 	u, known := a.dir.user(name)
 	hash := u.Password
-	if !known || u.Disabled {
+	if !known || u.Barred() {
 		hash = ""
 	}
 	ok, err := a.hash.matches(ctx, hash, password)
@@ -217,19 +219,23 @@ func (a *Auth) verify(ctx context.Context, name, password, from string) (lpmos.U
 	return u, nil
 }
 
-// begin makes a session: always a new one, so that nobody can have fixed it.
-func (a *Auth) begin(ctx context.Context, u lpmos.User, from, agent string, byLink bool) (string, Principal, error) {
+// begin makes a session, of which s says how it came about: always a new one, so
+// that nobody can have fixed it.
+func (a *Auth) begin(ctx context.Context, u lpmos.User, s lpmos.SignIn) (string, Principal, error) {
 	secret := NewSecret("")
 	id, now := Hash(secret), a.cfg.Now().UTC().Truncate(time.Second)
-	s := lpmos.SignIn{User: u.Name, Epoch: u.Epoch, CreatedAt: now, SeenAt: now, From: from, Agent: printable(agent, 200), ByLink: byLink}
+	s.User, s.Epoch, s.CreatedAt, s.SeenAt, s.Agent = u.Name, u.Epoch, now, now, printable(s.Agent, 200)
+	if !s.ProvedAt.IsZero() {
+		s.ProvedAt = s.ProvedAt.UTC().Truncate(time.Second)
+	}
 	rev, err := a.store.CreateSignIn(ctx, id, s, AbsoluteLimit)
 	if err != nil {
 		return "", Principal{}, err
 	}
 	a.dir.own(rev, Change{Kind: "session", Key: id, SignIn: &s})
-	a.log.Info("signed in", "user", u.Name, "addr", from)
+	a.log.Info("signed in", "user", u.Name, "addr", s.From)
 	p, _ := a.session(id)
-	p.From = from
+	p.From = s.From
 	return secret, p, nil
 }
 
@@ -242,6 +248,38 @@ func printable(s string, n int) string {
 		return r
 	}, s)
 	return lpmos.Shorten(s, n)
+}
+
+// Reauthenticate lets p prove once more who they are. A session remembers it;
+// a token does not: it is for the request that p made. Errors beside the
+// store's: an InvalidError of the field password, *ThrottledError.
+func (a *Auth) Reauthenticate(ctx context.Context, p Principal, password string) (Principal, error) {
+	u, known := a.dir.user(p.Name)
+	switch {
+	case !known || !p.Approver().User:
+		return p, &lpmos.InvalidError{Field: "password", Problem: "is nobody's: " + p.Name + " is no user"}
+	case u.External != nil:
+		return p, &lpmos.InvalidError{Field: "password", Problem: "is not kept here: sign in again with " + u.External.Issuer}
+	}
+	if _, err := a.verify(ctx, p.Name, password, p.From); err != nil {
+		if errors.Is(err, lpmos.ErrSignedOut) {
+			err = &lpmos.InvalidError{Field: "password", Problem: "is wrong"}
+		}
+		return p, err
+	}
+	p.ProvedAt = a.cfg.Now().UTC().Truncate(time.Second)
+	if h, ok := a.dir.signIn(p.ID); ok && p.Kind == Session {
+		s := h.value
+		s.ProvedAt = p.ProvedAt
+		rev, err := a.store.TouchSignIn(ctx, p.ID, s)
+		if err != nil {
+			return p, err
+		}
+		if rev > 0 {
+			a.dir.own(rev, Change{Kind: "session", Key: p.ID, SignIn: &s})
+		}
+	}
+	return p, nil
 }
 
 // Logout ends what p came with, everywhere.
@@ -263,7 +301,12 @@ func (a *Auth) Logout(ctx context.Context, p Principal) error {
 }
 
 func (a *Auth) endSignIn(ctx context.Context, id string) error {
-	rev, err := a.store.DeleteSignIn(ctx, id)
+	return a.forget(ctx, id, a.store.DeleteSignIn)
+}
+
+// forget ends a session by one of the store's ways.
+func (a *Auth) forget(ctx context.Context, id string, end func(context.Context, string) (int64, error)) error {
+	rev, err := end(ctx, id)
 	if err != nil && !errors.Is(err, lpmos.ErrNotFound) {
 		return err
 	}
@@ -289,12 +332,12 @@ func (a *Auth) session(id string) (Principal, bool) {
 	u, ok := a.dir.user(h.value.User)
 	now := a.cfg.Now()
 	switch {
-	case !ok || u.Disabled || u.Epoch != h.value.Epoch,
+	case !ok || u.Barred() || u.Epoch != h.value.Epoch,
 		now.Sub(h.value.CreatedAt) >= AbsoluteLimit,
 		now.Sub(time.Unix(h.used.Load(), 0)) >= IdleLimit:
 		return Principal{}, false
 	}
-	return Principal{Kind: Session, Name: u.Name, Role: u.Role, Regions: u.Regions, MustChange: u.MustChange && !h.value.ByLink, ID: id, SignedInAt: h.value.CreatedAt}, true
+	return Principal{Kind: Session, Name: u.Name, Role: u.Role, Regions: u.Regions, MustChange: u.MustChange && !h.value.ByLink, ID: id, SignedInAt: h.value.CreatedAt, ProvedAt: h.value.ProvedAt}, true
 }
 
 // tokenOf is who a token acts for, with the rights that both have.
@@ -314,7 +357,7 @@ func (a *Auth) tokenOf(id string) (Principal, bool) {
 	}
 	t := h.value
 	u, ok := a.dir.user(t.User)
-	if !ok || u.Disabled || !a.cfg.Now().Before(t.ExpiresAt) {
+	if !ok || u.Barred() || !a.cfg.Now().Before(t.ExpiresAt) {
 		return Principal{}, false
 	}
 	p = Principal{Kind: Token, Name: u.Name, Role: lesser(t.Role, u.Role), Regions: t.Regions, MustChange: u.MustChange, ID: id, Label: t.Name}
@@ -434,7 +477,7 @@ func (a *Auth) tidy(ctx context.Context) {
 	for id, h := range a.dir.signIns {
 		u, ok := a.dir.users[h.value.User]
 		switch {
-		case !ok || u.Disabled || u.Epoch != h.value.Epoch,
+		case !ok || u.Barred() || u.Epoch != h.value.Epoch,
 			// The grace is for another replica, whose note of a use is on its way.
 			now.Sub(time.Unix(h.used.Load(), 0)) > IdleLimit+2*noteSession:
 			idle = append(idle, session{id, h})
@@ -456,7 +499,7 @@ func (a *Auth) tidy(ctx context.Context) {
 	for _, s := range seen {
 		v, at := s.h.value, s.h.used.Load()
 		v.SeenAt = time.Unix(at, 0).UTC()
-		if err := a.store.TouchSignIn(ctx, s.id, v); err != nil {
+		if _, err := a.store.TouchSignIn(ctx, s.id, v); err != nil {
 			note(err)
 			return // the store does not answer: later
 		}
@@ -523,12 +566,15 @@ func (a *Auth) EndSession(ctx context.Context, user, publicID string) error {
 		return fmt.Errorf("session %s: %w", lpmos.Shorten(publicID, 32), lpmos.ErrNotFound)
 	}
 	a.log.Info("session ended", "user", user, "by", lpmos.ActorOf(ctx).Name)
-	return a.endSignIn(ctx, id)
+	return a.forget(ctx, id, a.store.EndSignIn)
 }
 
 // ChangePassword gives p, who is signed in, another password, which ends all
 // sessions but the one that is begun here: secret is its cookie.
 func (a *Auth) ChangePassword(ctx context.Context, p Principal, current, password, agent string) (secret string, now Principal, err error) {
+	if err := a.notExternal(p.Name, "the password"); err != nil {
+		return "", p, err
+	}
 	u, known := a.dir.user(p.Name)
 	h, byLink := a.dir.signIn(p.ID)
 	// Who came by the link from the terminal never knew a password.
@@ -562,5 +608,5 @@ func (a *Auth) ChangePassword(ctx context.Context, p Principal, current, passwor
 	}
 	a.dir.own(rev, Change{Kind: "user", Key: u.Name, User: &u})
 	a.log.Info("password changed", "user", u.Name)
-	return a.begin(ctx, u, p.From, agent, false)
+	return a.begin(ctx, u, lpmos.SignIn{From: p.From, Agent: agent, ProvedAt: a.cfg.Now()})
 }

@@ -127,6 +127,11 @@ func (s *Service) Certificate(ctx context.Context, region string, req api.Certif
 	keyHash := hex.EncodeToString(sum[:])
 
 	var number int
+	actor := lpmos.Actor{Name: "region " + region, From: lpmos.ActorOf(ctx).From, Via: "its certificate"}
+	if req.Token != "" {
+		actor.Via = "enrollment token"
+	}
+	ctx = lpmos.WithActor(ctx, actor)
 	if req.Token != "" {
 		number, err = s.redeem(ctx, region, req.Token, keyHash)
 	} else {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
@@ -54,7 +55,7 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 	}
 	reported := o.read.Reports(id)
 	agent := reported.Agent
-	t, err := o.put.Transition(ctx, id, store.Move{Cause: cause, By: by, Message: d.Notes}, func(rec *store.Record, m *store.Move) error {
+	t, err := o.put.Transition(ctx, id, store.Move{Cause: cause, By: by, Message: d.Notes, Vet: d.Approved}, func(rec *store.Record, m *store.Move) error {
 		task := &rec.Task
 		plan := task.Plan
 		a := lpmos.Approval{TaskID: id, Approved: d.Approved, Notes: d.Notes, By: by, At: o.now().UTC()}
@@ -74,6 +75,10 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 			case d.SerialEnd != "" && !api.SerialEndsMatch(plan, d.SerialEnd):
 				return &lpmos.InvalidError{Field: "serial_end", Problem: "is not how the serial number of the disk to be erased ends", Value: d.SerialEnd}
 			}
+			needs := rec.Policy.For(task)
+			if err := o.mayApprove(rec, d.Approver, by, needs); err != nil {
+				return err
+			}
 			if agent != nil && agent.Key != nil && agent.Attempt == task.Attempt {
 				a.AgentKey = agent.Key.Fingerprint()
 			}
@@ -85,9 +90,31 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 				a.KeyCompared = true
 				m.Message = strings.TrimSpace(m.Message + " The key words were compared with the machine's console.")
 			}
+			mine := lpmos.Consent{By: by, At: a.At, Notes: d.Notes, PlanDigest: a.PlanDigest, HardwareDigest: a.HardwareDigest}
+			if a.KeyCompared {
+				mine.AgentKey = a.AgentKey
+			}
+			standing, void := o.standing(rec, by, a.AgentKey)
+			given := append(standing, mine)
+			m.Message = strings.TrimSpace(m.Message + " " + strings.Join(void, " "))
+			if needs.Approvers > 1 {
+				m.Message = strings.TrimSpace(m.Message + " (" + api.Given(needs, given) + ")")
+			}
+			if len(given) < needs.Approvers {
+				m.Cause, task.Approvals, task.ApprovalNeeds = lpmos.CauseApprovalGiven, given, &needs
+				return nil
+			}
+			if len(given) > 1 {
+				a.Approvers = given
+				a.KeyCompared = slices.ContainsFunc(given, func(c lpmos.Consent) bool { return c.AgentKey != "" })
+			}
 			a.ExpiresAt = a.At.Add(o.cfg.ApprovalTTL)
 			a.FirstAttempt, a.LastAttempt = task.Attempt, task.Attempt+o.cfg.MaxAttempts-1
 			a.Sign(o.cfg.Key)
+			// The machine is trusted from its first approval on, and by its TPM.
+			if h := task.Hardware; h != nil && task.TPM == nil && h.TPM.Fingerprint() != "" {
+				task.TPM = &lpmos.TPMBinding{TPM: *h.TPM, By: by, At: a.At, TaskID: id}
+			}
 		}
 		if !d.Approved {
 			task.LogTail = logTail(reported.Log) // the region clears it away
@@ -99,6 +126,52 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 		o.log.Info("task decided", "task", id, "approved", d.Approved, "by", by, "rev", t.Rev)
 	}
 	return t, o.decided(ctx, t, err)
+}
+
+// mayApprove says why somebody may not give the approval of a task, or nil. The
+// users of the record are as they are in the store now.
+func (o *Orchestrator) mayApprove(rec *store.Record, who api.Approver, by string, needs lpmos.ApprovalNeeds) error {
+	task := &rec.Task
+	if u, known := rec.Users[by]; who.User && (!known || !u.May(lpmos.Approver, task.RegionID)) {
+		return fmt.Errorf("%w: %s may not approve in region %s any more; nothing was approved", lpmos.ErrForbidden, by, task.RegionID)
+	}
+	if bar := needs.Bar(task, by, who.User); bar != "" {
+		return &api.BarError{Bar: bar, By: by, Needs: needs, Given: task.Standing()}
+	}
+	if needs.ReauthMinutes == 0 || who.Token && needs.AllowTokens {
+		return nil
+	}
+	if age := o.now().Sub(who.ProvedAt); who.ProvedAt.IsZero() || age > time.Duration(needs.ReauthMinutes)*time.Minute {
+		return &api.ReauthError{Minutes: needs.ReauthMinutes, Token: who.Token}
+	}
+	return nil
+}
+
+// standing are the approvals that one more, by somebody, adds to: of this plan, not too old,
+// by users who still may give them, and of the boot that answers where they
+// compared its key. void says of the others why they count no more.
+func (o *Orchestrator) standing(rec *store.Record, by, agentKey string) (given []lpmos.Consent, void []string) {
+	task := &rec.Task
+	for _, c := range task.Standing() {
+		if c.By == by {
+			continue // it took several when they gave it, and does no more
+		}
+		u, known := rec.Users[c.By]
+		why := ""
+		switch {
+		case !known || !u.May(lpmos.Approver, task.RegionID):
+			why = "who may not approve any more"
+		case o.now().Sub(c.At) > o.cfg.ApprovalTTL:
+			why = "which is too old"
+		case c.AgentKey != "" && c.AgentKey != agentKey:
+			why = "because the machine started again since its key words were compared"
+		default:
+			given = append(given, c)
+			continue
+		}
+		void = append(void, fmt.Sprintf("The approval of %s does not count, %s.", c.By, why))
+	}
+	return given, void
 }
 
 // decided names who was quicker when a decision came too late: the person whom

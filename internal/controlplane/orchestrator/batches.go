@@ -8,11 +8,12 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/store"
 )
 
 // batchStore is what batches need of the store.
 type batchStore interface {
-	CreateBatch(ctx context.Context, specs []lpmos.Spec, by, idempotencyKey, request string) (lpmos.Batch, error)
+	CreateBatch(ctx context.Context, n store.NewBatch) (lpmos.Batch, error)
 	// KnownBatch finds the batch an earlier request with this key made.
 	KnownBatch(ctx context.Context, by, idempotencyKey, request string) (b lpmos.Batch, known bool, err error)
 	Batch(ctx context.Context, id string) (lpmos.Batch, error)
@@ -34,6 +35,7 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 	bad := &lpmos.BatchError{}
 	first, address := map[lpmos.MAC]int{}, map[string]int{}
 	claimed := o.read.Claimed()
+	secrets := 0 // bytes, as they are stored
 	for i, spec := range specs {
 		var err error
 		if out[i], err = o.Resolve(spec); err != nil {
@@ -50,9 +52,16 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "target_mac", Detail: err.Error()})
 			continue
 		}
-		if len(out[i].Secrets) > 0 {
-			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "secrets", Detail: "secrets cannot be given to a batch: create this task by itself"})
+		if _, err := lpmos.NewSecretSet(out[i].Secrets); err != nil {
+			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "secrets", Detail: err.Error()})
 			continue
+		}
+		if err := out[i].RequirePassphrase(); err != nil {
+			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "secrets", Detail: err.Error()})
+			continue
+		}
+		for name, v := range out[i].Secrets {
+			secrets += sealedBytes + len(name) + len(v.Reveal())*4/3
 		}
 		if n, twice := first[mac]; twice {
 			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "target_mac", Detail: fmt.Sprintf("target_mac %s is already in line %d", mac, n)})
@@ -74,8 +83,15 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 	if len(bad.Lines) > 0 {
 		return nil, bad
 	}
+	if secrets > lpmos.MaxBatchSecrets {
+		return nil, &lpmos.InvalidError{Field: "tasks", Problem: "hold more secrets than one batch has room for: send several batches"}
+	}
 	return out, nil
 }
+
+// sealedBytes is about what a sealed secret takes beside its value: salt,
+// commitment and the names of fields, sealed and in base64.
+const sealedBytes = 300
 
 // CreateBatch checks all lines and stores the batch; RunBatches makes its
 // tasks.
@@ -94,7 +110,11 @@ func (o *Orchestrator) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, 
 		}
 		return lpmos.Batch{}, err
 	}
-	b, err := o.batches.CreateBatch(ctx, checked, by, idempotencyKey, request)
+	n := store.NewBatch{Specs: checked, By: by, Key: idempotencyKey, Request: request}
+	if n.Seal, err = o.sealedLines(checked); err != nil {
+		return lpmos.Batch{}, err
+	}
+	b, err := o.batches.CreateBatch(ctx, n)
 	if err != nil {
 		return b, err
 	}
@@ -104,6 +124,32 @@ func (o *Orchestrator) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, 
 	default: // it is looked for already
 	}
 	return b, nil
+}
+
+// sealedLines takes the secrets out of the lines of a batch and gives what seals
+// them for the tasks that the lines will be.
+func (o *Orchestrator) sealedLines(specs []lpmos.Spec) (func(line int, taskID string) (lpmos.SealedLine, bool), error) {
+	type secrets struct {
+		committed []lpmos.PlannedSecret
+		seal      func(taskID string) string
+	}
+	of := map[int]secrets{}
+	for i := range specs {
+		committed, seal, err := o.sealed(&specs[i])
+		if err != nil {
+			return nil, err
+		}
+		if seal != nil {
+			of[i+1] = secrets{committed, seal}
+		}
+	}
+	return func(line int, taskID string) (lpmos.SealedLine, bool) {
+		s, ok := of[line]
+		if !ok {
+			return lpmos.SealedLine{}, false
+		}
+		return lpmos.SealedLine{Committed: s.committed, AtRest: s.seal(taskID)}, true
+	}, nil
 }
 
 // Batch reads how far a batch has come.

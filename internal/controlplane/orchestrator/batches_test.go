@@ -11,6 +11,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/orchestrator"
+	"github.com/lpmos/lpmos/internal/controlplane/vault"
 )
 
 func specs(n int) (out []lpmos.Spec) {
@@ -95,6 +96,63 @@ func TestBatchGoesOnAfterACrash(t *testing.T) {
 	}
 	if again := s.batch(b.ID); !again.Finished {
 		t.Error("a finished batch is open again")
+	}
+}
+
+// The secrets of a line are sealed in the stored batch, become its task's, and
+// are nowhere else.
+func TestBatchWithSecrets(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	const canary = "CANARY-in-a-batch"
+	lines := specs(3)
+	lines[1].Secrets = map[string]lpmos.Secret{"token": lpmos.NewSecret(canary + "-1")}
+	lines[2].Secrets = map[string]lpmos.Secret{"token": lpmos.NewSecret(canary + "-2")}
+	b, err := s.CreateBatch(t.Context(), lines, "alice", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stored := s.batch(b.ID); len(stored.Sealed) != 2 || strings.Contains(fmt.Sprintf("%+v", stored), canary) || stored.Specs[1].Secrets != nil {
+		t.Errorf("stored batch = %+v; want the secrets of two lines, sealed", stored)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.RunBatches(ctx) }()
+	s.eventually("batch finished", func() bool { return s.batch(b.ID).Finished })
+	cancel()
+	<-done
+	v, err := vault.New(s.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line, want := range map[int]string{1: "", 2: canary + "-1", 3: canary + "-2"} {
+		rec, err := s.store.Task(t.Context(), lpmos.BatchTaskID(b.ID, line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want == "" {
+			if rec.Secrets != nil || rec.Task.Committed != nil {
+				t.Errorf("the task of line %d has secrets", line)
+			}
+			continue
+		}
+		if rec.Secrets == nil || len(rec.Task.Committed) != 1 {
+			t.Fatalf("the task of line %d has no secrets: %+v", line, rec.Task.Committed)
+		}
+		set, err := v.OpenTask(rec.Task.ID, rec.Secrets.AtRest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := set.Check(rec.Task.Committed); err != nil || got["token"].Reveal() != want {
+			t.Errorf("the secret of line %d does not open to what was given: %v", line, err)
+		}
+	}
+	many := specs(503)[3:]
+	for i := range many {
+		many[i].Secrets = map[string]lpmos.Secret{"token": lpmos.NewSecret(strings.Repeat("x", 1000))}
+	}
+	var inv *lpmos.InvalidError
+	if _, err := s.CheckBatch(many); !errors.As(err, &inv) {
+		t.Errorf("a batch with more secrets than fit into a value of the store = %v; want an InvalidError", err)
 	}
 }
 

@@ -77,6 +77,7 @@ type reader interface {
 	PermitLimit() int
 	Protection(macs []lpmos.MAC, uuid string) string
 	Locked(mac lpmos.MAC) *lpmos.Lock
+	TPM(mac lpmos.MAC) *lpmos.TPMBinding
 }
 
 // writer is the store.
@@ -96,6 +97,7 @@ type writer interface {
 	DeleteStop(ctx context.Context) error
 	PutLock(ctx context.Context, macs []lpmos.MAC, l lpmos.Lock) error
 	DeleteLock(ctx context.Context, macs []lpmos.MAC) error
+	ForgetTPM(ctx context.Context, macs []lpmos.MAC) error
 	UpdateGlobal(ctx context.Context, edit func(*store.Global) error) error
 	batchStore
 }

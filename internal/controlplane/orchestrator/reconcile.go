@@ -52,6 +52,9 @@ func (o *Orchestrator) reconcile(ctx context.Context, id string) error {
 }
 
 func (o *Orchestrator) step(ctx context.Context, t lpmos.Task, r api.Reports) error {
+	if r.Agent != nil {
+		ctx = lpmos.WithActor(ctx, lpmos.Actor{Name: byAgent, From: r.Agent.Address, Via: "region " + t.RegionID})
+	}
 	if r.Result != nil && !r.Result.OK && t.Status.Allows(lpmos.CauseFailed) {
 		return o.fail(ctx, t, lpmos.CauseFailed, r.Result.Failure)
 	}
@@ -135,6 +138,14 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 			NextStep: "If that is wrong, take it off the list of protected machines, then retry the task.",
 		})
 	}
+	if b := t.TPM; b != nil && !b.Is(h.TPM) {
+		return o.fail(ctx, t, lpmos.CauseFailed, &lpmos.Failure{
+			Code:     "tpm_changed",
+			Cause:    "Another machine answers for this one, or its mainboard was replaced: its TPM is not the one that " + b.By + " approved it with. Nothing was written.",
+			NextStep: "If the mainboard was replaced, have the TPM forgotten (the machine's page, or lpmos machine forget-tpm " + t.TargetMAC.String() + "), then retry the task and compare the key words. If not, find the machine that has its address.",
+			Evidence: fmt.Sprintf("approved with %s, answers with %s", b.Fingerprint(), cmp.Or(h.TPM.Fingerprint(), "none")),
+		})
+	}
 	t, unnamed := named(t, h)
 	want := lpmos.NewPlan(&t, h, image)
 	want.Problem = cmp.Or(want.Problem, unnamed)
@@ -149,6 +160,8 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 		move.Cause, move.Message = lpmos.CausePlanChanged, "The machine reported something else than the plan was made for; a new plan was made."
 		if t.Status == lpmos.Approved {
 			move.Message += " The approval is void."
+		} else if len(t.Approvals) > 0 {
+			move.Message += " What was approved of it is void."
 		}
 	}
 	macs, uuid := identity(t, h)
@@ -159,7 +172,7 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 				return errNothing
 			}
 			plan := want
-			rec.Task.Hardware, rec.Task.Plan, rec.Task.Approval, rec.Permit = h, &plan, nil, nil
+			rec.Task.Hardware, rec.Task.Plan, rec.Task.Approval, rec.Task.Approvals, rec.Permit = h, &plan, nil, nil, nil
 			rec.Task.Claims, rec.Task.ClaimUUID, rec.Task.Hostname = macs, uuid, t.Hostname
 			if rec.Task.Previous == nil {
 				rec.Task.Previous = previous

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -32,6 +33,9 @@ var errNoVault = errors.New("there is no key to seal secrets with")
 // profile: commitments to them, and what seals
 // them for the task they become part of.
 func (o *Orchestrator) sealed(spec *lpmos.Spec) ([]lpmos.PlannedSecret, func(taskID string) string, error) {
+	if err := spec.RequirePassphrase(); err != nil {
+		return nil, nil, err
+	}
 	if spec.Profile != "" {
 		p, err := o.profile(spec.Profile)
 		if err != nil {
@@ -114,6 +118,19 @@ func (o *Orchestrator) Unlock(ctx context.Context, mac lpmos.MAC, by string) err
 	return nil
 }
 
+// ForgetTPM lets a machine come with another TPM, as after its mainboard was
+// replaced: its next approval decides which.
+func (o *Orchestrator) ForgetTPM(ctx context.Context, mac lpmos.MAC, by string) error {
+	if o.read.TPM(mac) == nil {
+		return fmt.Errorf("TPM of machine %s: %w", mac, lpmos.ErrNotFound)
+	}
+	if err := o.put.ForgetTPM(ctx, o.addresses(mac)); err != nil {
+		return err
+	}
+	o.log.Warn("TPM of machine forgotten", "mac", mac, "by", by)
+	return nil
+}
+
 func (o *Orchestrator) addresses(mac lpmos.MAC) []lpmos.MAC {
 	macs := []lpmos.MAC{mac}
 	if m, ok := o.read.Machine(mac); ok {
@@ -138,4 +155,21 @@ func (o *Orchestrator) SetLimits(ctx context.Context, l lpmos.Limits, by string)
 	}
 	o.log.Info("limits changed", "permits_per_minute", l.PermitsPerMinute, "protected", len(l.Protected), "by", by)
 	return l, nil
+}
+
+// SetApprovalPolicy changes what it takes to approve, for the decisions from
+// its revision on.
+func (o *Orchestrator) SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, by string) (lpmos.ApprovalPolicy, error) {
+	p, err := p.Normalize()
+	if err != nil {
+		return p, err
+	}
+	if err := o.put.UpdateGlobal(ctx, func(g *store.Global) error {
+		g.Approvals = p
+		return nil
+	}); err != nil {
+		return p, err
+	}
+	o.log.Info("approval policy changed", "rules", len(p.Rules), "labels", len(p.Labels), "by", by)
+	return p, nil
 }

@@ -22,7 +22,8 @@ var access = map[string]string{
 	"GET /api/v1/tasks/:id/events": "viewer", "GET /api/v1/tasks/:id/logs": "viewer", "GET /api/v1/tasks/:id/plan": "viewer",
 	"GET /api/v1/regions": "viewer", "GET /api/v1/regions/:id": "viewer", "GET /api/v1/machines": "viewer", "GET /api/v1/machines/:mac": "viewer",
 	"PUT /api/v1/machines/:mac/lock": "operator+", "DELETE /api/v1/machines/:mac/lock": "approver+",
-	"GET /api/v1/stop": "viewer", "PUT /api/v1/stop": "operator", "DELETE /api/v1/stop": "approver+", "GET /api/v1/limits": "viewer", "PUT /api/v1/limits": "admin+",
+	"DELETE /api/v1/machines/:mac/tpm": "approver+",
+	"GET /api/v1/stop":                 "viewer", "PUT /api/v1/stop": "operator", "DELETE /api/v1/stop": "approver+", "GET /api/v1/limits": "viewer", "PUT /api/v1/limits": "admin+", "GET /api/v1/approval-policy": "viewer", "PUT /api/v1/approval-policy": "admin+",
 	"POST /api/v1/regions/:id/enroll": "admin+", "POST /api/v1/regions/:id/rotate": "admin+", "POST /api/v1/regions/:id/revoke": "admin+", "POST /api/v1/regions/:id/certificate": "",
 	"GET /api/v1/profiles": "viewer", "GET /api/v1/profiles/:name": "viewer", "PUT /api/v1/profiles/:name": "operator+", "DELETE /api/v1/profiles/:name": "operator+",
 	"GET /api/v1/templates": "viewer", "GET /api/v1/templates/:name": "viewer", "PUT /api/v1/templates/:name": "operator+", "DELETE /api/v1/templates/:name": "operator+", "POST /api/v1/templates/:name/preview": "viewer",
@@ -31,6 +32,7 @@ var access = map[string]string{
 	"POST /api/v1/logout": "self", "GET /api/v1/me": "self", "PUT /api/v1/me/password": "self", "DELETE /api/v1/me/sessions/:id": "self",
 	"GET /api/v1/users": "admin+", "POST /api/v1/users": "admin+", "GET /api/v1/users/:name": "admin+", "PUT /api/v1/users/:name": "admin+", "DELETE /api/v1/users/:name": "admin+", "POST /api/v1/users/:name/reset-password": "admin+",
 	"GET /api/v1/tokens": "viewer", "POST /api/v1/tokens": "viewer", "DELETE /api/v1/tokens/:id": "viewer",
+	"GET /api/v1/audit": "viewer+", "GET /api/v1/audit/export": "viewer+", "GET /api/v1/audit/:seq": "viewer+",
 }
 
 // as makes the next requests of a test those of somebody; the zero Principal is
@@ -38,7 +40,7 @@ var access = map[string]string{
 func (p *plane) as(who auth.Principal) { p.who = &who }
 
 func somebody(role lpmos.Role, regions ...string) auth.Principal {
-	p := auth.Principal{Kind: auth.Token, Name: string(role), Role: role, Label: "test"}
+	p := auth.Principal{Kind: auth.Token, Name: string(role), Role: role, Label: "test", Own: true}
 	if len(regions) > 0 {
 		p.Regions = regions
 	}

@@ -463,6 +463,7 @@ func TestClient(t *testing.T) {
 	if err != nil || tag == "" {
 		t.Fatalf("Image = %+v, %q, %v", i, tag, err)
 	}
+	i.Title = "Tiny, renamed"
 	if err := c.PutImageIf(ctx, i, tag); err != nil {
 		t.Error(err)
 	}

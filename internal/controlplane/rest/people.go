@@ -16,6 +16,8 @@ import (
 type People interface {
 	Login(ctx context.Context, name, password, from, agent string) (secret string, p auth.Principal, err error)
 	Logout(ctx context.Context, p auth.Principal) error
+	// Reauthenticate proves once more who p is: the answer says since when.
+	Reauthenticate(ctx context.Context, p auth.Principal, password string) (auth.Principal, error)
 	SetCookie(w http.ResponseWriter, r *http.Request, secret string)
 	Sessions(user, current string) []auth.SignedIn
 	EndSession(ctx context.Context, user, publicID string) error
@@ -147,13 +149,15 @@ type userBody struct {
 	UpdatedAt  time.Time  `json:"updated_at"`
 	UpdatedBy  string     `json:"updated_by,omitempty"`
 	Sessions   int        `json:"sessions"`
+	// External is who they are to their identity provider.
+	External *lpmos.External `json:"external,omitempty"`
 	// OneTimePassword is told once: when it is made.
 	OneTimePassword string `json:"one_time_password,omitempty"`
 }
 
 func (a *API) userBody(u lpmos.User) userBody {
 	return userBody{Name: u.Name, Role: u.Role, Regions: u.Regions, Disabled: u.Disabled, MustChange: u.MustChange,
-		CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, UpdatedAt: u.UpdatedAt, UpdatedBy: u.UpdatedBy, Sessions: len(a.who.Sessions(u.Name, ""))}
+		CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, UpdatedAt: u.UpdatedAt, UpdatedBy: u.UpdatedBy, Sessions: len(a.who.Sessions(u.Name, "")), External: u.External}
 }
 
 func (a *API) listUsers(c *gin.Context) {

@@ -54,6 +54,7 @@ type Reader interface {
 	ImageRev(os, version, arch string) (lpmos.Image, int64, bool)
 	Stopped() *lpmos.Stop
 	Limits() lpmos.Limits
+	ApprovalPolicy() lpmos.ApprovalPolicy
 }
 
 // Actions is the orchestrator.
@@ -80,7 +81,9 @@ type Actions interface {
 	Resume(ctx context.Context, by string) error
 	Lock(ctx context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error)
 	Unlock(ctx context.Context, mac lpmos.MAC, by string) error
+	ForgetTPM(ctx context.Context, mac lpmos.MAC, by string) error
 	SetLimits(ctx context.Context, l lpmos.Limits, by string) (lpmos.Limits, error)
+	SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, by string) (lpmos.ApprovalPolicy, error)
 }
 
 // Store is what goes to the store without a decision.
@@ -90,6 +93,9 @@ type Store interface {
 	// PutImageIf changes an entry of the catalogue only if it is still the one
 	// that rev wrote (0: none, -1: whatever is there).
 	PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (int64, error)
+	Audit(ctx context.Context, q api.AuditQuery) (api.AuditPage, error)
+	AuditEntry(ctx context.Context, seq int64) (lpmos.AuditEntry, error)
+	ExportAudit(ctx context.Context, yield func(lpmos.AuditRecord) error) error
 }
 
 // Blobs are files by content.
@@ -172,11 +178,14 @@ func (a *API) routes() []Route {
 		{"GET", v1 + "/machines/:mac", auth.See, (*API).getMachine},
 		{"PUT", v1 + "/machines/:mac/lock", auth.Operate, (*API).lockMachine},
 		{"DELETE", v1 + "/machines/:mac/lock", auth.Approve, (*API).unlockMachine},
+		{"DELETE", v1 + "/machines/:mac/tpm", auth.Approve, (*API).forgetTPM},
 		{"GET", v1 + "/stop", auth.See, (*API).getStop},
 		{"PUT", v1 + "/stop", auth.Operate, (*API).putStop},
 		{"DELETE", v1 + "/stop", auth.Approve, (*API).deleteStop},
 		{"GET", v1 + "/limits", auth.See, (*API).getLimits},
 		{"PUT", v1 + "/limits", auth.Administer, (*API).putLimits},
+		{"GET", v1 + "/approval-policy", auth.See, (*API).getApprovalPolicy},
+		{"PUT", v1 + "/approval-policy", auth.Administer, (*API).putApprovalPolicy},
 		{"GET", v1 + "/profiles", auth.See, (*API).listProfiles},
 		{"GET", v1 + "/profiles/:name", auth.See, (*API).getProfile},
 		{"PUT", v1 + "/profiles/:name", auth.Configure, (*API).putProfile},
@@ -208,6 +217,9 @@ func (a *API) routes() []Route {
 		{"GET", v1 + "/tokens", auth.See, (*API).listTokens},
 		{"POST", v1 + "/tokens", auth.See, (*API).createToken},
 		{"DELETE", v1 + "/tokens/:id", auth.See, (*API).deleteToken},
+		{"GET", v1 + "/audit", auth.Review, (*API).listAudit},
+		{"GET", v1 + "/audit/export", auth.Review, (*API).exportAudit},
+		{"GET", v1 + "/audit/:seq", auth.Review, (*API).getAudit},
 	}
 }
 
@@ -315,6 +327,9 @@ type Problem struct {
 	// passwords will be looked at.
 	NeedRole  lpmos.Role `json:"need_role,omitempty"`
 	TriesLeft *int       `json:"tries_left,omitempty"`
+	// Reauth says that the same request with the person's password may be
+	// accepted.
+	Reauth bool `json:"reauth,omitempty"`
 }
 
 func (a *API) problem(c *gin.Context, status int, title, detail string) {
@@ -344,6 +359,8 @@ func (a *API) fail(c *gin.Context, err error) {
 	var batch *lpmos.BatchError
 	var denied *auth.DeniedError
 	var throttled *auth.ThrottledError
+	var reauth *api.ReauthError
+	var barred *api.BarError
 	switch {
 	case errors.As(err, &batch):
 		p.Title, p.Status, p.Lines = "Lines cannot be accepted", http.StatusBadRequest, batch.Lines
@@ -369,6 +386,13 @@ func (a *API) fail(c *gin.Context, err error) {
 		p.Title, p.Status = "Not signed in", http.StatusUnauthorized
 		if wrong, ok := errors.AsType[*auth.WrongError](err); ok {
 			p.TriesLeft = &wrong.Left
+		}
+	case errors.As(err, &reauth):
+		p.Title, p.Status, p.Reauth = "Confirm who you are", http.StatusForbidden, true
+	case errors.As(err, &barred):
+		p.Title, p.Status = "Somebody else has to approve", http.StatusForbidden
+		if barred.Bar == lpmos.BarGiven {
+			p.Title, p.Status, p.TaskStatus = "Approved already", http.StatusConflict, lpmos.AwaitingApproval
 		}
 	case errors.As(err, &denied):
 		p.Title, p.Status, p.NeedRole = "Not allowed", http.StatusForbidden, denied.Need

@@ -51,7 +51,7 @@ func (r past) PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (int64, 
 }
 
 // tester is an admin of everything.
-var tester = auth.Principal{Kind: auth.Token, Name: "tester", Role: lpmos.Admin, Label: "test"}
+var tester = auth.Principal{Kind: auth.Token, Name: "tester", Role: lpmos.Admin, Label: "test", Own: true}
 
 var discard = slog.New(slog.DiscardHandler)
 
@@ -86,7 +86,7 @@ func newPlane(t *testing.T) *plane {
 	boot := func(ctx context.Context, b lpmos.BootImage) error {
 		return st.UpdateGlobal(ctx, func(g *store.Global) error { g.BootImage = &b; return nil })
 	}
-	a := rest.New(p.state, orch, st, dir, boot, api.OpenAPI, discard)
+	a := rest.New(p.state, orch, past{scope.Remember(p.state, st, auth.Principal{}), st}, dir, boot, api.OpenAPI, discard)
 	p.auth = auth.New(auth.Config{CheapPasswords: true}, st, discard)
 	p.state.Follow(func(b store.Batch) { p.auth.Apply(b.Rev, b.Reset, controlplane.People(b, discard)) })
 	a.Know(p.auth)

@@ -70,6 +70,18 @@ func (a *API) unlockMachine(c *gin.Context) {
 	c.Status(http.StatusNoContent)
 }
 
+func (a *API) forgetTPM(c *gin.Context) {
+	mac, err := lpmos.ParseMAC(c.Param("mac"))
+	if err == nil {
+		err = a.act.ForgetTPM(c.Request.Context(), mac, who(c))
+	}
+	if err != nil {
+		a.fail(c, err)
+		return
+	}
+	c.Status(http.StatusNoContent)
+}
+
 func (a *API) getLimits(c *gin.Context) { c.JSON(http.StatusOK, limitsBody(a.read.Limits())) }
 
 func (a *API) putLimits(c *gin.Context) {
@@ -88,4 +100,29 @@ func (a *API) putLimits(c *gin.Context) {
 func limitsBody(l lpmos.Limits) lpmos.Limits {
 	l.Protected = list(l.Protected)
 	return l
+}
+
+func (a *API) getApprovalPolicy(c *gin.Context) {
+	c.JSON(http.StatusOK, policyBody(a.read.ApprovalPolicy()))
+}
+
+func (a *API) putApprovalPolicy(c *gin.Context) {
+	var p lpmos.ApprovalPolicy
+	if !a.decode(c, &p) {
+		return
+	}
+	p, err := a.act.SetApprovalPolicy(c.Request.Context(), p, who(c))
+	if err != nil {
+		a.fail(c, err)
+		return
+	}
+	c.JSON(http.StatusOK, policyBody(p))
+}
+
+func policyBody(p lpmos.ApprovalPolicy) lpmos.ApprovalPolicy {
+	p.Rules = list(p.Rules)
+	if p.Labels == nil {
+		p.Labels = map[string][]string{}
+	}
+	return p
 }

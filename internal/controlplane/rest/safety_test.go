@@ -57,6 +57,53 @@ func TestStop(t *testing.T) {
 	p.is(id, lpmos.Installing)
 }
 
+// TestForgetTPM approves a machine with a TPM, sees it refused with another one,
+// and has the TPM forgotten.
+func TestForgetTPM(t *testing.T) {
+	p := newPlane(t)
+	path := "/api/v1/machines/" + mac + "/tpm"
+	p.problem("DELETE", "/api/v1/machines/x/tpm", "", 400)
+	p.problem("DELETE", path, "", 404)
+	id := p.create(mac)
+	machine := func(ek string) *lpmos.Hardware {
+		return &lpmos.Hardware{BootMode: "bios", CPU: lpmos.CPU{Architecture: "amd64"}, NICs: []lpmos.NIC{{Name: "e0", MAC: lpmos.MustMAC(mac)}},
+			Disks: []lpmos.Disk{{Device: "/dev/sda", SizeBytes: 1 << 34, SectorBytes: 512, Serial: "S1", Transport: "sata"}},
+			TPM:   &lpmos.TPM{Endorsement: []byte(ek), Companion: []byte("name")}}
+	}
+	report := func(attempt int, ek string) {
+		if err := p.sess.PutHardware(t.Context(), id, attempt, machine(ek)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report(1, "its own")
+	seen := p.is(id, lpmos.AwaitingApproval)
+	if seen.TPM != nil {
+		t.Errorf("TPM before the first approval = %+v; want none", seen.TPM)
+	}
+	method, decide, body := approve(id, seen.Plan.Digest)
+	want[lpmos.Task](p, method, decide, body, 200)
+	if got := p.is(id, lpmos.Approved); got.TPM == nil || string(got.TPM.Endorsement) != "its own" || got.TPM.By == "" || got.TPM.TaskID != id {
+		t.Errorf("TPM after the approval = %+v; want the one it was approved with", got.TPM)
+	}
+	p.eventually("the machine says so", func() bool {
+		m, ok := p.state.Machine(lpmos.MustMAC(mac))
+		return ok && m.TPM != nil && string(m.TPM.Endorsement) == "its own"
+	})
+	p.problem("DELETE", path, "", 409) // a live task
+	report(1, "a clone's")
+	if got := p.is(id, lpmos.Failed); got.Error == nil || got.Error.Code != "tpm_changed" {
+		t.Errorf("error with another TPM = %+v", got.Error)
+	}
+	p.empty("DELETE", path, 204)
+	p.eventually("it is forgotten", func() bool { return p.state.TPM(lpmos.MustMAC(mac)) == nil })
+	want[lpmos.Task](p, "POST", "/api/v1/tasks/"+id+"/retry", "", 200)
+	report(2, "a new mainboard's")
+	if got := p.is(id, lpmos.AwaitingApproval); got.TPM != nil || len(lpmos.DiffHardware(machine("its own"), got.Hardware)) != 1 {
+		t.Errorf("after it was forgotten the TPM is %+v; want none, and a difference to look at", got.TPM)
+	}
+	p.problem("DELETE", path, "", 404)
+}
+
 func TestLockAndLimits(t *testing.T) {
 	p := newPlane(t)
 	lock := "/api/v1/machines/" + mac + "/lock"

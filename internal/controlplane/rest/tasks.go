@@ -206,6 +206,8 @@ type approval struct {
 	Notes      string `json:"notes,omitempty"`
 	PlanDigest string `json:"plan_digest,omitempty"`
 	AgentKey   string `json:"agent_key,omitempty"`
+	// Password proves once more who approves, where the policy asks for it.
+	Password lpmos.Secret `json:"password,omitzero"`
 }
 
 func (a *API) approveTask(c *gin.Context) {
@@ -232,6 +234,14 @@ func (a *API) approveTask(c *gin.Context) {
 			return
 		}
 		req.AgentKey = "sha256:" + digits
+	}
+	if !req.Password.IsZero() {
+		p, err := a.who.Reauthenticate(c.Request.Context(), principal(c), req.Password.Reveal())
+		if err != nil {
+			a.fail(c, err)
+			return
+		}
+		a = a.of(p)
 	}
 	t, err := a.act.Decide(c.Request.Context(), c.Param("id"), api.Decision{Approved: *req.Approved, Notes: req.Notes, PlanDigest: req.PlanDigest, AgentKey: req.AgentKey}, who(c))
 	a.answer(c, t, err)

@@ -31,7 +31,9 @@ type Orchestrator interface {
 	Resume(ctx context.Context, by string) error
 	Lock(ctx context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error)
 	Unlock(ctx context.Context, mac lpmos.MAC, by string) error
+	ForgetTPM(ctx context.Context, mac lpmos.MAC, by string) error
 	SetLimits(ctx context.Context, l lpmos.Limits, by string) (lpmos.Limits, error)
+	SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, by string) (lpmos.ApprovalPolicy, error)
 }
 
 // Actions is the orchestrator as one principal may use it. Every method asks
@@ -94,6 +96,7 @@ func (a *Actions) Decide(ctx context.Context, id string, d api.Decision, _ strin
 	if err := a.may(ctx, auth.Approve, id); err != nil {
 		return lpmos.Task{}, err
 	}
+	d.Approver = a.r.p.Approver()
 	return a.o.Decide(ctx, id, d, a.by())
 }
 

@@ -13,6 +13,20 @@ func (r *Reader) Stopped() *lpmos.Stop { return r.m.Stopped() }
 // Limits are what bounds the damage of a mistake.
 func (r *Reader) Limits() lpmos.Limits { return r.m.Limits() }
 
+// ApprovalPolicy is what it takes to approve. Its labels name machines of every
+// region, so who is limited to some sees them without.
+func (r *Reader) ApprovalPolicy() lpmos.ApprovalPolicy {
+	p := r.m.ApprovalPolicy()
+	if !r.all() {
+		names := map[string][]string{}
+		for label := range p.Labels {
+			names[label] = []string{}
+		}
+		p.Labels = names
+	}
+	return p
+}
+
 // Stop may be said by everybody who operates anything: it destroys nothing.
 func (a *Actions) Stop(ctx context.Context, reason, _ string) (lpmos.Stop, error) {
 	if err := a.r.p.May(auth.Operate); err != nil {
@@ -45,12 +59,29 @@ func (a *Actions) Unlock(ctx context.Context, mac lpmos.MAC, _ string) error {
 	return a.o.Unlock(ctx, mac, a.by())
 }
 
+// ForgetTPM lets a machine come with another TPM: it decides which machine is
+// believed, as an approval does.
+func (a *Actions) ForgetTPM(ctx context.Context, mac lpmos.MAC, _ string) error {
+	if err := a.machine(auth.Approve, mac); err != nil {
+		return err
+	}
+	return a.o.ForgetTPM(ctx, mac, a.by())
+}
+
 // SetLimits changes what bounds the damage of a mistake.
 func (a *Actions) SetLimits(ctx context.Context, l lpmos.Limits, _ string) (lpmos.Limits, error) {
 	if err := a.r.p.May(auth.Administer); err != nil {
 		return l, err
 	}
 	return a.o.SetLimits(ctx, l, a.by())
+}
+
+// SetApprovalPolicy changes what it takes to approve.
+func (a *Actions) SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, _ string) (lpmos.ApprovalPolicy, error) {
+	if err := a.r.p.May(auth.Administer); err != nil {
+		return p, err
+	}
+	return a.o.SetApprovalPolicy(ctx, p, a.by())
 }
 
 // everywhere asks for a permission that is not limited to regions.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/audit"
 	"github.com/lpmos/lpmos/internal/controlplane/auth"
 )
 
@@ -50,6 +51,7 @@ type Model interface {
 	TemplateUse(name string) api.Use
 	Stopped() *lpmos.Stop
 	Limits() lpmos.Limits
+	ApprovalPolicy() lpmos.ApprovalPolicy
 }
 
 // Reader is the read model as one principal sees it.
@@ -307,6 +309,7 @@ func unknown(id string) error {
 // History is what the store keeps of tasks.
 type History interface {
 	Events(ctx context.Context, id string) ([]lpmos.Event, error)
+	audit.Log
 }
 
 // Past is a History as one principal sees it.
@@ -336,4 +339,29 @@ func (p *Past) Lines(_ context.Context, id string) ([]string, error) {
 		return nil, unknown(id)
 	}
 	return lines, nil
+}
+
+// Audit is what administrators did, for who sees all regions.
+func (p *Past) Audit(ctx context.Context, q api.AuditQuery) (api.AuditPage, error) {
+	if err := p.May(auth.Review); err != nil {
+		return api.AuditPage{}, err
+	}
+	return audit.Page(ctx, p.h, q)
+}
+
+// AuditEntry is one entry of it.
+func (p *Past) AuditEntry(ctx context.Context, seq int64) (lpmos.AuditEntry, error) {
+	if err := p.May(auth.Review); err != nil {
+		return lpmos.AuditEntry{}, err
+	}
+	return p.h.AuditEntry(ctx, seq)
+}
+
+// ExportAudit is all of it and the history of every task, as an
+// lpmos.AuditVerifier reads it.
+func (p *Past) ExportAudit(ctx context.Context, yield func(lpmos.AuditRecord) error) error {
+	if err := p.May(auth.Review); err != nil {
+		return err
+	}
+	return p.h.ExportAudit(ctx, yield)
 }

@@ -547,7 +547,7 @@ func (s *State) Machine(mac lpmos.MAC) (lpmos.Machine, bool) {
 		return lpmos.Machine{}, false
 	}
 	v, now := m.view(), m.records[0]
-	v.HardwareAt, v.Lock = m.sum.HardwareAt, s.lockOf(m.sum.MACs)
+	v.HardwareAt, v.Lock, v.TPM = m.sum.HardwareAt, s.lockOf(m.sum.MACs), s.tpmOf(m.sum.MACs)
 	mine := false // the task that reported last is still there
 	for _, t := range m.tasks {
 		mine = mine || t.ID == now.taskID

@@ -170,7 +170,7 @@ func (s *State) condition(t query.Term, now time.Time) (c condition, quick bool)
 			if t.Approval == nil {
 				return []string{t.CreatedBy}
 			}
-			return []string{t.CreatedBy, t.Approval.By}
+			return append(t.Approval.People(), t.CreatedBy)
 		},
 	}[t.Key]
 	return func(r *row) bool {

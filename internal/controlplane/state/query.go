@@ -62,7 +62,7 @@ func (s *State) Task(id string) (lpmos.Task, bool) {
 	if log := t.log(t.Attempt); len(log) > 0 {
 		v.LogTail = tail(log, logTailLines)
 	}
-	v.PermitWait = s.permitWait(t)
+	v.PermitWait, v.ApprovalNeeds = s.permitWait(t), s.approvalNeeds(&v)
 	load := !t.Status.Live() && (t.left || t.leftLog)
 	s.mu.RUnlock()
 	if load {
@@ -246,6 +246,19 @@ func (s *State) Live() []string {
 		}
 		for _, t := range s.byStatus[i] {
 			out = append(out, t.ID)
+		}
+	}
+	return out
+}
+
+// Moved are the ids of tasks that changed since a moment, in no order.
+func (s *State) Moved(since time.Time) []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []string
+	for id, t := range s.tasks {
+		if t.Status != "" && !t.UpdatedAt.Before(since) {
+			out = append(out, id)
 		}
 	}
 	return out

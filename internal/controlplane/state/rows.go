@@ -194,7 +194,7 @@ func (t *task) index() {
 		}
 	}
 	if a := t.Approval; a != nil {
-		parts = append(parts, a.By)
+		parts = append(parts, a.People()...)
 	}
 	if e := t.Error; e != nil {
 		parts = append(parts, e.Code, e.Cause)

@@ -15,11 +15,12 @@ import (
 type safety struct {
 	stop    *lpmos.Stop
 	locks   map[lpmos.MAC]lpmos.Lock
+	tpms    map[lpmos.MAC]lpmos.TPMBinding
 	permits map[string][]time.Time // by region
 }
 
 func newSafety() safety {
-	return safety{locks: map[lpmos.MAC]lpmos.Lock{}, permits: map[string][]time.Time{}}
+	return safety{locks: map[lpmos.MAC]lpmos.Lock{}, tpms: map[lpmos.MAC]lpmos.TPMBinding{}, permits: map[string][]time.Time{}}
 }
 
 // applySafety brings a change of these keys into memory.
@@ -34,6 +35,13 @@ func (s *State) applySafety(c store.Change) {
 			delete(s.safety.locks, c.Key.MAC)
 		} else {
 			s.safety.locks[c.Key.MAC] = *l
+		}
+	case store.KindTPM:
+		var b *lpmos.TPMBinding
+		if b, err = pointer[lpmos.TPMBinding](c); b == nil {
+			delete(s.safety.tpms, c.Key.MAC)
+		} else {
+			s.safety.tpms[c.Key.MAC] = *b
 		}
 	case store.KindPermits:
 		var granted []time.Time
@@ -75,11 +83,33 @@ func (s *State) Alarmed() int {
 func (s *State) Locked(mac lpmos.MAC) *lpmos.Lock {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	return s.lockOf(s.addresses(mac))
+}
+
+// addresses are all that are known of a machine, the given one first.
+func (s *State) addresses(mac lpmos.MAC) []lpmos.MAC {
 	macs := []lpmos.MAC{mac}
 	if m := s.fleet.owner["mac "+mac.String()]; m != nil {
 		macs = append(macs, m.view().MACs...)
 	}
-	return s.lockOf(macs)
+	return macs
+}
+
+// TPM is the TPM a machine had when it was first approved, by any of its
+// addresses; nil for none.
+func (s *State) TPM(mac lpmos.MAC) *lpmos.TPMBinding {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.tpmOf(s.addresses(mac))
+}
+
+func (s *State) tpmOf(macs []lpmos.MAC) *lpmos.TPMBinding {
+	for _, m := range macs {
+		if b, ok := s.safety.tpms[m]; ok {
+			return &b
+		}
+	}
+	return nil
 }
 
 func (s *State) lockOf(macs []lpmos.MAC) *lpmos.Lock {
@@ -194,4 +224,24 @@ func (s *State) Limits() lpmos.Limits {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.global.Limits
+}
+
+// ApprovalPolicy is that of config/global.
+func (s *State) ApprovalPolicy() lpmos.ApprovalPolicy {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.global.Approvals
+}
+
+// approvalNeeds is what the approval of a task that waits for it takes, nil when
+// it takes no more than the role.
+func (s *State) approvalNeeds(t *lpmos.Task) *lpmos.ApprovalNeeds {
+	if t.Status != lpmos.AwaitingApproval {
+		return nil
+	}
+	n := s.global.Approvals.For(t)
+	if n.Plain() {
+		return nil
+	}
+	return &n
 }

@@ -196,7 +196,7 @@ func (s *State) apply(b store.Batch) api.Update {
 			applyNamed(s, s.profiles, c)
 		case store.KindTemplate:
 			applyNamed(s, s.templates, c)
-		case store.KindStop, store.KindLock, store.KindPermits:
+		case store.KindStop, store.KindLock, store.KindTPM, store.KindPermits:
 			s.applySafety(c)
 		case store.KindGlobal:
 			g, err := store.Decode[store.Global](c)

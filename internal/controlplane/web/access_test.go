@@ -15,18 +15,20 @@ import (
 // "" for everybody, "self" for whoever is signed in, else the least role; "+"
 // behind it means in all regions.
 var pageAccess = map[string]string{
-	"GET /login": "", "POST /login": "", "POST /logout": "", "POST /preferences": "", "GET /static/{hash}/{path...}": "", "GET /sw.js": "",
+	"GET /login": "", "POST /login": "", "GET /login/oidc": "", "GET /login/oidc/callback": "", "POST /logout": "", "POST /preferences": "", "GET /static/{hash}/{path...}": "", "GET /sw.js": "",
 	"GET /{$}": "self", "GET /account": "self", "POST /account/password": "self", "POST /account/sessions/{id}/end": "self",
 	"GET /dashboard": "viewer", "GET /tasks": "viewer", "GET /tasks/order": "viewer", "GET /tasks/rows": "viewer", "GET /tasks/bulk": "viewer", "GET /tasks/bulk/run": "viewer",
 	"POST /tasks/bulk": "operator", "POST /tasks/bulk/counts": "viewer", "POST /tasks/bulk/run": "operator", "GET /tasks/create": "operator", "POST /tasks/create": "operator",
 	"GET /batches/{id}": "viewer", "GET /tasks/approve": "viewer", "POST /tasks/approve": "approver", "GET /tasks/{id}": "viewer", "GET /tasks/{id}/approve": "viewer", "POST /tasks/{id}/approve": "approver",
 	"POST /tasks/{id}/cancel": "operator", "POST /tasks/{id}/retry": "operator", "POST /tasks/{id}/delete": "operator", "GET /tasks/{id}/log": "viewer",
+	"POST /machines/{mac}/lock": "operator", "POST /machines/{mac}/unlock": "approver", "POST /machines/{mac}/forget-tpm": "approver",
 	"GET /stop": "viewer", "POST /stop": "operator", "POST /resume": "approver",
-	"GET /regions": "viewer", "GET /machines": "viewer", "GET /machines/{mac}": "viewer", "GET /images": "viewer", "POST /images/{os}/{version}/{arch}/delete": "admin+",
+	"GET /policy": "viewer", "POST /policy": "admin+", "GET /regions": "viewer", "GET /machines": "viewer", "GET /machines/{mac}": "viewer", "GET /images": "viewer", "POST /images/{os}/{version}/{arch}/delete": "admin+",
 	"GET /profiles": "viewer", "POST /profiles": "operator+", "GET /profiles/{name}": "viewer", "POST /profiles/{name}": "operator+", "POST /profiles/{name}/delete": "operator+",
 	"GET /templates": "viewer", "POST /templates": "operator+", "GET /templates/{name}": "viewer", "POST /templates/{name}": "operator+", "POST /templates/{name}/delete": "operator+",
 	"GET /users": "admin+", "POST /users": "admin+", "GET /users/{name}": "admin+", "POST /users/{name}": "admin+", "POST /users/{name}/reset": "admin+", "POST /users/{name}/delete": "admin+",
 	"GET /tokens": "viewer", "POST /tokens": "viewer", "POST /tokens/{id}/delete": "viewer",
+	"GET /audit": "viewer+",
 }
 
 // T11 for the pages: nobody is sent to sign in, whoever may not is told why.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -27,6 +28,8 @@ type approveView struct {
 	Command  string
 	Person   string
 	Alike    int // how many machines, this one among them, wait for the same decision
+	Ask      policyAsk
+	Changed  bool // the plan is not the one that was looked at before signing in again
 }
 
 type verdict struct{ Big, Text string }
@@ -62,6 +65,8 @@ func (w *Web) approveForm(rw http.ResponseWriter, r *http.Request) {
 	}
 	v := w.newApprove(r, t)
 	v.Notes = lpmos.Shorten(r.URL.Query().Get("notes"), lpmos.MaxNotesBytes) // kept from a plan that changed
+	seen := r.URL.Query().Get("seen")
+	v.Changed = seen != "" && seen != t.Plan.Digest
 	w.showApprove(rw, r, http.StatusOK, v, rev)
 }
 
@@ -72,7 +77,7 @@ func (w *Web) showApprove(rw http.ResponseWriter, r *http.Request, status int, v
 func (w *Web) newApprove(r *http.Request, t lpmos.Task) approveView {
 	images := w.reader.Images()
 	v := approveView{Task: t, OS: imageTitle(images, t.OSType, t.OSVersion, t.Arch), Machine: w.newMachine(t), Plan: w.newPlan(t, images),
-		Command: commandApprove(t.ID, t.Plan), Person: w.cfg.Person(r)}
+		Command: commandApprove(t.ID, t.Plan), Person: w.cfg.Person(r), Ask: w.ask(t, "/tasks/"+t.ID+"/approve?seen="+url.QueryEscape(t.Plan.Digest))}
 	if t.Plan.Problem == "" {
 		v.Alike = len(w.waitingLike(t))
 	}
@@ -157,7 +162,15 @@ func (w *Web) decide(rw http.ResponseWriter, r *http.Request) {
 	if len(problems) == 0 {
 		ctx, cancel := actionContext(r)
 		defer cancel()
-		_, err = w.actions.Decide(ctx, t.ID, d, w.cfg.Person(r))
+		if d.Approved {
+			w, problems = w.confirm(ctx, f.Get("password"))
+		}
+		if len(problems) == 0 {
+			_, err = w.actions.Decide(ctx, t.ID, d, w.cfg.Person(r))
+		}
+		if text := w.mustConfirm(err); text != "" {
+			problems = append(problems, fieldProblem{"password", text})
+		}
 		if invalid, ok := errors.AsType[*lpmos.InvalidError](err); ok {
 			problems = append(problems, fieldProblem{decisionField(invalid.Field), w.sentence(invalid.Error())})
 		}
@@ -166,8 +179,14 @@ func (w *Web) decide(rw http.ResponseWriter, r *http.Request) {
 	case len(problems) > 0:
 		v := w.newApprove(r, t)
 		v.Notes, v.Serial, v.Problems = f.Get("notes"), f.Get("serial_end"), problems
+		if v.Problem("password") != "" {
+			v.Ask.Password, v.Ask.Name = true, w.me.Name
+		}
 		w.showApprove(rw, r, http.StatusBadRequest, v, rev)
 	case err == nil:
+		http.Redirect(rw, r, "/tasks/"+t.ID, http.StatusSeeOther)
+	case barred(err) == lpmos.BarGiven:
+		// The same decision sent twice is not an error.
 		http.Redirect(rw, r, "/tasks/"+t.ID, http.StatusSeeOther)
 	case errors.Is(err, lpmos.ErrConflict):
 		now, ok := w.reader.Task(t.ID)
@@ -183,6 +202,14 @@ func (w *Web) decide(rw http.ResponseWriter, r *http.Request) {
 	default:
 		w.fail(rw, r, err)
 	}
+}
+
+// barred is why the policy refused who decided, "" where it did not.
+func barred(err error) lpmos.ApprovalBar {
+	if bar, ok := errors.AsType[*api.BarError](err); ok {
+		return bar.Bar
+	}
+	return ""
 }
 
 // checkDecision finds what a person forgot. The orchestrator has the last
@@ -222,7 +249,7 @@ func decisionField(field string) string {
 // decidedAlready answers a decision that came too late. The same decision sent
 // twice is not an error.
 func (w *Web) decidedAlready(rw http.ResponseWriter, r *http.Request, t lpmos.Task, d api.Decision) {
-	if a := t.Approval; a != nil && a.Approved == d.Approved && a.PlanDigest == d.PlanDigest && a.By == w.cfg.Person(r) {
+	if a := t.Approval; a != nil && a.Approved == d.Approved && a.PlanDigest == d.PlanDigest && slices.Contains(a.People(), w.cfg.Person(r)) {
 		http.Redirect(rw, r, "/tasks/"+t.ID, http.StatusSeeOther)
 		return
 	}

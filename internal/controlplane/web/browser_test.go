@@ -128,6 +128,7 @@ func newTab(t testing.TB, s *fakeSite) *tab {
 	mux := http.NewServeMux()
 	mux.Handle("/", signedIn(newTestWeb(t, s)))
 	mux.Handle("/ws", hub)
+	mux.HandleFunc("/api/v1/me", func(rw http.ResponseWriter, _ *http.Request) { rw.Write([]byte("{}")) })
 	mux.HandleFunc("/api/v1/tasks/{id}", func(rw http.ResponseWriter, r *http.Request) {
 		task, _ := s.Task(r.PathValue("id"))
 		rw.Header().Set("Content-Type", "application/json")

@@ -282,6 +282,10 @@ func (w *Web) createOne(rw http.ResponseWriter, r *http.Request, v createView) {
 	if len(problems) == 0 {
 		ctx, cancel := actionContext(r)
 		defer cancel()
+		if shown.Layout.Encrypted() {
+			// Typed on the summary, so that no page carries it.
+			spec.Secrets = map[string]lpmos.Secret{lpmos.SecretDisk: lpmos.NewSecret(r.PostForm.Get("passphrase"))}
+		}
 		// The form's id makes one task of a form that is sent twice.
 		t, err := w.actions.Create(ctx, spec, w.cfg.Person(r), v.FormID)
 		if err == nil {
@@ -291,6 +295,10 @@ func (w *Web) createOne(rw http.ResponseWriter, r *http.Request, v createView) {
 		invalid, ok := errors.AsType[*lpmos.InvalidError](err)
 		conflict, isConflict := errors.AsType[*lpmos.ConflictError](err)
 		switch {
+		case ok && strings.HasPrefix(invalid.Field, "secrets."):
+			v.Problems = []fieldProblem{{"passphrase", w.sentence(invalid.Error())}}
+			w.showSummary(rw, r, v, []csvLine{{Spec: shown}})
+			return
 		case ok:
 			problems = append(problems, fieldProblem{createField(invalid.Field), w.sentence(invalid.Error())})
 		case isConflict:

@@ -38,11 +38,16 @@ type fakeSite struct {
 	byKey   map[string]string // idempotency key → task
 	seen    []lpmos.Machine
 	batches map[string]lpmos.Batch // by idempotency key
+	audit   []lpmos.AuditEntry     // oldest first; pages have two
 	refuse  []lpmos.BatchLine      // what the next batch is refused for
 	now     time.Time
 
 	profiles  map[string]lpmos.Profile
+	locks     map[lpmos.MAC]*lpmos.Lock
+	has       *lpmos.TPM        // TPM of the discovered machine
+	tpm       *lpmos.TPMBinding // that it was approved with
 	templates map[string]lpmos.Template
+	policy    lpmos.ApprovalPolicy
 }
 
 var (
@@ -193,6 +198,22 @@ func (s *fakeSite) Events(_ context.Context, id string) ([]lpmos.Event, error) {
 }
 func (s *fakeSite) Logs(_ context.Context, id string) ([]string, error) { return s.logs[id], nil }
 
+func (s *fakeSite) Audit(_ context.Context, q api.AuditQuery) (p api.AuditPage, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range slices.Backward(s.audit) {
+		p.Last = max(p.Last, e.Seq)
+		if q.Matches(&e) && (q.Cursor == 0 || e.Seq < q.Cursor) {
+			if len(p.Entries) == 2 {
+				p.Next = p.Entries[1].Seq
+				break
+			}
+			p.Entries = append(p.Entries, e)
+		}
+	}
+	return p, nil
+}
+
 func (s *fakeSite) Create(_ context.Context, spec lpmos.Spec, by, key string) (lpmos.Task, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -261,6 +282,34 @@ func (s *fakeSite) Stop(_ context.Context, reason, by string) (lpmos.Stop, error
 	defer s.mu.Unlock()
 	s.stopped = &lpmos.Stop{By: by, Reason: reason, At: time.Now().UTC()}
 	return *s.stopped, nil
+}
+func (s *fakeSite) Lock(_ context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if reason == "" {
+		return lpmos.Lock{}, &lpmos.InvalidError{Field: "reason", Problem: "is missing: whoever meets the lock wants to know why"}
+	}
+	l := lpmos.Lock{By: by, Reason: reason, At: s.now}
+	if s.locks == nil {
+		s.locks = map[lpmos.MAC]*lpmos.Lock{}
+	}
+	s.locks[mac] = &l
+	return l, nil
+}
+func (s *fakeSite) Unlock(_ context.Context, mac lpmos.MAC, _ string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.locks, mac)
+	return nil
+}
+func (s *fakeSite) ForgetTPM(context.Context, lpmos.MAC, string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tpm == nil {
+		return lpmos.ErrNotFound
+	}
+	s.tpm = nil
+	return nil
 }
 func (s *fakeSite) Resume(context.Context, string) error {
 	s.mu.Lock()
@@ -528,6 +577,10 @@ func (s *fakeSite) fleet() []lpmos.Machine {
 				m.DiskBytes += d.SizeBytes
 			}
 		}
+		m.Lock = s.locks[m.MAC]
+		if m.Hardware != nil && m.Hardware.TPM != nil {
+			m.TPM = s.tpm
+		}
 		out = append(out, m)
 	}
 	for _, id := range slices.Sorted(maps.Keys(s.tasks)) {
@@ -554,7 +607,7 @@ func (s *fakeSite) fleet() []lpmos.Machine {
 		add(m)
 	}
 	h := dellR760("CZ2D4107", "7c:c2:55:10:99:07")
-	h.System.Manufacturer, h.System.Product = "HPE", "DL380 Gen11"
+	h.System.Manufacturer, h.System.Product, h.TPM = "HPE", "DL380 Gen11", s.has
 	add(lpmos.Machine{MAC: lpmos.MustMAC("7c:c2:55:10:99:07"), RegionID: "bj-1", State: lpmos.MachineDiscovered, Hardware: h, Address: "10.21.99.12", LastSeen: s.now.Add(-3 * time.Minute)})
 	return out
 }
@@ -724,4 +777,22 @@ func exampleProfiles(now time.Time) map[string]lpmos.Profile {
 
 func exampleTemplates(now time.Time) map[string]lpmos.Template {
 	return map[string]lpmos.Template{"base": {Name: "base", Version: 4, Kind: "user-data", Description: "Time, monitoring and keys for every server", Text: exampleTemplate, UpdatedAt: now.Add(-3 * time.Hour), UpdatedBy: "li.wei"}}
+}
+
+func (s *fakeSite) ApprovalPolicy() lpmos.ApprovalPolicy {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.policy
+}
+
+func (s *fakeSite) SetApprovalPolicy(_ context.Context, p lpmos.ApprovalPolicy, _ string) (lpmos.ApprovalPolicy, error) {
+	p, err := p.Normalize()
+	if err != nil {
+		return p, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.policy = p
+	s.rev++
+	return p, nil
 }

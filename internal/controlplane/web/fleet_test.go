@@ -1,9 +1,11 @@
 package web
 
 import (
+	"net/netip"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lpmos/lpmos"
 )
@@ -36,6 +38,61 @@ func TestMachinePages(t *testing.T) {
 	s.tasks, s.now = nil, testNow
 	if _, none := get(t, h, "/machines?q=nothing"); !strings.Contains(none, "No machine matches") {
 		t.Error("a search without a result does not say so")
+	}
+}
+
+// TestMachineIsHeldBack locks a machine and lets it come with another TPM.
+func TestMachineIsHeldBack(t *testing.T) {
+	s := newSite(t, testNow)
+	h := signedIn(newTestWeb(t, s))
+	const page = "/machines/7c:c2:55:10:99:07"
+	says := func(when string, want ...string) {
+		t.Helper()
+		_, text := get(t, h, page)
+		for _, w := range want {
+			if !strings.Contains(text, w) {
+				t.Errorf("%s the page does not say %q", when, w)
+			}
+		}
+	}
+	says("of a machine without a TPM", "Lock this machine", "a clone of MAC and serial number can’t be told apart before the permit")
+	if res, _ := post(t, h, page+"/lock", url.Values{"reason": {" "}}); res.StatusCode != 400 {
+		t.Errorf("locking without a reason = %d; want 400", res.StatusCode)
+	}
+	if res, _ := post(t, h, page+"/lock", url.Values{"reason": {"holds the <payroll>"}}); res.StatusCode != 303 || res.Header.Get("Location") != page {
+		t.Errorf("locking = %d to %s", res.StatusCode, res.Header.Get("Location"))
+	}
+	says("locked,", "This machine is locked.", "holds the &lt;payroll&gt;", page+"/unlock")
+	if res, _ := post(t, h, page+"/unlock", nil); res.StatusCode != 303 {
+		t.Errorf("unlocking = %d", res.StatusCode)
+	}
+	says("unlocked,", "Lock this machine")
+
+	if res, _ := post(t, h, page+"/forget-tpm", nil); res.StatusCode != 404 {
+		t.Errorf("forgetting a TPM that is not there = %d; want 404", res.StatusCode)
+	}
+	mine, other := &lpmos.TPM{Endorsement: []byte("mine")}, lpmos.TPM{Endorsement: []byte("other")}
+	s.has = mine
+	says("of a machine that was not approved yet", mine.Fingerprint(), "the first approval binds the machine to it")
+	s.tpm = &lpmos.TPMBinding{TPM: *mine, By: "anna"}
+	says("of a machine with its TPM", "the machine is bound to it", page+"/forget-tpm")
+	s.tpm = &lpmos.TPMBinding{TPM: other, By: "anna"}
+	says("of a machine with another TPM", "not the one it was approved with")
+	if res, _ := post(t, h, page+"/forget-tpm", nil); res.StatusCode != 303 || s.tpm != nil {
+		t.Errorf("forgetting the TPM = %d", res.StatusCode)
+	}
+}
+
+func TestForeignDHCPIsShown(t *testing.T) {
+	s := newSite(t, testNow)
+	h := signedIn(newTestWeb(t, s))
+	c := *s.regions[0].Capabilities
+	c.SawDHCP(netip.MustParseAddr("192.0.2.66"), testNow.Add(-time.Hour))
+	c.SawDHCP(netip.MustParseAddr("192.0.2.67"), testNow.Add(-time.Minute))
+	s.regions[0].Capabilities = &c
+	_, text := get(t, h, "/regions")
+	if !strings.Contains(text, "Another DHCP server answers on this network: 192.0.2.67.") {
+		t.Error("the regions' page does not show the foreign DHCP server, or one that is gone as well")
 	}
 }
 

@@ -21,9 +21,9 @@ func (w *Web) parse() (map[string]*template.Template, error) {
 	}
 	pages := map[string]*template.Template{}
 	for _, name := range []string{
-		"dashboard", "tasks", "bulk", "bulk-done", "create", "summary", "batch", "task", "approve", "together", "stale", "problem", "stop",
+		"dashboard", "tasks", "bulk", "bulk-done", "create", "summary", "batch", "task", "approve", "together", "stale", "problem", "stop", "policy",
 		"machines", "machine", "regions", "images", "profiles", "profile", "templates", "template",
-		"login", "account", "users", "user", "tokens",
+		"login", "account", "users", "user", "tokens", "audit",
 	} {
 		t, err := base.Clone()
 		if err != nil {
@@ -54,6 +54,13 @@ func (w *Web) funcs() template.FuncMap {
 		"short":   short,
 		"inc":     func(i int) int { return i + 1 },
 		"problem": func(id, text string) map[string]string { return map[string]string{"ID": id, "Text": text} },
+		"confirm": func(a policyAsk, problem string) any {
+			return struct {
+				Ask     policyAsk
+				Problem string
+			}{a, problem}
+		},
+		"browser": w.browserWord,
 		"join":    strings.Join,
 		"lower":   strings.ToLower,
 		"bulk":    func(action string) string { return w.T(bulkTexts[action].button) },

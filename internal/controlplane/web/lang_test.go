@@ -109,6 +109,9 @@ func wordTables() [][]string {
 	for _, w := range statusWords {
 		status = append(status, w)
 	}
+	for _, w := range auditWords {
+		status = append(status, w)
+	}
 	for _, w := range causeWords {
 		cause = append(cause, w)
 	}

@@ -17,6 +17,7 @@ type machineView struct {
 	CPU, Memory, Firmware      string
 	SecureBoot, Board, Agent   string
 	BoardSerial, Chassis       string
+	TPM, TPMWords              string // fingerprint, "" for none; what it is worth
 	ReportedAt                 time.Time
 	Disks                      []diskView
 	NICs                       []nicView
@@ -78,13 +79,14 @@ func (s *tongue) newMachine(t lpmos.Task) *machineView {
 		v.compare(s, p)
 		v.addChanges(s, lpmos.DiffHardware(p.Hardware, h))
 	}
+	v.TPMWords = s.tpmWords(h.TPM, t.TPM)
 	return v
 }
 
 func (s *tongue) hardware(h *lpmos.Hardware, plan *lpmos.Plan) *machineView {
 	v := &machineView{
 		Model: s.model(h), Serial: h.System.Serial, UUID: h.System.UUID, Asset: h.Chassis.AssetTag,
-		CPU: s.cpuWords(h.CPU), Memory: s.gib(h.Memory.TotalBytes), Firmware: s.firmwareWords(h), SecureBoot: s.secureBootWords(h),
+		TPM: h.TPM.Fingerprint(), CPU: s.cpuWords(h.CPU), Memory: s.gib(h.Memory.TotalBytes), Firmware: s.firmwareWords(h), SecureBoot: s.secureBootWords(h),
 		Board: strings.TrimSpace(h.Board.Manufacturer + " " + h.Board.Product), BoardSerial: h.Board.Serial,
 		changed: map[string]bool{},
 	}
@@ -180,6 +182,7 @@ type planView struct {
 	BootMode  string
 	Network   string
 	Keys      []string // type and comment of each
+	Encrypted bool
 	Layout    string
 	Parts     []plannedView
 	Files     []lpmos.PlannedFile
@@ -219,7 +222,7 @@ type plannedView struct {
 	Role, Size, FS, Mount string
 }
 
-var roleWords = map[string]string{"bios-boot": "BIOS boot", "esp": "EFI", "root": "root", "boot": "boot files", "data": "data", "swap": "swap", "raid": "RAID member", "lvm": "LVM member"}
+var roleWords = map[string]string{"bios-boot": "BIOS boot", "esp": "EFI", "root": "root", "boot": "boot files", "data": "data", "swap": "swap", "raid": "RAID member", "lvm": "LVM member", "crypt": "encrypted"}
 
 func (s *tongue) roleWord(role string) string {
 	if w, ok := roleWords[role]; ok {
@@ -233,7 +236,7 @@ func (s *tongue) newPlan(t lpmos.Task, images []lpmos.Image) *planView {
 	v := &planView{
 		Digest: p.Digest, Problem: s.sentence(p.Problem), Image: s.list([]string{imageTitle(images, e.Image.OS, e.Image.Version, e.Image.Arch), e.Image.Arch}),
 		ImageSize: s.size(e.Image.UsedBytes), ImgDigest: e.Image.Digest, Hostname: e.Hostname, BootMode: bootWord(e.BootMode),
-		Files: e.Files, Erases: p.ErasesData(), EndOf: strings.Join(api.SerialEnds(p), " "), Ends: len(api.SerialEnds(p)), Profile: t.Profile, Template: t.Template, UserData: e.UserData, NoVerify: e.Unverified,
+		Files: e.Files, Encrypted: len(e.Crypts) > 0, Erases: p.ErasesData(), EndOf: strings.Join(api.SerialEnds(p), " "), Ends: len(api.SerialEnds(p)), Profile: t.Profile, Template: t.Template, UserData: e.UserData, NoVerify: e.Unverified,
 	}
 	if i := e.Installer; i != nil {
 		v.ImageSize = s.T("its own installer, with a %s file", i.Answers)
@@ -311,6 +314,9 @@ func (s *tongue) built(e lpmos.Effect) []builtView {
 	}
 	for _, a := range e.Arrays {
 		out = append(out, builtView{"RAID 1 " + a.Name, names(a.Members), s.size(a.SizeBytes), cmp.Or(a.FS, "–"), a.Mount})
+	}
+	for _, c := range e.Crypts {
+		out = append(out, builtView{"LUKS2 " + c.Name, names([]string{c.On}), s.size(c.SizeBytes), cmp.Or(c.FS, "–"), c.Mount})
 	}
 	for _, g := range e.Groups {
 		for _, l := range g.Volumes {

@@ -149,14 +149,14 @@ type delta struct {
 // componentWords and fieldWords name what lpmos.Difference is about.
 var componentWords = map[string]string{
 	lpmos.ComponentSystem: "System", lpmos.ComponentBoard: "Board", lpmos.ComponentChassis: "Chassis", lpmos.ComponentFirmware: "Firmware",
-	lpmos.ComponentCPU: "Processor", lpmos.ComponentMemory: "Memory", lpmos.ComponentDisk: "Disk", lpmos.ComponentNIC: "Network port",
+	lpmos.ComponentCPU: "Processor", lpmos.ComponentMemory: "Memory", lpmos.ComponentDisk: "Disk", lpmos.ComponentNIC: "Network port", lpmos.ComponentTPM: "TPM",
 }
 
 var fieldWords = map[string]string{
 	"manufacturer": "maker", "model": "model", "serial": "serial number", "uuid": "UUID", "asset_tag": "asset tag", "version": "version", "date": "date",
 	"boot_mode": "boots by", "secure_boot": "Secure Boot", "architecture": "architecture", "sockets": "sockets", "cores": "cores", "threads": "threads",
 	"size": "size", "wwn": "WWN", "firmware": "firmware", "transport": "connection", "sector_bytes": "sector size", "read_only": "read only",
-	"link": "link status", "driver": "driver", "pci": "PCI address",
+	"link": "link status", "driver": "driver", "pci": "PCI address", "endorsement_key": "endorsement key",
 }
 
 // deltaWords are values that are words.
@@ -232,14 +232,14 @@ func (w *Web) machine(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	row := w.newMachineRow(m)
-	v := machinePage{machineRow: row, HW: w.newMachine(lpmos.Task{Hardware: m.Hardware}), Changes: w.deltas(m.Differences), Command: "lpmos machine show " + m.MAC.String()}
+	v := machinePage{machineRow: row, HW: w.newMachine(lpmos.Task{Hardware: m.Hardware, TPM: m.TPM}), Changes: w.deltas(m.Differences), Command: "lpmos machine show " + m.MAC.String()}
 	v.Headline = m.Hostname
 	if !row.Named {
 		v.Headline = cmp.Or(strings.TrimSpace(row.Maker+" "+m.Serial), m.MAC.String())
 	}
 	v.Lead = w.machineLead(m)
 	if m.Previous != nil {
-		v.Before, v.Was = w.newMachine(lpmos.Task{Hardware: m.Previous.Hardware}), *m.Previous
+		v.Before, v.Was = w.newMachine(lpmos.Task{Hardware: m.Previous.Hardware, TPM: m.TPM}), *m.Previous
 	}
 	for _, x := range m.MACs {
 		v.Addrs = append(v.Addrs, x.String())

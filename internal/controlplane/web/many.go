@@ -24,6 +24,10 @@ type summaryView struct {
 	NoKeys   int      // machines nobody can log into
 	Hosts    []string // host names that more than one machine gets
 	Commands []string
+	// Encrypted asks for the passphrase of the one machine; Passphrase says what
+	// was wrong with it.
+	Encrypted  bool
+	Passphrase string
 }
 
 // listedLines is how many lines of a file a page lists.
@@ -52,7 +56,8 @@ func (w *Web) showSummary(rw http.ResponseWriter, r *http.Request, v createView,
 	}
 	s.Hidden = len(lines) - min(len(lines), listedLines)
 	s.Lines = lines[:len(lines)-s.Hidden]
-	s.Changed = r.PostForm.Get("step") == "create"
+	s.Encrypted, s.Passphrase = !v.Many && lines[0].Spec.Layout.Encrypted(), v.Problem("passphrase")
+	s.Changed = r.PostForm.Get("step") == "create" && s.Passphrase == ""
 	if v.Form.GoodOnly {
 		var names []string
 		for _, l := range lines {

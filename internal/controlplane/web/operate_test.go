@@ -185,6 +185,48 @@ func TestCreateOneHasASummary(t *testing.T) {
 	})
 }
 
+// TestCreateEncrypted asks for a passphrase where it is not carried by a page.
+func TestCreateEncrypted(t *testing.T) {
+	const passphrase = "CANARY correct horse"
+	s := newSite(t, testNow)
+	s.profiles["safe"] = lpmos.Profile{Name: "safe", Version: 1, Layout: &lpmos.Layout{Preset: "luks"}}
+	h := signedIn(newTestWeb(t, s))
+	form := goodForm()
+	form.Set("profile", "safe")
+	form.Set("step", "check")
+	_, body := post(t, h, "/tasks/create", form)
+	checkMarkup(t, body)
+	if !strings.Contains(body, `name="passphrase" type="password" required`) {
+		t.Error("the summary of an encrypted machine asks for no passphrase")
+	}
+	next := carried(body)
+	next.Set("step", "create")
+	next.Set("passphrase", passphrase)
+	s.fail = &lpmos.InvalidError{Field: "secrets." + lpmos.SecretDisk, Problem: "is not a passphrase"}
+	res, body := post(t, h, "/tasks/create", next)
+	if res.StatusCode != 200 || s.created != 0 || !strings.Contains(body, `aria-invalid="true"`) || !strings.Contains(body, "is not a passphrase") || strings.Contains(body, passphrase) {
+		t.Errorf("a passphrase that is refused = %d, %d created; want the summary again, with the reason and without it", res.StatusCode, s.created)
+	}
+	checkMarkup(t, body)
+	s.fail = nil
+	if res, _ := post(t, h, "/tasks/create", next); res.StatusCode != 303 || s.created != 1 {
+		t.Fatalf("create = %d, %d created", res.StatusCode, s.created)
+	}
+	for _, task := range s.tasks {
+		if task.Profile == "safe" && task.Secrets[lpmos.SecretDisk].Reveal() != passphrase {
+			t.Error("the task was not given the passphrase")
+		}
+	}
+	next.Set("step", "edit")
+	if _, body := post(t, h, "/tasks/create", next); strings.Contains(body, passphrase) {
+		t.Error("the form carries the passphrase")
+	}
+	form.Del("profile")
+	if _, body := post(t, h, "/tasks/create", form); strings.Contains(body, `name="passphrase"`) {
+		t.Error("a machine without encryption is asked for a passphrase")
+	}
+}
+
 var hiddenField = regexp.MustCompile(`<input type="hidden" name="([\w-]+)" value="([^"]*)"`)
 
 // carried is what the first form of a page with hidden fields sends.

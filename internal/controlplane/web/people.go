@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
 	"github.com/lpmos/lpmos/internal/controlplane/auth"
 )
 
@@ -21,7 +22,12 @@ type People interface {
 	Login(ctx context.Context, name, password, from, agent string) (secret string, p auth.Principal, err error)
 	Redeem(ctx context.Context, code, from, agent string) (secret string, p auth.Principal, err error)
 	Logout(ctx context.Context, p auth.Principal) error
+	Reauthenticate(ctx context.Context, p auth.Principal, password string) (auth.Principal, error)
 	SetCookie(w http.ResponseWriter, r *http.Request, secret string)
+	Origin(r *http.Request) string
+	SignInExternal(ctx context.Context, id auth.Identity, from, agent string) (secret string, p auth.Principal, err error)
+	SetAttempt(w http.ResponseWriter, r *http.Request, value string, life time.Duration)
+	Attempt(r *http.Request) string
 	Sessions(user, current string) []auth.SignedIn
 	EndSession(ctx context.Context, user, publicID string) error
 	ChangePassword(ctx context.Context, p auth.Principal, current, password, agent string) (secret string, now auth.Principal, err error)
@@ -48,7 +54,12 @@ func (w *Web) no(need auth.Permission) string {
 // refusal is why something was refused, in this language.
 func (w *Web) refusal(err error) string {
 	denied, ok := errors.AsType[*auth.DeniedError](err)
+	bar, barred := errors.AsType[*api.BarError](err)
 	switch {
+	case barred:
+		return w.barWord(bar.Bar, bar.Given)
+	case !ok && errors.Is(err, lpmos.ErrForbidden):
+		return w.Said(sentence(err.Error()))
 	case !ok:
 		return w.T("Nobody is signed in.")
 	case w.me.MustChange:
@@ -77,9 +88,12 @@ func (s *tongue) accessWord(r lpmos.Role) string {
 
 // allowed marks what who asks may not do with a task: it stays visible and says
 // why.
-func (w *Web) allowed(all []action) []action {
+func (w *Web) allowed(all []action, ask policyAsk) []action {
 	for i := range all {
 		if all[i].ID == "approve" {
+			if ask.Bar != "" && !all[i].Off {
+				all[i].Note = ask.Bar
+			}
 			continue // the page may be looked at; its button says the rest
 		}
 		if why := w.no(auth.Operate); why != "" {
@@ -147,6 +161,8 @@ type loginView struct {
 	Problem  string
 	Left     string // how many more tries
 	Again    string // the page to ask for once more, from here
+	Provider string // identity provider to sign in with, "" for none
+	With     string // where that begins
 	Idle     string
 	Absolute string
 }
@@ -176,6 +192,12 @@ func (w *Web) loginForm(rw http.ResponseWriter, r *http.Request) {
 }
 
 func (w *Web) showLogin(rw http.ResponseWriter, r *http.Request, status int, v loginView) {
+	if p := w.cfg.Provider; p != nil {
+		v.Provider, v.With = p.Name(), "/login/oidc"
+		if v.Return != "" {
+			v.With += "?" + url.Values{"return": {v.Return}}.Encode()
+		}
+	}
 	v.Idle, v.Absolute = strconv.Itoa(int(auth.IdleLimit/time.Minute)), strconv.Itoa(int(auth.AbsoluteLimit/time.Hour))
 	w.show(rw, r, status, "login", page{Title: w.T("Sign in"), Body: v})
 }
@@ -265,6 +287,27 @@ type accountView struct {
 
 func (v accountView) Problem(field string) string { return problemsOf(v.Problems).Of(field) }
 
+// browserWord is what a browser calls itself, as people call it: "Firefox 144,
+// Windows". What is not known stays as it is.
+func (s *tongue) browserWord(agent string) string {
+	// The order matters: Edge says that it is Chrome, which says that it is Safari.
+	for _, b := range []struct{ mark, name string }{{"Edg/", "Edge"}, {"OPR/", "Opera"}, {"Firefox/", "Firefox"}, {"HeadlessChrome/", "Chrome"}, {"Chrome/", "Chrome"}, {"Version/", "Safari"}} {
+		_, rest, ok := strings.Cut(agent, b.mark)
+		if !ok || !strings.HasPrefix(agent, "Mozilla/") {
+			continue
+		}
+		version, _, _ := strings.Cut(rest, ".")
+		out := b.name + " " + lpmos.Shorten(version, 8)
+		for _, os := range []struct{ mark, name string }{{"Windows", "Windows"}, {"Android", "Android"}, {"iPhone", "iOS"}, {"iPad", "iOS"}, {"Mac OS X", "macOS"}, {"CrOS", "ChromeOS"}, {"Linux", "Linux"}} {
+			if strings.Contains(agent, os.mark) {
+				return s.list([]string{out, os.name})
+			}
+		}
+		return out
+	}
+	return agent
+}
+
 func (w *Web) regionsWord(regions []string) string {
 	if regions == nil {
 		return w.T("all regions")
@@ -285,6 +328,7 @@ func (w *Web) showAccount(rw http.ResponseWriter, r *http.Request, status int, p
 		Least: strconv.Itoa(lpmos.MinPassword)}
 	if w.cfg.People != nil {
 		v.User, v.Can = w.cfg.People.User(w.me.Name)
+		v.Can = v.Can && v.User.External == nil
 		v.Sessions = w.cfg.People.Sessions(w.me.Name, w.me.ID)
 		for _, s := range v.Sessions {
 			if s.Current && s.ByLink && v.User.MustChange {

@@ -19,7 +19,8 @@ type regionView struct {
 	Word     string
 	Machines int
 	Services []service
-	Stock    string // what its cache holds, in words
+	Stock    string   // what its cache holds, in words
+	Foreign  []string // addresses of other DHCP servers there
 }
 
 // service is one thing a region does for machines.
@@ -36,6 +37,11 @@ func (w *Web) newRegion(r lpmos.Region) regionView {
 	}
 	if v.Online {
 		v.Word = w.T("Online")
+	}
+	if c := r.Capabilities; c != nil {
+		for _, a := range c.ForeignNow(w.cfg.Now()) {
+			v.Foreign = append(v.Foreign, a.String())
+		}
 	}
 	load := w.reader.RegionLoad(r.ID)
 	v.Running, v.Awaiting = load[lpmos.Installing]+load[lpmos.Verifying], load[lpmos.AwaitingApproval]

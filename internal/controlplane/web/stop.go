@@ -28,7 +28,7 @@ func (w *Web) stop(rw http.ResponseWriter, r *http.Request) {
 		w.fail(rw, r, err)
 		return
 	}
-	w.afterStop(ctx, true)
+	w.until(ctx, func() bool { return w.reader.Stopped() != nil })
 	http.Redirect(rw, r, "/stop", http.StatusSeeOther)
 }
 
@@ -39,18 +39,18 @@ func (w *Web) resume(rw http.ResponseWriter, r *http.Request) {
 		w.fail(rw, r, err)
 		return
 	}
-	w.afterStop(ctx, false)
+	w.until(ctx, func() bool { return w.reader.Stopped() == nil })
 	http.Redirect(rw, r, "/stop", http.StatusSeeOther)
 }
 
-// afterStop waits a moment until the read model knows, so that the page that
-// follows shows what was done.
-func (w *Web) afterStop(ctx context.Context, stopped bool) {
+// until waits a moment until the read model knows, so that the page that follows
+// shows what was done.
+func (w *Web) until(ctx context.Context, known func() bool) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for (w.reader.Stopped() != nil) != stopped {
+	for !known() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

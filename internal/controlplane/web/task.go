@@ -34,6 +34,7 @@ type taskView struct {
 	Deadline string
 	Command  string
 	Approval *lpmos.Approval
+	Ask      policyAsk
 }
 
 // Estimate is what earlier runs of the same kind say of a task.
@@ -189,7 +190,8 @@ func (w *Web) newTaskView(ctx context.Context, t lpmos.Task, search string) task
 		v.Plan = w.newPlan(t, images)
 	}
 	v.Receipt = w.newReceipt(t)
-	v.Actions = w.allowed(w.actionsFor(t))
+	v.Ask = w.ask(t, "/tasks/"+t.ID)
+	v.Actions = w.allowed(w.actionsFor(t), v.Ask)
 	v.Log = w.newLog(t, lines, search)
 	return v
 }
@@ -248,6 +250,9 @@ func (s *tongue) headline(t lpmos.Task, os string) template.HTML {
 		}
 		return s.rich("%s is installing", name)
 	case lpmos.Verifying:
+		if t.Plan != nil && len(t.Plan.Effect.Crypts) > 0 {
+			return s.rich("%s is installed and asks for its passphrase at its console", name)
+		}
 		return s.rich("%s is installed and restarts from its own disk", name)
 	case lpmos.Completed:
 		if !t.Verified() {

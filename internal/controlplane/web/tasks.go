@@ -161,7 +161,7 @@ func (w *Web) taskList(rw http.ResponseWriter, r *http.Request) {
 	}
 	v.Command = "lpmos task list"
 	if a.Text != "" {
-		v.Command += " -q '" + strings.ReplaceAll(a.Text, "'", `'\''`) + "'"
+		v.Command += " -q " + shellQuoted(a.Text)
 	}
 	code := http.StatusOK
 	if v.Problem != "" {

@@ -31,12 +31,14 @@ type togetherView struct {
 	LeftOut  []leftOut
 	Total    int // machines on the page
 	WithData int // of these, where data was found
+	Several  int // of these, that take several approvers
 	More     int // machines that wait but are not on this page
 	Notes    string
 	Count    string // as typed
 	Person   string
 	Problems []fieldProblem
 	Commands []string
+	Ask      policyAsk        // what the policy asks of who approves any of them
 	Results  []togetherResult // after the decision; Groups is empty then
 	Done     int
 }
@@ -206,6 +208,13 @@ func (w *Web) togetherForm(rw http.ResponseWriter, r *http.Request) {
 	rev := w.rev()
 	q := r.URL.Query()
 	tasks, out, more := w.named(q["ids"], q.Get("like"))
+	tasks = slices.DeleteFunc(tasks, func(t lpmos.Task) bool {
+		bar := w.ask(t, "").Bar
+		if bar != "" {
+			out = append(out, leftOut{t.ID, t.Hostname, bar})
+		}
+		return bar != ""
+	})
 	v := w.newTogether(r, tasks, func(c *candidate) { c.Chosen = true })
 	v.LeftOut, v.More = out, more
 	w.showTogether(rw, r, http.StatusOK, v, rev)
@@ -218,6 +227,19 @@ func (w *Web) showTogether(rw http.ResponseWriter, r *http.Request, status int, 
 func (w *Web) newTogether(r *http.Request, tasks []lpmos.Task, fill func(*candidate)) togetherView {
 	images := w.reader.Images()
 	v := togetherView{Person: w.cfg.Person(r), Total: len(tasks)}
+	var ids []string
+	for _, t := range tasks {
+		ids = append(ids, t.ID)
+	}
+	for _, t := range tasks {
+		a := w.ask(t, "/tasks/approve?ids="+strings.Join(ids, ","))
+		if a.Password {
+			v.Ask.Password, v.Ask.SignIn, v.Ask.Minutes, v.Ask.Name = true, a.SignIn, a.Minutes, a.Name
+		}
+		if a.Given != "" {
+			v.Several++
+		}
+	}
 	groups := map[string]int{}
 	for _, t := range tasks {
 		key := w.likeness(t)
@@ -339,6 +361,11 @@ func (w *Web) together(rw http.ResponseWriter, r *http.Request) {
 	if len(notes) > lpmos.MaxNotesBytes {
 		problems = append(problems, fieldProblem{"notes", w.T("Notes may have 2 KiB.")})
 	}
+	if len(problems) == 0 && len(ready) > 0 && v.Ask.Password {
+		if w, problems = w.confirm(r.Context(), f.Get("password")); f.Get("password") == "" {
+			problems = []fieldProblem{{"password", w.T("Type your password: the policy asks who approves.")}}
+		}
+	}
 	if len(problems) > 0 {
 		v.Problems = problems
 		w.showTogether(rw, r, http.StatusBadRequest, v, rev)
@@ -371,10 +398,10 @@ func (w *Web) together(rw http.ResponseWriter, r *http.Request) {
 func (w *Web) togetherOutcome(t lpmos.Task, digest, person string) togetherResult {
 	a := t.Approval
 	switch {
-	case a != nil && a.Approved && a.By == person && a.PlanDigest == digest:
+	case a != nil && a.Approved && slices.Contains(a.People(), person) && a.PlanDigest == digest:
 		return togetherResult{t, true, w.T("Approved. Erasing begins as soon as the machine asks for its permit.")}
 	case a != nil && a.By != "" && a.Approved:
-		return togetherResult{t, false, w.T("Not approved by you: %s approved it at %s.", lpmos.Shorten(a.By, 80), a.At.UTC().Format("15:04:05 UTC"))}
+		return togetherResult{t, false, w.T("Not approved by you: %s approved it at %s.", lpmos.Shorten(w.list(a.People()), 80), a.At.UTC().Format("15:04:05 UTC"))}
 	case a != nil && a.By != "":
 		return togetherResult{t, false, w.T("Not approved: %s rejected it at %s.", lpmos.Shorten(a.By, 80), a.At.UTC().Format("15:04:05 UTC"))}
 	case t.Status == lpmos.AwaitingApproval:
@@ -397,6 +424,10 @@ func (w *Web) decideAll(r *http.Request, ids []string, ds []api.Decision, tasks 
 			turn <- struct{}{}
 			defer func() { <-turn }()
 			t, err := w.actions.Decide(ctx, id, ds[i], person)
+			if err == nil && t.Status == lpmos.AwaitingApproval {
+				out[i] = togetherResult{t, true, w.T("Your approval is kept. Another approver has to agree before anything is erased.")}
+				return
+			}
 			if err == nil {
 				out[i] = togetherResult{t, true, w.T("Approved. Erasing begins as soon as the machine asks for its permit.")}
 				return
@@ -406,6 +437,11 @@ func (w *Web) decideAll(r *http.Request, ids []string, ds []api.Decision, tasks 
 				now = tasks[id]
 			}
 			switch {
+			case errors.Is(err, lpmos.ErrForbidden), barred(err) != "":
+				out[i] = togetherResult{now, barred(err) == lpmos.BarGiven, w.T("Not approved: %s", w.refusal(err))}
+				if barred(err) == lpmos.BarGiven {
+					out[i].Text = w.refusal(err)
+				}
 			case errors.Is(err, lpmos.ErrConflict) && now.Status != lpmos.AwaitingApproval:
 				out[i] = w.togetherOutcome(now, ds[i].PlanDigest, person)
 			case errors.Is(err, lpmos.ErrConflict):

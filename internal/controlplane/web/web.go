@@ -22,6 +22,7 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
 	"github.com/lpmos/lpmos/internal/controlplane/auth"
+	"github.com/lpmos/lpmos/internal/controlplane/oidc"
 )
 
 // Reader is the read model in memory. Its answers are never changed after
@@ -48,12 +49,14 @@ type Reader interface {
 	ImageUse(os, version, arch string) api.Use
 	RegionLoad(id string) map[lpmos.Status]int
 	Stopped() *lpmos.Stop // the emergency stop, nil when there is none
+	ApprovalPolicy() lpmos.ApprovalPolicy
 }
 
 // History reads what is too long for memory, in order, oldest first.
 type History interface {
 	Events(ctx context.Context, taskID string) ([]lpmos.Event, error)
 	Logs(ctx context.Context, taskID string) ([]string, error)
+	Audit(ctx context.Context, q api.AuditQuery) (api.AuditPage, error) // newest first
 }
 
 // Actions change tasks. Each returns the task as it is afterwards. Errors are
@@ -69,6 +72,13 @@ type Actions interface {
 	// Stop keeps every machine from beginning to write, until Resume.
 	Stop(ctx context.Context, reason, by string) (lpmos.Stop, error)
 	Resume(ctx context.Context, by string) error
+	SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, by string) (lpmos.ApprovalPolicy, error)
+
+	// Lock keeps a machine as it is, until Unlock; ForgetTPM lets its next
+	// approval decide which TPM it has.
+	Lock(ctx context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error)
+	Unlock(ctx context.Context, mac lpmos.MAC, by string) error
+	ForgetTPM(ctx context.Context, mac lpmos.MAC, by string) error
 
 	// Changes of profiles and templates are based on a version, 0 for none; an
 	// ErrConflict says that it is not the newest any more. What is in use is
@@ -92,6 +102,8 @@ type Config struct {
 	Insecure bool
 	// View is what one principal sees and may do; nil: everybody the same.
 	View func(auth.Principal) View
+	// Provider is the identity provider that people may sign in with; nil: none.
+	Provider *oidc.Provider
 	// People is who may sign in. nil: nobody can here, and the pages about them
 	// are not found.
 	People People
@@ -171,12 +183,17 @@ func New(reader Reader, history History, actions Actions, cfg Config, log *slog.
 // sees.
 func (w *Web) speaking(r *http.Request) *Web {
 	one := *w.in[tagOf(r)]
-	one.me = auth.Of(r.Context())
-	if one.cfg.View != nil {
-		v := one.cfg.View(one.me)
-		one.reader, one.history, one.actions, one.cfg.Batches = v.Reader, v.History, v.Actions, v.Batches
-	}
+	one.narrow(auth.Of(r.Context()))
 	return &one
+}
+
+// narrow makes a copy that of somebody, with what they see and may do.
+func (w *Web) narrow(me auth.Principal) {
+	w.me = me
+	if w.cfg.View != nil {
+		v := w.cfg.View(me)
+		w.reader, w.history, w.actions, w.cfg.Batches = v.Reader, v.History, v.Actions, v.Batches
+	}
 }
 
 type route struct {
@@ -220,9 +237,14 @@ var routes = func() []route {
 		{"GET /stop", auth.See, (*Web).stopPage},
 		{"POST /stop", auth.Operate, (*Web).stop},
 		{"POST /resume", auth.Approve, (*Web).resume},
+		{"GET /policy", auth.See, (*Web).policy},
+		{"POST /policy", auth.Administer, (*Web).changePolicy},
 		{"GET /regions", auth.See, (*Web).regions},
 		{"GET /machines", auth.See, (*Web).machineList},
 		{"GET /machines/{mac}", auth.See, (*Web).machine},
+		{"POST /machines/{mac}/lock", auth.Operate, (*Web).lock},
+		{"POST /machines/{mac}/unlock", auth.Approve, (*Web).unlock},
+		{"POST /machines/{mac}/forget-tpm", auth.Approve, (*Web).forgetTPM},
 		{"GET /images", auth.See, (*Web).images},
 		{"POST /images/{os}/{version}/{arch}/delete", auth.Administer, (*Web).deleteImage},
 		{"GET /profiles", auth.See, (*Web).profileList},
@@ -238,6 +260,8 @@ var routes = func() []route {
 		{"POST /preferences", auth.Public, (*Web).preferences},
 		{"GET /login", auth.Public, (*Web).loginForm},
 		{"POST /login", auth.Public, (*Web).login},
+		{"GET /login/oidc", auth.Public, (*Web).beginExternal},
+		{"GET /login/oidc/callback", auth.Public, (*Web).finishExternal},
 		{"POST /logout", auth.Public, (*Web).logout},
 		{"GET /account", auth.Self, (*Web).account},
 		{"POST /account/password", auth.Self, (*Web).changePassword},
@@ -251,6 +275,7 @@ var routes = func() []route {
 		{"GET /tokens", auth.See, (*Web).tokenList},
 		{"POST /tokens", auth.See, (*Web).createToken},
 		{"POST /tokens/{id}/delete", auth.See, (*Web).deleteToken},
+		{"GET /audit", auth.Review, (*Web).audit},
 		{"GET /static/{hash}/{path...}", auth.Public, asset},
 		{"GET /sw.js", auth.Public, func(w *Web, rw http.ResponseWriter, r *http.Request) { w.static.serveWorker(rw, r) }},
 	}

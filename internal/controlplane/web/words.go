@@ -230,6 +230,7 @@ var causeWords = map[lpmos.Cause]string{
 	lpmos.CauseCreated:          "The task was created",
 	lpmos.CauseHardwareReported: "The machine reported its hardware",
 	lpmos.CausePlanChanged:      "The plan changed; it waits for a new approval",
+	lpmos.CauseApprovalGiven:    "One of several people approved the plan",
 	lpmos.CauseApproved:         "The plan was approved",
 	lpmos.CauseRejected:         "The plan was rejected",
 	lpmos.CauseCanceled:         "The task was canceled",

@@ -17,6 +17,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/agentapi"
+	"github.com/lpmos/lpmos/internal/tpm"
 )
 
 // BootRequest is a machine that asks for its boot script and is to start the
@@ -112,6 +113,7 @@ func (s *Server) Segment(ctx context.Context, sealed string, remote netip.Addr) 
 // mint makes the newest boot of m. The caller holds m.mu.
 func (s *Server) mint(ctx context.Context, m *machine, n nonce, sealed string, order lpmos.Order) ([]byte, error) {
 	secret, hash := newSecret()
+	plea := ""
 	rec := lpmos.AgentRecord{
 		TaskID: n.TaskID, Attempt: order.Attempt, BootSeq: n.Seq, BootMAC: n.MAC, UUID: n.UUID,
 		Address: n.Remote.String(), Credential: hash, BootedAt: time.Now().UTC(),
@@ -126,11 +128,19 @@ func (s *Server) mint(ctx context.Context, m *machine, n nonce, sealed string, o
 		BootSeq: n.Seq, BootMAC: n.MAC, Credential: secret, Time: rec.BootedAt,
 		Callhome: cmp.Or(s.cfg.CallhomeURL, s.cfg.AgentURL),
 	}
+	if order.TPM != nil {
+		var err error
+		if cfg.Wrapped, err = wrap(order.TPM, secret); err != nil {
+			return nil, fmt.Errorf("boot segment: %w", err)
+		}
+		cfg.Credential = ""
+		cfg.Plea, plea = newSecret()
+	}
 	content, err := json.Marshal(cfg)
 	if err != nil {
 		panic(fmt.Sprintf("agentserver: encode boot configuration: %v", err))
 	}
-	b := &boot{m: m, rec: rec, nonce: sealed, segment: agentapi.Segment(agentapi.BootConfigPath, content)}
+	b := &boot{m: m, rec: rec, nonce: sealed, plea: plea, segment: agentapi.Segment(agentapi.BootConfigPath, content)}
 	holder := m.holder(granted(&order))
 	if n.TaskID != "" {
 		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
@@ -149,6 +159,17 @@ func (s *Server) mint(ctx context.Context, m *machine, n nonce, sealed string, o
 	s.stats.boots.Add(1)
 	s.log.Info("boot segment served", "task", n.TaskID, "mac", n.MAC, "addr", n.Remote, "seq", n.Seq)
 	return b.segment, nil
+}
+
+// wrap closes a credential for a machine's TPM, so that a clone of its addresses
+// and serial number gets nothing.
+func wrap(t *lpmos.TPM, secret string) (*tpm.Wrapped, error) {
+	raw, err := hex.DecodeString(secret)
+	if err != nil {
+		panic(fmt.Sprintf("agentserver: a credential is not hexadecimal: %v", err))
+	}
+	w, err := tpm.Wrap(tpm.Identity{Endorsement: t.Endorsement, Activated: t.Companion}, raw)
+	return &w, err
 }
 
 // newSecret makes 32 random bytes in hexadecimal and what is kept of them.

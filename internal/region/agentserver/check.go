@@ -9,6 +9,7 @@ import (
 	"unicode"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/tpm"
 )
 
 // Limits on what an agent may claim; no server comes near them.
@@ -63,6 +64,13 @@ func checkHardware(h *lpmos.Hardware) error {
 		if d.SizeBytes < 0 || d.SectorBytes < 0 || d.PhysicalBytes < 0 {
 			return &lpmos.InvalidError{Field: fmt.Sprintf("hardware.disks[%d]", i), Problem: "has a negative size"}
 		}
+	}
+	if t := h.TPM; t != nil && t.Problem == "" {
+		if err := (tpm.Identity{Endorsement: t.Endorsement, Activated: t.Companion}).Validate(); err != nil {
+			return &lpmos.InvalidError{Field: "hardware.tpm", Problem: "is not one: " + err.Error()}
+		}
+	} else if t != nil && len(t.Endorsement)+len(t.Companion) > 0 {
+		return &lpmos.InvalidError{Field: "hardware.tpm", Problem: "has a key and a problem"}
 	}
 	if h.Memory.TotalBytes < 0 || h.CPU.Sockets < 0 || h.CPU.Cores < 0 || h.CPU.Threads < 0 {
 		return &lpmos.InvalidError{Field: "hardware", Problem: "counts less than nothing"}

@@ -24,6 +24,7 @@ type machine struct {
 	mac    lpmos.MAC // of a machine without a task
 
 	requests *rate.Limiter
+	doubtful *rate.Limiter // of whoever has a credential of this machine and does not prove to be it
 	reported progressState
 	logged   logState
 
@@ -49,6 +50,7 @@ type boot struct {
 	rec     lpmos.AgentRecord // as stored
 	nonce   string
 	segment []byte // until the agent speaks
+	plea    string // hash of what an agent asks with that cannot unwrap its credential, "" when it is not wrapped
 	spoke   bool
 	asked   string // nonce of the permit it asked for, and when it first did
 	askedAt time.Time
@@ -170,7 +172,7 @@ func (s *Server) machine(taskID string, mac lpmos.MAC) *machine {
 		}
 		m = &machine{
 			taskID: taskID, mac: mac, spokeAt: time.Now(),
-			requests: rate.NewLimiter(10, 50),
+			requests: rate.NewLimiter(10, 50), doubtful: rate.NewLimiter(2, 10),
 			reported: progressState{limit: rate.NewLimiter(1, 5)},
 			logged:   logState{limit: rate.NewLimiter(0.5, 10)},
 		}
@@ -211,6 +213,9 @@ func (s *Server) remember(b *boot) {
 	m.boots = append(m.boots, b)
 	s.mu.Lock()
 	s.creds[b.rec.Credential] = b
+	if b.plea != "" {
+		s.pleas[b.plea] = b
+	}
 	if b.rec.Callhome != "" {
 		s.callhomes[b.rec.Callhome] = callhome{m, b.rec.Attempt}
 	}
@@ -229,6 +234,7 @@ func (s *Server) forget(b *boot) {
 	b.m.boots = slices.DeleteFunc(b.m.boots, func(o *boot) bool { return o == b })
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	delete(s.pleas, b.plea)
 	if s.creds[b.rec.Credential] == b {
 		delete(s.creds, b.rec.Credential)
 	}
@@ -239,6 +245,7 @@ func (s *Server) drop(m *machine) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, b := range m.boots {
+		delete(s.pleas, b.plea)
 		delete(s.creds, b.rec.Credential)
 		delete(s.callhomes, b.rec.Callhome)
 	}
@@ -284,8 +291,11 @@ func (s *Server) authenticate(r *http.Request) (*caller, error) {
 		return nil, errUnknown
 	}
 	s.mu.Lock()
-	b := s.creds[hash]
+	b, plea := s.creds[hash], s.pleas[hash]
 	s.mu.Unlock()
+	if plea != nil {
+		return nil, s.plead(r, plea)
+	}
 	if b == nil { // what is compared are hashes: time tells nothing of a secret
 		return nil, errUnknown
 	}
@@ -294,19 +304,48 @@ func (s *Server) authenticate(r *http.Request) (*caller, error) {
 		return nil, forbidden("the request has no source address")
 	}
 	c := &caller{m: b.m, b: b, addr: from.Addr().Unmap().WithZone(""), key: agentapi.PeerKey(r.TLS)}
-	if !b.m.requests.Allow() {
-		return nil, errTooMany
-	}
 	if b.m.taskID != "" {
 		c.order = s.order(b.m.taskID)
 	}
 	b.m.mu.Lock()
 	defer b.m.mu.Unlock()
+	if !b.allowance(c.key).Allow() {
+		return nil, errTooMany
+	}
 	if err := s.admit(r.Context(), c); err != nil {
 		return nil, err
 	}
 	c.rec = b.rec
 	return c, nil
+}
+
+// plead answers an agent that cannot unwrap its credential. It is refused, and
+// told of: it is not the machine, or the machine has another mainboard.
+func (s *Server) plead(r *http.Request, b *boot) error {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return forbidden("the request has no source address")
+	}
+	c := &caller{m: b.m, b: b, addr: from.Addr().Unmap().WithZone(""), order: s.order(b.m.taskID)}
+	b.m.mu.Lock()
+	defer b.m.mu.Unlock()
+	if !b.m.doubtful.Allow() {
+		return errTooMany
+	}
+	s.log.Error("agent cannot unwrap its credential", "task", b.m.taskID, "mac", b.rec.BootMAC, "addr", c.addr)
+	s.alarm(r.Context(), c, "tpm_other", "A machine that answers for this one has not the TPM that this one was approved with: it is a clone, or the mainboard was replaced. "+
+		"If it was, cancel the task, have the TPM forgotten (the machine's page, or lpmos machine forget-tpm), and create the task again.")
+	return forbidden("this machine was approved with another TPM")
+}
+
+// allowance is whose requests a request counts among: a thief who floods with a
+// copied or revoked credential must not use up what the machine itself may ask.
+// The caller holds the machine's mu.
+func (b *boot) allowance(key ed25519.PublicKey) *rate.Limiter {
+	if b != b.m.cur && b != b.m.prev || b.rec.Key != nil && !key.Equal(ed25519.PublicKey(b.rec.Key.Sign)) {
+		return b.m.doubtful
+	}
+	return b.m.requests
 }
 
 // admit decides whether a known boot is heard. The caller holds the machine's

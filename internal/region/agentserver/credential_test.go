@@ -310,6 +310,26 @@ func TestCredential(t *testing.T) {
 			t.Error("the alarm is forgotten with the next report")
 		}
 	})
+	t.Run("flooded by a thief leaves the machine its own allowance", func(t *testing.T) {
+		_, r, _ := setup(t)
+		old := r.boot(mac1, addr1)
+		want(t, "report of the boot before", old.report(), 200)
+		a := r.boot(mac1, addr1)
+		want(t, "report", a.report(), 200)
+		thief := *a
+		other, err := lpmos.NewAgentKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		thief.key = other
+		thief.client = r.client(&thief)
+		last := 0
+		for range 100 {
+			last = thief.report()
+		}
+		want(t, "the last of a hundred requests of a thief", last, 429)
+		want(t, "the machine itself", a.report(), 200)
+	})
 	t.Run("keeps the floor after the permit until a newer boot speaks", func(t *testing.T) {
 		c, r, o := setup(t)
 		a := r.boot(mac1, addr1)

@@ -131,6 +131,13 @@ func TestLyingRegion(t *testing.T) {
 		}},
 		{name: "a rejection turned round", lie: func(o *lpmos.Order, cp genuine) { a(o).Approved = false; a(o).Sign(cp.key); o.Approval.Approved = true }},
 		{name: "the genuine rejection as it is", lie: func(o *lpmos.Order, cp genuine) { a(o).Approved = false; a(o).Sign(cp.key) }},
+		{name: "an approval by another person, too", lie: func(o *lpmos.Order, _ genuine) {
+			a(o).Approvers = []lpmos.Consent{{By: "anna", PlanDigest: a(o).PlanDigest, HardwareDigest: a(o).HardwareDigest}, {By: a(o).By, PlanDigest: a(o).PlanDigest, HardwareDigest: a(o).HardwareDigest}}
+		}},
+		{name: "a genuine approval by two of different plans", lie: func(o *lpmos.Order, cp genuine) {
+			a(o).Approvers = []lpmos.Consent{{By: "anna", PlanDigest: digest, HardwareDigest: a(o).HardwareDigest}, {By: a(o).By, PlanDigest: a(o).PlanDigest, HardwareDigest: a(o).HardwareDigest}}
+			a(o).Sign(cp.key)
+		}},
 		{name: "the genuine approval of another task", lie: func(o *lpmos.Order, cp genuine) { a(o).TaskID = otherID; a(o).Sign(cp.key) }},
 		{name: "the genuine approval of another machine", lie: func(o *lpmos.Order, cp genuine) { a(o).HardwareDigest = digest; a(o).Sign(cp.key) }},
 		{name: "the genuine approval of another plan", lie: func(o *lpmos.Order, cp genuine) { a(o).PlanDigest = digest; a(o).Sign(cp.key) }},

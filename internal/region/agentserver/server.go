@@ -114,6 +114,7 @@ type Server struct {
 	restored  bool
 	machines  map[string]*machine // by task ID, or "mac " and the address of a machine without a task
 	creds     map[string]*boot    // by AgentRecord.Credential
+	pleas     map[string]*boot    // by boot.plea
 	callhomes map[string]callhome // by AgentRecord.Callhome
 }
 
@@ -126,7 +127,7 @@ func New(cfg Config, orders Orders, reports Reports, leases Leases, log *slog.Lo
 	s := &Server{
 		cfg: cfg, orders: orders, reports: reports, leases: leases, log: log,
 		mux: http.NewServeMux(), closing: make(chan struct{}),
-		machines: map[string]*machine{}, creds: map[string]*boot{}, callhomes: map[string]callhome{},
+		machines: map[string]*machine{}, creds: map[string]*boot{}, pleas: map[string]*boot{}, callhomes: map[string]callhome{},
 	}
 	s.handle("POST "+agentapi.PathReport, s.report)
 	s.handle("POST "+agentapi.PathProgress, s.progress)

@@ -155,6 +155,12 @@ func (b *Tab) Open(path string) {
 	}
 }
 
+// Leave goes to a page of another server.
+func (b *Tab) Leave(url string) {
+	b.t.Helper()
+	b.Do("go to "+url, chromedp.Navigate(url))
+}
+
 // Click clicks the first element that matches.
 func (b *Tab) Click(css string) {
 	b.t.Helper()
@@ -193,6 +199,22 @@ func (b *Tab) Path() string {
 		b.t.Fatal(err)
 	}
 	return strings.TrimPrefix(at, b.URL)
+}
+
+// Said waits until the console said something that holds a text.
+func (b *Tab) Said(part string, limit time.Duration) {
+	b.t.Helper()
+	for deadline := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
+		b.mu.Lock()
+		said := slices.Clone(b.noise)
+		b.mu.Unlock()
+		if slices.ContainsFunc(said, func(n string) bool { return strings.Contains(n, part) }) {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("the console never said %q, only %q", part, said)
+		}
+	}
 }
 
 // Width makes the page as wide as a device's.

@@ -13,6 +13,7 @@ const LAST_RETRY = 20_000
 const CONNECT_TIMEOUT = 8_000
 const POLL_EVERY = 5_000
 const POLL_AFTER_FAILURES = 2
+const POLICY_VIOLATION = 1008 // what the server closes with when a session ends, too
 const TYPES = new Set(['progress', 'status', 'hardware', 'log', 'region', 'counts', 'resync', 'error'])
 
 class Live extends EventTarget {
@@ -63,7 +64,9 @@ class Live extends EventTarget {
     const socket = new WebSocket(`${scheme}//${location.host}/ws?${query}`)
     this.#socket = socket
     const timeout = setTimeout(() => socket.close(), CONNECT_TIMEOUT)
+    let opened = false
     socket.onopen = () => {
+      opened = true
       clearTimeout(timeout)
       this.#failures = 0
       clearTimeout(this.#poll)
@@ -76,10 +79,11 @@ class Live extends EventTarget {
       this.#heard('live')
       this.#publish(message)
     }
-    socket.onclose = () => {
+    socket.onclose = (e) => {
       clearTimeout(timeout)
       if (this.#socket !== socket) return
       this.#socket = null
+      if (!opened || e.code === POLICY_VIOLATION) this.#whoAmI()
       this.#later()
     }
   }
@@ -95,12 +99,27 @@ class Live extends EventTarget {
     if (this.state !== 'polling') this.#set('lost')
   }
 
+  /** Leaves for the sign-in page, and comes back, when the session has ended. */
+  async #whoAmI() {
+    try {
+      const answer = await fetch('/api/v1/me', { headers: { Accept: 'application/json' }, cache: 'no-store' })
+      if (answer.status === 401) this.#leave()
+    } catch { /* the server does not answer: that is another thing, and told */ }
+  }
+
+  #leave() {
+    this.#drop()
+    const back = location.pathname + location.search
+    location.replace(`/login?${new URLSearchParams({ why: 'ended', return: back })}`)
+  }
+
   async #ask() {
     clearTimeout(this.#poll)
     if (this.#socket?.readyState === WebSocket.OPEN) return
     try {
       const path = this.#watch === 'all' ? '/api/v1/tasks?limit=100' : `/api/v1/tasks/${this.#watch}`
       const answer = await fetch(path, { headers: { Accept: 'application/json' }, cache: 'no-store' })
+      if (answer.status === 401) return this.#leave()
       if (!answer.ok) throw new Error(`status ${answer.status}`)
       const body = await answer.json()
       if (this.#socket?.readyState === WebSocket.OPEN) return

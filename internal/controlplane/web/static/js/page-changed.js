@@ -41,7 +41,9 @@ class PageChanged extends HTMLElement {
     }
     const head = document.querySelector('task-status[data-page]')
     if (id !== this.#watch || !head || rev < this.#rev) return
-    if (this.#first(head) === status && (!attempt || Number(head.getAttribute('attempt')) === attempt)) return
+    // While it waits, a status that is told again is one more approval, or another plan.
+    const again = status === 'awaiting_approval' && rev > this.#rev && !polled && this.hidden
+    if (!again && this.#first(head) === status && (!attempt || Number(head.getAttribute('attempt')) === attempt)) return
     this.#soon(t('This task changed after you opened the page.'))
   }
 
