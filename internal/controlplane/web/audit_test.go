@@ -70,6 +70,10 @@ func TestAuditPage(t *testing.T) {
 	if code, body := get("/audit", "zh-CN"); code != 200 || !strings.Contains(body, "谁，从哪里") {
 		t.Errorf("in Chinese = %d", code)
 	}
+	e := lpmos.Event{Cause: lpmos.CauseApproved, By: "anna", Peer: "192.0.2.7"}
+	if said := string(w.happened(e)); !strings.Contains(said, "By <strong><bdi>anna</bdi></strong>, from <bdi>192.0.2.7</bdi>.") {
+		t.Errorf("a task's timeline says %q; want who and from where", said)
+	}
 	words := map[string]bool{}
 	for _, a := range lpmos.AuditActions {
 		words[a] = true

@@ -89,6 +89,9 @@ func (w *Web) happened(e lpmos.Event) template.HTML {
 	case "", "agent", "orchestrator":
 		return w.rich("%s", text)
 	}
+	if e.Peer != "" {
+		return w.rich("%s By %s, from %s.", text, strong(e.By), e.Peer)
+	}
 	return w.rich("%s By %s.", text, strong(e.By))
 }
 
