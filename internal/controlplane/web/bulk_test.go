@@ -232,3 +232,30 @@ func TestServiceWorker(t *testing.T) {
 		t.Error("the worker keeps itself")
 	}
 }
+
+// X01: a form that selects nothing, or what is not there, changes nothing, and
+// never means all.
+func TestNoSelectionIsNotAll(t *testing.T) {
+	for name, form := range map[string]url.Values{
+		"no selection": {}, "an empty one": {"task": {""}, "ids": {""}}, "an unknown task": {"task": {taskID(99)}, "ids": {taskID(99)}},
+		"what is no id": {"task": {"*", "all", "%"}, "ids": {"*"}}, "all without saying of what": {"all": {""}},
+	} {
+		s := newSite(t, testNow)
+		h := signedIn(newTestWeb(t, s))
+		rev := s.Rev()
+		for _, action := range []string{"approve", "cancel", "reject", "retry", "delete"} {
+			for _, path := range []string{"/tasks/bulk", "/tasks/bulk/run", "/tasks/approve"} {
+				f := url.Values{"action": {action}, "approved": {"true"}, "reason": {"x"}, "count": {"0"}}
+				for k, v := range form {
+					f[k] = v
+				}
+				if res, _ := post(t, h, path, f); res.StatusCode < 400 && path != "/tasks/bulk/run" {
+					t.Errorf("%s %s with %s = %d; want a refusal", path, action, name, res.StatusCode)
+				}
+			}
+		}
+		if s.Rev() != rev {
+			t.Errorf("%s changed a task", name)
+		}
+	}
+}
