@@ -51,7 +51,7 @@ type eventChain struct {
 
 // add checks the event that is kept as number at of a task's.
 func (c *eventChain) add(task string, at int64, e *Event) error {
-	problem := ""
+	var problem string
 	sealed := *e
 	sealed.Seal(e.PrevHash)
 	to, err := c.status.Next(e.Cause)

@@ -200,9 +200,10 @@ func layOut(t *Task, h *Hardware, img Image) (l laid, problem string) {
 	if !t.Layout.Plain() {
 		if l.effect.Method != FormatTar {
 			what := "a filesystem, which fits one partition"
-			if l.effect.Method == FormatDisk {
+			switch l.effect.Method {
+			case FormatDisk:
 				what = "a whole disk with partitions of its own"
-			} else if l.effect.Method == FormatInstaller {
+			case FormatInstaller:
 				what = "an installer, which divides the disk itself"
 			}
 			return l, "The image " + img.Name() + " is " + what + ": it cannot be laid out as " + t.Layout.Name() + ". Use an image that is a tree of files, or no layout."

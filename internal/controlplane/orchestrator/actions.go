@@ -157,7 +157,7 @@ func (o *Orchestrator) standing(rec *store.Record, by, agentKey string) (given [
 			continue // it took several when they gave it, and does no more
 		}
 		u, known := rec.Users[c.By]
-		why := ""
+		var why string
 		switch {
 		case !known || !u.May(lpmos.Approver, task.RegionID):
 			why = "who may not approve any more"
