@@ -172,13 +172,14 @@ func TestPeers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	missing := c.URL() + "/api/v1/blobs/" + strings.Repeat("0", 64) // what a region may ask for
 	for _, tt := range []struct {
 		name string
 		cfg  *tls.Config
-		want int // 0: no connection
+		want int // 0: no connection; 404: it may ask
 	}{
-		{"its own", known, 200},
-		{"none", &tls.Config{RootCAs: s.CA.Pool()}, 200},
+		{"its own", known, 404},
+		{"none", &tls.Config{RootCAs: s.CA.Pool()}, 404},
 		{"one that was not issued", storetest.Client(t, s.CA, s.CA, user, now, time.Hour), 403},
 		{"the control plane's for etcd", storetest.Client(t, s.CA, s.CA, store.ControlUser, now, time.Hour), 403},
 		{"root's", storetest.Client(t, s.CA, s.CA, "root", now, time.Hour), 403},
@@ -192,7 +193,7 @@ func TestPeers(t *testing.T) {
 			shown := cfg.Certificates[0]
 			cfg.Certificates, cfg.GetClientCertificate = nil, func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &shown, nil }
 		}
-		resp, body, err := get(t, cfg, c.URL()+"/api/v1/regions")
+		resp, body, err := get(t, cfg, missing)
 		switch {
 		case tt.want == 0 && err == nil:
 			t.Errorf("%s: answered %d", tt.name, resp.StatusCode)
@@ -211,7 +212,7 @@ func TestPeers(t *testing.T) {
 		tr := &http.Transport{TLSClientConfig: cfg}
 		defer tr.CloseIdleConnections()
 		ask := func() int {
-			resp, err := (&http.Client{Transport: tr}).Get(c.URL() + "/api/v1/regions")
+			resp, err := (&http.Client{Transport: tr}).Get(missing)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -219,7 +220,7 @@ func TestPeers(t *testing.T) {
 			_, _ = io.Copy(io.Discard, resp.Body)
 			return resp.StatusCode
 		}
-		if got := ask(); got != 200 {
+		if got := ask(); got != 404 {
 			t.Fatalf("before: %d", got)
 		}
 		if err := c.ids.Revoke(t.Context(), "dc1", "me"); err != nil {

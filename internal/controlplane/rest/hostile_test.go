@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"unicode/utf16"
 
@@ -83,13 +84,13 @@ func TestEveryRouteRefusesHostileJSON(t *testing.T) {
 }
 
 // endless is a body that never ends, of which nobody may read much.
-type endless struct{ read int64 }
+type endless struct{ read atomic.Int64 }
 
 func (e *endless) Read(p []byte) (int, error) {
 	for i := range p {
 		p[i] = ' '
 	}
-	e.read += int64(len(p))
+	e.read.Add(int64(len(p)))
 	return len(p), nil
 }
 
@@ -113,8 +114,8 @@ func TestBodyWithoutEnd(t *testing.T) {
 		}
 	} // or the connection was cut while it was being sent
 	runtime.ReadMemStats(&after)
-	if body.read > 64<<20 {
-		t.Errorf("%d MiB were taken before it was refused", body.read>>20)
+	if read := body.read.Load(); read > 64<<20 {
+		t.Errorf("%d MiB were taken before it was refused", read>>20)
 	}
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 64<<20 {
 		t.Errorf("the heap grew by %d MiB", grown>>20)
