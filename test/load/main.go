@@ -193,10 +193,6 @@ func onSite(ctx context.Context, bin, keep string, sc scenario, say func(string,
 	if err := fixture.Publish(ctx, t.api, filepath.Join(dir, "fixture"), t.image); err != nil {
 		return nil, err
 	}
-	// All machines are to write at once.
-	if _, err := t.api.SetLimits(ctx, lpmos.Limits{PermitsPerMinute: 100_000}); err != nil {
-		return nil, err
-	}
 	regional, err := start(ctx, filepath.Join(bin, "regional-client"), "--region-id="+region, "--etcd-endpoints=unix://"+filepath.Join(dir, "control", "etcd", "etcd.sock"),
 		"--control-plane-url=http://"+addrs[0], "--boot-addr="+addrs[1], "--agent-addr="+addrs[2], "--tftp-addr=off", "--data-dir="+filepath.Join(dir, "region"), "--log-level=warn")
 	if err != nil {
