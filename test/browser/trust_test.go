@@ -48,14 +48,14 @@ func TestFourEyes(t *testing.T) {
 	if text := anna.Text("#password-p"); !strings.Contains(text, "wrong") || tab.Eval[string](anna, `document.querySelector('[name="plan_digest"]').value + document.querySelector('#notes').value`) != digest+"as agreed" {
 		t.Errorf("after a wrong password the page says %q, and keeps neither digest nor notes", text)
 	}
-	keep(t, "approve-confirm.png", anna.Picture())
+	keep(t, "approve-confirm.png", anna.Picture)
 	anna.Type("#confirm", "correct horse battery staple")
 	anna.Click("button[name=approved][value=true]")
 	anna.Until("be told how far it is", 30*time.Second, `location.pathname === '/tasks/`+id+`' && document.querySelector('main')?.textContent.includes('1 of 2 approvals: anna')`)
 
 	ben.Until("be told that something changed", 30*time.Second, `document.querySelector('page-changed')?.hidden === false`)
 	ben.Open("/tasks/" + id + "/approve")
-	keep(t, "approve-second.png", ben.Picture())
+	keep(t, "approve-second.png", ben.Picture)
 	if text := ben.Text(".decision"); !strings.Contains(text, "1 of 2 approvals: anna") {
 		t.Errorf("the second approver reads %q", text)
 	}
@@ -63,7 +63,7 @@ func TestFourEyes(t *testing.T) {
 	if text := anna.Text("#no-policy"); !strings.Contains(text, "another approver has to agree") {
 		t.Errorf("the first approver reads %q", text)
 	}
-	keep(t, "approve-given.png", anna.Picture())
+	keep(t, "approve-given.png", anna.Picture)
 	ben.Type("#confirm", "correct horse battery staple")
 	ben.Click("button[name=approved][value=true]")
 	w.until(id, lpmos.Approved, lpmos.Installing, lpmos.Verifying, lpmos.Completed)
@@ -97,7 +97,7 @@ func TestSignInWithAProvider(t *testing.T) {
 
 	b := tab.New(t, home)
 	b.Open("/login?return=/tasks")
-	keep(t, "login-provider.png", b.Picture())
+	keep(t, "login-provider.png", b.Picture)
 	to := tab.Eval[string](b, `document.querySelector('a[href^="/login/oidc"]').getAttribute('href')`)
 	// The provider of the test has to be told of PKCE's verifier, so the sign-in is
 	// begun here and handed to the browser.
