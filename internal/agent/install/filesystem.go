@@ -56,12 +56,13 @@ func (in *Installer) check(ctx context.Context, part string) error {
 
 // makeESP makes the EFI system partition and fills it.
 func (in *Installer) makeESP(ctx context.Context, esp lpmos.PlannedPartition, part string, sectorBytes int64, files []espFile) error {
-	args := []string{"-n", "LPMOS-ESP", "-i", strings.ReplaceAll(esp.UUID, "-", "")}
-	if sectorBytes == 512 {
-		// With larger sectors 64 MiB have too few clusters for FAT32, and
-		// firmware reads FAT16 too.
-		args = append(args, "-F", "32", "-s", "1")
+	// With larger sectors 64 MiB have too few clusters for FAT32, and firmware
+	// reads FAT16 too; of several sectors each they would be a FAT12.
+	bits := "32"
+	if sectorBytes > 512 {
+		bits = "16"
 	}
+	args := []string{"-n", "LPMOS-ESP", "-i", strings.ReplaceAll(esp.UUID, "-", ""), "-F", bits, "-s", "1"}
 	if _, err := in.run.Run(ctx, nil, in.cfg.Tools.MkfsVfat, append(args, part)...); err != nil {
 		return commandFailed("Making the EFI system partition", err)
 	}
