@@ -3,6 +3,7 @@ package vm_test
 import (
 	"bytes"
 	"encoding/json"
+	"strconv"
 	"strings"
 
 	"github.com/lpmos/lpmos"
@@ -49,7 +50,6 @@ func (w *world) checkTable(m *machine, t lpmos.Task, d lpmos.PlannedDisk) {
 	var out struct {
 		Table struct {
 			Label      string `json:"label"`
-			SectorSize int64  `json:"sectorsize"`
 			Partitions []struct {
 				Start int64  `json:"start"`
 				Size  int64  `json:"size"`
@@ -57,14 +57,22 @@ func (w *world) checkTable(m *machine, t lpmos.Task, d lpmos.PlannedDisk) {
 			} `json:"partitions"`
 		} `json:"partitiontable"`
 	}
-	if err := json.Unmarshal(w.output("/sbin/sfdisk", "-J", path), &out); err != nil {
+	sector := int64(512)
+	for _, h := range t.Hardware.Disks {
+		if h.Ref() == d.Disk {
+			sector = int64(h.SectorBytes)
+		}
+	}
+	// A file has no sectors; a loop device has.
+	loop := strings.TrimSpace(string(w.output("/sbin/losetup", "--find", "--show", "--read-only", "--sector-size", strconv.FormatInt(sector, 10), path)))
+	defer w.output("/sbin/losetup", "--detach", loop)
+	if err := json.Unmarshal(w.output("/sbin/sfdisk", "-J", loop), &out); err != nil {
 		w.t.Fatal(err)
 	}
 	plan := d.Partitions
 	if out.Table.Label != "gpt" || len(out.Table.Partitions) != len(plan) {
 		w.t.Fatalf("%s has a %s table with %d partitions; want gpt with %d", path, out.Table.Label, len(out.Table.Partitions), len(plan))
 	}
-	sector := max(out.Table.SectorSize, 512)
 	for i, p := range plan {
 		got := out.Table.Partitions[i]
 		if !strings.EqualFold(got.UUID, p.PartUUID) || got.Size*sector != p.SizeBytes || got.Start*sector%(1<<20) != 0 {
