@@ -52,7 +52,7 @@ vm: deps-test ## machines provisioned for real, BIOS and UEFI
 	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -parallel 2 -timeout 30m -v ./test/vm
 
 vm-all: deps-test ## every virtual machine test there is (about 40 min)
-	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM=all LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -p 1 -parallel 2 -timeout 90m -v ./test/vm ./internal/lab ./internal/bootimage ./internal/osimage
+	$(SUDO) env LPMOS_REQUIRE=vm,vm-all LPMOS_VM=all LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -p 1 -parallel 2 -timeout 90m -v ./test/vm ./internal/lab ./internal/bootimage ./internal/osimage
 
 vm-matrix: deps-test ## every firmware with every way to install; the table goes to docs/vm-matrix.md (about 40 min, CELL= for some)
 	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM_MATRIX=$(CURDIR)/docs/vm-matrix.md LPMOS_VM_CELL="$(CELL)" LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -parallel 2 -timeout 90m -v -run TestMatrix ./test/vm
@@ -70,7 +70,7 @@ load: build ## 1,000 and 10,000 browsers' sockets, 1,000 machines: numbers and p
 	@go run ./test/load -bin bin -out test-artifacts/load $(LOAD)
 
 screenshots: deps-test build ## pictures for docs/images of a machine that is really installed, in the browser and in a terminal
-	$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_SCREENSHOTS=docs/images LPMOS_CACHE_DIR=$(CACHE) LPMOS_LAB_OS=$(OS) go test -count=1 -timeout 40m -v -run LabScreenshots ./test/browser
+	$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_REQUIRE=screenshots LPMOS_SCREENSHOTS=docs/images LPMOS_CACHE_DIR=$(CACHE) LPMOS_LAB_OS=$(OS) go test -count=1 -timeout 40m -v -run LabScreenshots ./test/browser
 
 pages: deps-test ## a picture of every page in test-artifacts/pages: both languages, light and dark, wide and phone (PAGE=tasks for one)
 	LPMOS_REQUIRE=browser LPMOS_SCREENSHOTS=test-artifacts LPMOS_PAGE=$(PAGE) go test -count=1 -timeout 20m -run TestPages ./test/browser

@@ -19,6 +19,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/grubboot"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // needVM lets a test run only in the tier "vm", where everything it needs must
@@ -27,7 +28,7 @@ import (
 func needVM(t *testing.T) {
 	t.Helper()
 	if !slices.Contains(strings.Split(os.Getenv("LPMOS_REQUIRE"), ","), "vm") {
-		t.Skip("takes minutes: runs when LPMOS_REQUIRE names vm")
+		tier.Missing(t, "vm", "takes minutes: runs when LPMOS_REQUIRE names it")
 	}
 	if os.Getuid() != 0 {
 		t.Fatal("needs root")

@@ -16,6 +16,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/imagepack"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // needs skips a test that needs more than a compiler, unless LPMOS_REQUIRE names
@@ -33,7 +34,7 @@ func needs(t *testing.T, name string, tools ...string) {
 		}
 		return
 	}
-	t.Skipf("tier %s: builds and boots whole systems (LPMOS_REQUIRE=%s runs it)", name, name)
+	tier.Missing(t, name, "builds and boots whole systems: runs when LPMOS_REQUIRE names it")
 }
 
 // cacheDir is kept between runs: LPMOS_CACHE, or lpmos in the user's cache.

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lpmos/lpmos/internal/tier"
 	"github.com/lpmos/lpmos/test/browser/tab"
 )
 
@@ -31,7 +32,7 @@ import (
 func TestLabScreenshots(t *testing.T) {
 	dir := os.Getenv("LPMOS_SCREENSHOTS")
 	if dir == "" || os.Getenv("LPMOS_CACHE_DIR") == "" {
-		t.Skip("pictures of a real machine are made by: make screenshots")
+		tier.Missing(t, "screenshots", "pictures of a real machine are made by: make screenshots")
 	}
 	tab.Chromium(t)
 	system := os.Getenv("LPMOS_LAB_OS")

@@ -23,6 +23,7 @@ import (
 	"github.com/lpmos/lpmos/internal/osimage"
 	"github.com/lpmos/lpmos/internal/region"
 	"github.com/lpmos/lpmos/internal/site"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // Limits are many times what the emulation takes on two cores that do nothing
@@ -37,7 +38,7 @@ const (
 func rest(t *testing.T) {
 	t.Helper()
 	if os.Getenv("LPMOS_VM") != "all" {
-		t.Skip("not part of every commit: LPMOS_VM=all runs it")
+		tier.Missing(t, "vm-all", "not part of every commit: LPMOS_VM=all runs it")
 	}
 }
 
