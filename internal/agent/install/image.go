@@ -223,10 +223,10 @@ func (s *sample) compare(r io.ReaderAt) error {
 	for c, want := range s.sums {
 		b := make([]byte, c.Bytes)
 		if _, err := r.ReadAt(b, c.Offset); err != nil {
-			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("What was written of the image's byte %d cannot be read back.", c.Offset), NextStep: nextDisk, Err: err}
+			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("What was written at byte %d of the image cannot be read back.", c.Offset), NextStep: nextDisk, Err: err}
 		}
 		if sha256.Sum256(b) != want {
-			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("The disk returns other bytes than were written, at the image's byte %d.", c.Offset), NextStep: nextDisk}
+			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("The disk returns other bytes than were written, at byte %d of the image.", c.Offset), NextStep: nextDisk}
 		}
 	}
 	return nil
