@@ -235,6 +235,7 @@ func (r *Region) openDHCP(host netip.Addr, decider *netboot.Decider) error {
 	if r.dhcp, err = dhcpd.New(cfg, decider, conns, r.log); err != nil {
 		return err
 	}
+	r.dhcp.Silent = r.view.Held
 	r.dhcp.OnForeign = func(a netip.Addr) {
 		select {
 		case r.foreign <- a:
@@ -281,7 +282,6 @@ func (r *Region) Run(ctx context.Context) error {
 		func(ctx context.Context) error { return r.view.runSite(ctx, r.store) },
 		func(ctx context.Context) error { return r.view.runConfig(ctx, r.store) },
 		r.hold,
-		r.restore,
 		r.sweep,
 		r.tellForeign,
 		r.agents.Run,
@@ -307,7 +307,8 @@ func (r *Region) release() {
 }
 
 // hold keeps a session with the store, opening another when one is lost. While
-// another instance holds the region, this one serves nothing.
+// another instance holds the region, this one serves nothing; what that one
+// knew of the agents is taken over before anything is served.
 func (r *Region) hold(ctx context.Context) error {
 	defer func() {
 		if s := r.session.Swap(nil); s != nil {
@@ -330,16 +331,23 @@ func (r *Region) hold(ctx context.Context) error {
 			continue
 		}
 		wait = 200 * time.Millisecond
-		r.session.Store(s)
-		r.view.setStandby(false)
-		r.log.Info("session opened")
-		select {
-		case <-s.Lost():
+		if r.view.reach(ctx, s.Epoch(), s.Lost()) {
+			// Since the last session ended, nothing of this process was stored, so
+			// what is stored is as new as what it knows, or newer.
+			r.agents.Restore(r.view.agentRecords())
+			r.session.Store(s)
+			r.view.setStandby(false)
+			r.log.Info("session opened")
+			select {
+			case <-s.Lost():
+			case <-ctx.Done():
+				return nil
+			}
 			r.session.CompareAndSwap(s, nil)
-			s.Close()
+		}
+		s.Close()
+		if ctx.Err() == nil {
 			r.log.Warn("session lost, opening another")
-		case <-ctx.Done():
-			return nil
 		}
 	}
 	return nil
@@ -370,17 +378,6 @@ func (r *Region) tellForeign(ctx context.Context) error {
 			}
 		}
 	}
-}
-
-// restore hands the agent server what an earlier run of this region left.
-func (r *Region) restore(ctx context.Context) error {
-	select {
-	case <-r.view.synced:
-		r.agents.Restore(r.view.agentRecords())
-		<-ctx.Done()
-	case <-ctx.Done():
-	}
-	return nil
 }
 
 // stocked is what a session was told of the cache last.
