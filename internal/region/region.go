@@ -25,11 +25,11 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/grubboot"
+	"github.com/lpmos/lpmos/internal/pki"
 	"github.com/lpmos/lpmos/internal/region/agentserver"
 	"github.com/lpmos/lpmos/internal/region/dhcpd"
 	"github.com/lpmos/lpmos/internal/region/httpboot"
 	"github.com/lpmos/lpmos/internal/region/netboot"
-	"github.com/lpmos/lpmos/internal/region/pki"
 	"github.com/lpmos/lpmos/internal/region/ra"
 	"github.com/lpmos/lpmos/internal/region/tftpd"
 	"github.com/lpmos/lpmos/internal/service"
@@ -121,7 +121,7 @@ func New(cfg Config, st *store.Store, blobs Blobs, log *slog.Logger) (_ *Region,
 	if r.instance, err = instanceID(cfg.DataDir); err != nil {
 		return nil, err
 	}
-	ca, err := pki.Load(cfg.DataDir, cfg.RegionID)
+	ca, err := pki.LoadRegion(cfg.DataDir, cfg.RegionID)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +144,7 @@ func New(cfg Config, st *store.Store, blobs Blobs, log *slog.Logger) (_ *Region,
 }
 
 // open opens the sockets and builds the servers on them.
-func (r *Region) open(ca *pki.Authority, secret []byte) (err error) {
+func (r *Region) open(ca *pki.Region, secret []byte) (err error) {
 	cfg := &r.cfg
 	host, err := advertised(*cfg)
 	if err != nil {
