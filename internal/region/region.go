@@ -76,7 +76,9 @@ type Region struct {
 	instance string
 	foreign  chan netip.Addr // other DHCP servers that were seen
 
-	mu   sync.Mutex // guards what follows
+	telling sync.Mutex // held while capabilities are written, so that no older ones come last
+
+	mu   sync.Mutex // guards caps
 	caps lpmos.Capabilities
 
 	agents   *agentserver.Server
@@ -359,21 +361,29 @@ func (r *Region) capabilities() lpmos.Capabilities {
 	return r.caps
 }
 
+// tell changes what the control plane is to know of this region and writes it;
+// without a session it is told with the next one.
+func (r *Region) tell(ctx context.Context, s *store.Session, edit func(*lpmos.Capabilities)) error {
+	r.telling.Lock()
+	defer r.telling.Unlock()
+	r.mu.Lock()
+	edit(&r.caps)
+	r.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	return s.PutCapabilities(ctx, r.capabilities())
+}
+
 // tellForeign lets the control plane know of other DHCP servers: whoever
-// watches the region's page sees them. Without a session they are told with the
-// next one.
+// watches the region's page sees them.
 func (r *Region) tellForeign(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case a := <-r.foreign:
-			r.mu.Lock()
-			r.caps.SawDHCP(a, time.Now().UTC())
-			r.mu.Unlock()
-		}
-		if s := r.session.Load(); s != nil {
-			if err := s.PutCapabilities(ctx, r.capabilities()); err != nil {
+			if err := r.tell(ctx, r.session.Load(), func(c *lpmos.Capabilities) { c.SawDHCP(a, time.Now().UTC()) }); err != nil {
 				r.log.Warn("tell of another DHCP server", "err", err)
 			}
 		}
@@ -398,10 +408,7 @@ func (r *Region) tellStock(ctx context.Context, s *store.Session, told *stocked)
 	if now == *told {
 		return
 	}
-	r.mu.Lock()
-	r.caps.Stock = &stock
-	r.mu.Unlock()
-	if err := s.PutCapabilities(ctx, r.capabilities()); err != nil {
+	if err := r.tell(ctx, s, func(c *lpmos.Capabilities) { c.Stock = &stock }); err != nil {
 		r.log.Warn("stock not told", "err", err) // with the next sweep
 		return
 	}
