@@ -250,13 +250,13 @@ var preseedOwned = []struct{ question, typ, value string }{
 func checkPreseed(text string) error {
 	var logical string
 	for line := range strings.Lines(text) {
-		line = strings.TrimRight(line, "\r\n")
+		line = strings.TrimSuffix(line, "\n")
 		if part, more := strings.CutSuffix(line, `\`); more && !strings.HasPrefix(strings.TrimSpace(line), "#") {
 			logical += part
 			continue
 		}
 		line, logical = logical+line, ""
-		f := strings.Fields(line)
+		f := strings.FieldsFunc(line, func(r rune) bool { return r == ' ' || r == '\t' })
 		if len(f) == 0 || strings.HasPrefix(f[0], "#") {
 			continue
 		}
@@ -344,7 +344,13 @@ func (a answers) kickstart() (string, error) {
 // kickstartOwned are the commands that no template gives.
 var kickstartOwned = []string{
 	"ignoredisk", "zerombr", "clearpart", "autopart", "part", "partition", "volgroup", "logvol", "raid", "btrfs", "reqpart", "snapshot", "mount", "bootloader",
-	"fcoe", "iscsi", "iscsiname", "multipath", "nvdimm", "zfcp", "zipl", "driverdisk", "reboot", "poweroff", "shutdown", "halt", "rootpw", "rescue", "vnc", "sshpw", "user", "cmdline", "graphical", "text",
+	"stratispool", "stratisfs", "fcoe", "iscsi", "iscsiname", "dmraid", "multipath", "nvdimm", "zfcp", "zipl", "driverdisk", "updates", "reboot", "poweroff", "shutdown", "halt", "rootpw", "rescue", "vnc", "sshpw", "user", "cmdline", "graphical", "text",
+}
+
+// kickstartSections are the names that begin or end a section, and those of
+// what is read into a file of answers.
+var kickstartSections = []string{
+	"%addon", "%anaconda", "%certificate", "%end", "%include", "%ksappend", "%onerror", "%packages", "%post", "%pre", "%pre-install", "%traceback",
 }
 
 func checkKickstart(text string) error {
@@ -354,17 +360,24 @@ func checkKickstart(text string) error {
 		if len(f) == 0 || strings.HasPrefix(f[0], "#") {
 			continue
 		}
+		// A script may have lines such as %wheel; "%e'n'd" would end it.
+		special := strings.HasPrefix(f[0], "%") && (slices.Contains(kickstartSections, f[0]) || strings.HasPrefix(f[0], "%ksappend"))
+		quoted := strings.ContainsAny(f[0], "\"'\\")
 		switch {
 		case section != "" && f[0] == "%end":
 			section = ""
-		case section == "%packages" && strings.HasPrefix(f[0], "%"), section != "" && f[0] == "%include":
+		case section != "" && (special || strings.HasPrefix(f[0], "%") && (quoted || section == "%packages")):
 			return badAnswers("%s does not belong into %s", f[0], section)
 		case section != "":
+		case quoted:
+			return badAnswers("%s has a quote or a backslash: commands and sections are spelled without", f[0])
 		case f[0] == "%packages" || f[0] == "%addon":
 			section = f[0]
 		case f[0] == "%post":
-			if slices.ContainsFunc(f, func(w string) bool { return strings.HasPrefix(w, "--nochroot") }) {
-				return badAnswers("%%post --nochroot is not a template's: what it runs could write to other disks")
+			for _, w := range f[1:] {
+				if name, _, _ := strings.Cut(w, "="); !slices.Contains([]string{"--erroronfail", "--interpreter", "--log", "--logfile"}, name) || strings.ContainsAny(w, "\"'\\") {
+					return badAnswers("%%post %s is not a template's: there is --erroronfail, --interpreter=PROGRAM and --log=FILE", w)
+				}
 			}
 			section = f[0]
 		case strings.HasPrefix(f[0], "%"):
@@ -440,6 +453,14 @@ func checkAutoinstall(text string) error {
 func checkAnswers(kind, text string) error {
 	if !utf8.ValidString(text) {
 		return badAnswers("it is not valid UTF-8")
+	}
+	if kind == TemplatePreseed || kind == TemplateKickstart {
+		// Installers do not agree on what ends a line: Anaconda does as Python.
+		for line := range strings.Lines(text) {
+			if !plainLine(strings.ReplaceAll(strings.TrimSuffix(line, "\n"), "\t", " ")) {
+				return badAnswers("%q has a control character; a line ends with a line feed alone", line)
+			}
+		}
 	}
 	switch kind {
 	case TemplatePreseed:

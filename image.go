@@ -303,6 +303,9 @@ func (d *ImageDisk) validate(size int64) error {
 	if d.Root == 0 {
 		return bad("root", "names no partition")
 	}
+	if d.Table == "mbr" && d.Root > 4 {
+		return bad("root", "is in an extended partition, which cannot be fitted to a disk")
+	}
 	for _, r := range []struct {
 		field  string
 		number int

@@ -116,6 +116,7 @@ func TestManifestValidateOfOtherFormats(t *testing.T) {
 		"half a sector":                func(m *lpmos.ImageManifest) { m.Disk.Partitions[3].SizeBytes -= 256 },
 		"no root":                      func(m *lpmos.ImageManifest) { m.Disk.Root = 0 },
 		"a root that is not there":     func(m *lpmos.ImageManifest) { m.Disk.Root = 2 },
+		"a root in an extended one":    func(m *lpmos.ImageManifest) { m.Disk.Table, m.Disk.Root = "mbr", 16 },
 		"a /boot that is not there":    func(m *lpmos.ImageManifest) { m.Disk.Boot = 2 },
 		"another kind of menu":         func(m *lpmos.ImageManifest) { m.Disk.Entries = "lilo" },
 		"another family":               func(m *lpmos.ImageManifest) { m.Family = "slackware" },

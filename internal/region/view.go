@@ -25,7 +25,8 @@ type view struct {
 	mu      sync.Mutex // guards what follows
 	site    bool       // the region's own keys were listed
 	config  bool       // configuration was listed
-	standby bool       // another instance serves this region
+	standby bool       // another instance serves this region, or may
+	held    bool       // it does
 	boots   map[lpmos.MAC]lpmos.BootEntry
 	orders  map[string]lpmos.Order
 	agents  map[string]map[int]lpmos.AgentRecord // by task and attempt
@@ -33,12 +34,13 @@ type view struct {
 	reports map[string]struct{}                  // tasks of which reports exist
 	found   map[lpmos.MAC]time.Time              // machines without a task, when last seen
 	global  store.Global
-	changed map[string]chan struct{} // by task; "" for any
-	synced  chan struct{}
+	rev     int64                    // of the store, that the region's own keys are known up to
+	changed map[string]chan struct{} // by task with an order; "" for any
+	moved   chan struct{}            // closed and replaced when site, config or rev is another
 }
 
 func newView(region string, log *slog.Logger) *view {
-	v := &view{region: region, log: log, standby: true, changed: map[string]chan struct{}{}, synced: make(chan struct{})}
+	v := &view{region: region, log: log, standby: true, changed: map[string]chan struct{}{}, moved: make(chan struct{})}
 	v.clear()
 	return v
 }
@@ -81,7 +83,7 @@ func (v *view) runConfig(ctx context.Context, src follower) error {
 			}
 		}
 		v.config = true
-		v.announce()
+		v.move()
 		v.mu.Unlock()
 	}
 	return nil
@@ -141,14 +143,14 @@ func (v *view) apply(b store.Batch) {
 			}
 		}
 	}
-	v.site = true
+	v.site, v.rev = true, b.Rev
 	for id := range touched {
 		v.signal(id)
 	}
 	if len(touched) > 0 {
 		v.signal("")
 	}
-	v.announce()
+	v.move()
 }
 
 func decode[T any](v *view, c store.Change) T {
@@ -159,12 +161,28 @@ func decode[T any](v *view, c store.Change) T {
 	return x
 }
 
-func (v *view) announce() {
-	if v.site && v.config {
+// move wakes those who wait in reach. The caller holds v.mu.
+func (v *view) move() {
+	close(v.moved)
+	v.moved = make(chan struct{})
+}
+
+// reach waits until the view is whole and has what was written up to rev. It
+// reports false when ctx ends, or stop is closed, before.
+func (v *view) reach(ctx context.Context, rev int64, stop <-chan struct{}) bool {
+	for {
+		v.mu.Lock()
+		there, moved := v.site && v.config && v.rev >= rev, v.moved
+		v.mu.Unlock()
+		if there {
+			return true
+		}
 		select {
-		case <-v.synced:
-		default:
-			close(v.synced)
+		case <-moved:
+		case <-stop:
+			return false
+		case <-ctx.Done():
+			return false
 		}
 	}
 }
@@ -179,8 +197,15 @@ func (v *view) signal(id string) {
 // setStandby says whether another instance serves this region.
 func (v *view) setStandby(standby bool) {
 	v.mu.Lock()
-	v.standby = standby
+	v.standby, v.held = standby, standby
 	v.mu.Unlock()
+}
+
+// Held reports whether another instance is known to serve this region.
+func (v *view) Held() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.held
 }
 
 // Synced reports whether the view is whole and this instance is the one that
@@ -230,11 +255,15 @@ func (v *view) Secrets(id string) (lpmos.AgentSeal, bool) {
 	return *s, true
 }
 
-// Changed returns a channel that is closed when the task's order next changes;
-// for "", when any does.
+// Changed returns a channel that is closed when the task's order next changes,
+// or appears; for "", when any does. For a task without an order it may be
+// closed for another's.
 func (v *view) Changed(id string) <-chan struct{} {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if _, known := v.orders[id]; !known {
+		id = "" // nothing would ever remove a channel of its own
+	}
 	ch, ok := v.changed[id]
 	if !ok {
 		ch = make(chan struct{})
@@ -260,7 +289,8 @@ func (v *view) BootImage() (lpmos.BootImage, bool) {
 	return *v.global.BootImage, true
 }
 
-// agentRecords are all that an earlier run of this region left.
+// agentRecords are what this region knows of boots, whichever instance of it served
+// them.
 func (v *view) agentRecords() []lpmos.AgentRecord {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/lpmos/lpmos"
@@ -39,5 +40,65 @@ func TestStaleDiscoveries(t *testing.T) {
 	v.apply(store.Batch{Changes: []store.Change{c}})
 	if got := v.stale(now); len(got) != 4 {
 		t.Errorf("%d are stale once one is gone; want 4", len(got))
+	}
+}
+
+// TestViewReaches waits for what was written before a session.
+func TestViewReaches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newView("dc1", slog.New(slog.DiscardHandler))
+		reached := make(chan bool, 1)
+		go func() { reached <- v.reach(t.Context(), 7, nil) }()
+		synctest.Wait()
+		for rev := range int64(7) {
+			v.apply(store.Batch{Reset: rev == 0, Rev: rev})
+			synctest.Wait()
+		}
+		v.mu.Lock()
+		v.config = true
+		v.move()
+		v.mu.Unlock()
+		synctest.Wait()
+		select {
+		case <-reached:
+			t.Error("reached revision 7 with 6")
+		default:
+		}
+		v.apply(store.Batch{Rev: 7})
+		if !<-reached {
+			t.Error("reach = false; want true once the revision is there")
+		}
+		lost := make(chan struct{})
+		close(lost)
+		if v.reach(t.Context(), 8, lost) {
+			t.Error("reach = true for a session that was lost")
+		}
+	})
+}
+
+// TestWaitersAreForgotten asks about tasks whose order is gone, as agents do
+// that have just been told so.
+func TestWaitersAreForgotten(t *testing.T) {
+	v := newView("dc1", slog.New(slog.DiscardHandler))
+	order := func(id string, value []byte) store.Change {
+		return store.Change{Key: store.Key{Kind: store.KindOrder, Region: "dc1", TaskID: id}, Value: value}
+	}
+	for range 1000 {
+		id := lpmos.NewTaskID()
+		appears := v.Changed(id)
+		v.apply(store.Batch{Changes: []store.Change{order(id, []byte("{}"))}})
+		goes := v.Changed(id)
+		v.apply(store.Batch{Changes: []store.Change{order(id, nil)}})
+		for what, ch := range map[string]<-chan struct{}{"appeared": appears, "went": goes} {
+			select {
+			case <-ch:
+			default:
+				t.Fatalf("nobody was told that an order %s", what)
+			}
+		}
+		v.Changed(id)
+	}
+	if n := len(v.changed); n > 1 {
+		t.Errorf("%d channels are kept of 1000 tasks that are gone", n)
 	}
 }

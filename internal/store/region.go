@@ -124,6 +124,10 @@ func (s *Store) startSession(region string, epoch int64, lease clientv3.LeaseID)
 
 func (ss *Session) fence() { ss.once.Do(func() { close(ss.lost) }) }
 
+// Epoch is the revision that opened the session. What another instance wrote for
+// the region was written before it, or not at all.
+func (ss *Session) Epoch() int64 { return ss.epoch }
+
 // Lost is closed when the session has ended.
 func (ss *Session) Lost() <-chan struct{} { return ss.lost }
 

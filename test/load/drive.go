@@ -148,7 +148,7 @@ func (sc scenario) drive(ctx context.Context, t *target, say func(string, ...any
 	var stalls []*stalled
 	background.Go(func() {
 		var err error
-		if stalls, err = r.steady(looking, t, rec, &look); err != nil && looking.Err() == nil {
+		if stalls, err = r.steady(looking, t, rec); err != nil && looking.Err() == nil {
 			cancel(err)
 		}
 	})
@@ -229,7 +229,7 @@ func (o *observer) run(ctx context.Context, t *target, c *crowd, began time.Time
 
 // steady waits until all machines install, and measures until the first is
 // done. The stalled clients come in this time.
-func (r *result) steady(ctx context.Context, t *target, rec *recorder, _ *observer) ([]*stalled, error) {
+func (r *result) steady(ctx context.Context, t *target, rec *recorder) ([]*stalled, error) {
 	installing := func() int {
 		l, err := t.api.Tasks(ctx, url.Values{"status": {string(lpmos.Installing)}, "limit": {"1"}})
 		if err != nil {

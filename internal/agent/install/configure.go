@@ -79,6 +79,9 @@ func (in *Installer) leaveAgent(job *Job, m *lpmos.ImageManifest, t tree) error 
 // target's marker, which decides, comes last.
 func (in *Installer) complete(ctx context.Context, job *Job, boot *bootParts, targets []target) error {
 	job.step(lpmos.Configuring, 4, 6, "Writing the boot loader")
+	if err := in.still(ctx, targets); err != nil {
+		return err
+	}
 	for _, t := range targets {
 		for _, p := range t.parts {
 			if p.Role != "esp" {
@@ -95,7 +98,7 @@ func (in *Installer) complete(ctx context.Context, job *Job, boot *bootParts, ta
 	}
 	job.step(lpmos.Configuring, 5, 6, "Marking the installation complete")
 	for _, t := range slices.Backward(targets) {
-		if err := in.seal(job, boot, t); err != nil {
+		if err := in.seal(ctx, job, boot, t); err != nil {
 			return err
 		}
 	}
@@ -105,12 +108,15 @@ func (in *Installer) complete(ctx context.Context, job *Job, boot *bootParts, ta
 }
 
 // seal writes the code for a BIOS and the marker of one disk.
-func (in *Installer) seal(job *Job, boot *bootParts, t target) error {
+func (in *Installer) seal(ctx context.Context, job *Job, boot *bootParts, t target) error {
 	d, err := in.open(t.path)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	if err := in.still(ctx, []target{t}); err != nil {
+		return err
+	}
 	if boot != nil && t.role("bios-boot") != "" {
 		if err := boot.writeBIOS(d); err != nil {
 			return writeFailed(t.path, err)

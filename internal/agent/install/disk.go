@@ -40,7 +40,7 @@ func (in *Installer) installDisk(ctx context.Context, job *Job, m *lpmos.ImageMa
 		return staged(lpmos.Configuring, err)
 	}
 	job.step(lpmos.Configuring, 5, 6, "Marking the installation complete")
-	if err := in.seal(job, nil, t); err != nil {
+	if err := in.seal(ctx, job, nil, t); err != nil {
 		return staged(lpmos.Configuring, err)
 	}
 	job.step(lpmos.Configuring, 6, 6, "Everything is written")

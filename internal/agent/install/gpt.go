@@ -24,7 +24,6 @@ const (
 	gptHeaderCRC  = 16
 	gptMyLBA      = 24
 	gptAltLBA     = 32
-	gptFirst      = 40
 	gptLast       = 48
 	gptDiskGUID   = 56
 	gptEntriesLBA = 72

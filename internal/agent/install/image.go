@@ -107,12 +107,17 @@ func missingIf404(err error, what, digest string) error {
 // writeImage copies the image to the root partition, reads a sample of it back
 // from the disk, and gives the filesystem the plan's UUID and the partition's
 // size.
-func (in *Installer) writeImage(ctx context.Context, job *Job, m *lpmos.ImageManifest, part string) error {
+func (in *Installer) writeImage(ctx context.Context, job *Job, m *lpmos.ImageManifest, t target) error {
+	part := t.role("root")
 	f, err := openPartition(part)
 	if err != nil {
 		return err
 	}
-	sample, err := in.copyImage(ctx, job, m, f)
+	var s *sample
+	err = in.still(ctx, []target{t})
+	if err == nil {
+		s, err = in.copyImage(ctx, job, m, f)
+	}
 	if err == nil {
 		job.step(lpmos.StageInstall, 50, 100, "Writing everything out to the disk")
 		dev := device{File: f, regular: !isBlock(f)}
@@ -120,7 +125,7 @@ func (in *Installer) writeImage(ctx context.Context, job *Job, m *lpmos.ImageMan
 	}
 	if err == nil {
 		job.step(lpmos.StageInstall, 70, 100, "Comparing a sample with the disk")
-		err = sample.compare(f)
+		err = s.compare(f)
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
@@ -218,10 +223,10 @@ func (s *sample) compare(r io.ReaderAt) error {
 	for c, want := range s.sums {
 		b := make([]byte, c.Bytes)
 		if _, err := r.ReadAt(b, c.Offset); err != nil {
-			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("What was written at byte %d of the root partition cannot be read back.", c.Offset), NextStep: nextDisk, Err: err}
+			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("What was written at byte %d of the image cannot be read back.", c.Offset), NextStep: nextDisk, Err: err}
 		}
 		if sha256.Sum256(b) != want {
-			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("The disk returns other bytes than were written, at byte %d of the root partition.", c.Offset), NextStep: nextDisk}
+			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("The disk returns other bytes than were written, at byte %d of the image.", c.Offset), NextStep: nextDisk}
 		}
 	}
 	return nil

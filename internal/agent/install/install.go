@@ -222,11 +222,10 @@ func (in *Installer) install(ctx context.Context, job *Job) error {
 	if m.Format == lpmos.FormatTar {
 		return in.installTree(ctx, job, m, boot, targets)
 	}
-	rootPart := targets[0].role("root")
-	if err := in.writeImage(ctx, job, m, rootPart); err != nil {
+	if err := in.writeImage(ctx, job, m, targets[0]); err != nil {
 		return staged(lpmos.StageInstall, err)
 	}
-	if err := in.configure(ctx, job, m, boot, []mountable{{root, rootPart}}); err != nil {
+	if err := in.configure(ctx, job, m, boot, []mountable{{root, targets[0].role("root")}}); err != nil {
 		return staged(lpmos.Configuring, err)
 	}
 	return staged0(lpmos.Configuring, in.complete(ctx, job, boot, targets))
@@ -322,8 +321,9 @@ func (in *Installer) claim(ctx context.Context, e *lpmos.Effect) (devices []*dev
 	return devices, nil
 }
 
-// still asks a last time before anything is written: between the question and
-// the answer, names may have moved.
+// still asks a last time before anything is written to a device that was opened
+// by its name: between the question and the answer, names may have moved. While
+// the device is open, its name stays.
 func (in *Installer) still(ctx context.Context, targets []target) error {
 	for _, t := range targets {
 		if again, err := in.identify(ctx, t.disk); err != nil || again != t.path {

@@ -150,6 +150,49 @@ func TestInstallRefusesBeforeWriting(t *testing.T) {
 	}
 }
 
+// TestNamesThatMoved has the target's name be another disk's between two steps:
+// what is there now is not written to.
+func TestNamesThatMoved(t *testing.T) {
+	other := filepath.Join(t.TempDir(), "disk")
+	was := bytes.Repeat([]byte{7}, 2<<20)
+	for _, name := range []string{other, other + "3"} {
+		if err := os.WriteFile(name, was, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hw := testHardware("/dev/elsewhere", 400<<20, 512)
+	plan := testPlan(t, hw, &lpmos.ImageManifest{OS: "debian", Version: "12", Arch: "amd64", SizeBytes: 4096}, "sha256:"+strings.Repeat("1", 64))
+	job := Job{TaskID: testTask, Attempt: 1, Plan: plan}
+	var r recorder
+	in := New(Config{Identify: func(context.Context) (*lpmos.Hardware, error) { return hw, nil }}, &r, nil, nil, slog.New(slog.DiscardHandler))
+	in.open = func(path string) (*device, error) {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		return &device{File: f, sizeBytes: int64(len(was)), sectorBytes: 512, regular: true}, err
+	}
+	disk := target{hw.Disks[0].Ref(), other, []placed{{lpmos.PlannedPartition{Number: 3, Role: "root"}, 1 << 20}}}
+	for name, step := range map[string]func() error{
+		"writeImage": func() error { return in.writeImage(t.Context(), &job, nil, disk) },
+		"buildVolumes": func() error {
+			_, _, err := in.buildVolumes(t.Context(), &job, []target{disk})
+			return err
+		},
+		"complete": func() error { return in.complete(t.Context(), &job, nil, []target{disk}) },
+		"seal":     func() error { return in.seal(t.Context(), &job, nil, disk) },
+	} {
+		if got := failureCode(step()); got != "disk_missing" {
+			t.Errorf("%s = %s; want disk_missing", name, got)
+		}
+		for _, name := range []string{other, other + "3"} {
+			if b, err := os.ReadFile(name); err != nil || !bytes.Equal(b, was) {
+				t.Errorf("%s was written to (%v)", filepath.Base(name), err)
+			}
+		}
+	}
+	if len(r.calls) > 0 {
+		t.Errorf("programs were run: %q", r.calls)
+	}
+}
+
 // recorder is a Runner that only remembers.
 type recorder struct{ calls, inputs []string }
 
@@ -183,7 +226,8 @@ func TestEncryptedVolumes(t *testing.T) {
 		targets = append(targets, target{d.Disk, []string{"/dev/x", "/dev/y"}[i], parts})
 	}
 	var r recorder
-	in := New(Config{}, &r, nil, nil, slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	in := New(Config{Identify: func(context.Context) (*lpmos.Hardware, error) { return hw, nil }}, &r, nil, nil,
+		slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	v, fss, err := in.buildVolumes(t.Context(), &job, targets)
 	if err := errors.Join(err, v.close(t.Context())); err != nil {
 		t.Fatal(err)

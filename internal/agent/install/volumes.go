@@ -38,6 +38,9 @@ func (in *Installer) buildVolumes(ctx context.Context, job *Job, targets []targe
 			v.byID[p.PartUUID] = t.part(p.Number)
 		}
 	}
+	if err := in.still(ctx, targets); err != nil {
+		return v, nil, err
+	}
 	for i, a := range e.Arrays {
 		job.step(lpmos.Partitioning, 4, 5, "Making the array "+a.Name)
 		if err := v.array(ctx, fmt.Sprintf("/dev/md%d", i), a); err != nil {

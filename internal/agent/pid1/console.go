@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // takeConsole makes /dev/console standard input, output and error. The kernel
@@ -23,6 +24,18 @@ func takeConsole() {
 	if fd > 2 {
 		syscall.Close(fd)
 	}
+}
+
+// console is a terminal whose other end may be silent, as that of a serial line
+// is after a stray XOFF: what it does not take within consoleTime is dropped.
+type console struct{ *os.File }
+
+// consoleTime is enough for a line at 9600 baud.
+const consoleTime = 250 * time.Millisecond
+
+func (c console) Write(p []byte) (int, error) {
+	_ = c.SetWriteDeadline(time.Now().Add(consoleTime)) // a file that knows none does not wait
+	return c.File.Write(p)
 }
 
 // consoles writes to each console the kernel uses. One that fails does not
@@ -43,9 +56,8 @@ func openConsoles() io.Writer {
 	var all consoles
 	active, _ := os.ReadFile("/sys/class/tty/console/active")
 	for _, name := range strings.Fields(string(active)) {
-		// A serial line whose other end is silent must not stop the agent.
 		if f, err := os.OpenFile("/dev/"+name, os.O_WRONLY|syscall.O_NOCTTY|syscall.O_NONBLOCK, 0); err == nil {
-			all = append(all, f)
+			all = append(all, console{f})
 		}
 	}
 	if len(all) == 0 {

@@ -134,8 +134,9 @@ func decodeReply(b []byte) (reply, error) {
 			if len(o) < 2 || len(o) < 2+int(o[1]) {
 				return
 			}
-			r.opts[o[0]] = append(r.opts[o[0]], o[2:2+o[1]]...)
-			o = o[2+int(o[1]):]
+			end := 2 + int(o[1])
+			r.opts[o[0]] = append(r.opts[o[0]], o[2:end]...)
+			o = o[end:]
 		}
 	}
 	collect(b[240:])

@@ -227,6 +227,7 @@ func TestLeaseOptions(t *testing.T) {
 			return len(l.Routes) == 1 && l.Routes[0].Via == netip.MustParseAddr("10.0.0.1")
 		}},
 		{"an option in two pieces", [][]byte{option(optDNS, 1, 1), option(optDNS, 1, 1)}, func(l Lease) bool { return len(l.DNS) == 1 }},
+		{"options as long as they can be", [][]byte{option(224, make([]byte, 254)...), option(225, make([]byte, 255)...), option(optMTU, 0x05, 0x78)}, func(l Lease) bool { return l.MTU == 1400 }},
 		{"a tiny MTU", [][]byte{option(optMTU, 0, 68)}, func(l Lease) bool { return l.MTU == 0 }},
 	}
 	for _, tt := range tests {
@@ -257,6 +258,7 @@ func FuzzDecodeReply(f *testing.F) {
 	req := request{mac: testMAC}.encode()
 	f.Add(answer(req, dhcpACK, ours, usual...))
 	f.Add(answer(req, dhcpOffer, ours, option(optOverload, 3), option(optRoutes, 32, 1, 2, 3, 4)))
+	f.Add(answer(req, dhcpOffer, ours, option(optRoutes, make([]byte, 255)...)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := decodeReply(b)
 		if err != nil {

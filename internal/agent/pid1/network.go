@@ -159,6 +159,7 @@ func (s *System) keep(ctx context.Context, i iface) {
 		if err != nil {
 			s.Log.Warn("lease lost, asking anew", "addr", l.Address, "err", err)
 			for next, err = dhcpOn(ctx, i, time.Minute, s.Log); err != nil && ctx.Err() == nil; {
+				pause(ctx, time.Second) // an interface that is gone fails at once
 				next, err = dhcpOn(ctx, i, time.Minute, s.Log)
 			}
 		}

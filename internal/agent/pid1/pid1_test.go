@@ -320,7 +320,7 @@ func TestNothingHappensElsewhere(t *testing.T) {
 	}
 	s := &System{Log: quiet}
 	_, startErr := Start(t.Context(), Options{}, quiet)
-	for name, err := range map[string]error{"Reboot": s.Reboot(), "PowerOff": s.PowerOff(), "SetClock": s.SetClock(time.Now()), "Start": startErr} {
+	for name, err := range map[string]error{"Reboot": s.Reboot(), "SetClock": s.SetClock(time.Now()), "Start": startErr} {
 		if !errors.Is(err, errNotBooted) {
 			t.Errorf("%s = %v; want a refusal", name, err)
 		}
@@ -339,5 +339,33 @@ func TestLogIsOneShortLine(t *testing.T) {
 	newLog(&b).Info("address", "nic", "eth0", "err", errors.New("two\nlines"))
 	if got, want := b.String(), "lpmos: msg=address nic=eth0 err=\"two\\nlines\"\n"; got != want {
 		t.Errorf("log = %q; want %q", got, want)
+	}
+}
+
+// TestSilentConsole writes to a terminal that takes nothing: the agent, whose
+// log goes there, must not stand still with it.
+func TestSilentConsole(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	var other bytes.Buffer
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		log := newLog(consoles{console{w}, &other})
+		for range 3 {
+			log.Info(strings.Repeat("x", 64<<10)) // as much as a pipe holds
+		}
+	}()
+	select {
+	case <-done:
+		if n := strings.Count(other.String(), "\n"); n != 3 {
+			t.Errorf("the other console has %d lines; want 3", n)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("a console that takes nothing stops the log")
 	}
 }

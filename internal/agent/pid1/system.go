@@ -167,12 +167,7 @@ func kexecLoaded() bool {
 // Reboot writes everything out, unmounts, and restarts the machine, into the
 // kernel that was loaded for that if there is one. It returns only if it could
 // not.
-func (s *System) Reboot() error { return s.leave(syscall.LINUX_REBOOT_CMD_RESTART) }
-
-// PowerOff is Reboot without the second half.
-func (s *System) PowerOff() error { return s.leave(syscall.LINUX_REBOOT_CMD_POWER_OFF) }
-
-func (s *System) leave(how int) error {
+func (s *System) Reboot() error {
 	if !Booted() {
 		return errNotBooted
 	}
@@ -185,7 +180,8 @@ func (s *System) leave(how int) error {
 		}
 	}
 	syscall.Sync()
-	if how == syscall.LINUX_REBOOT_CMD_RESTART && kexecLoaded() {
+	how := syscall.LINUX_REBOOT_CMD_RESTART
+	if kexecLoaded() {
 		how = linuxRebootCmdKexec
 	}
 	if err := syscall.Reboot(how); err != nil {

@@ -32,10 +32,6 @@ const (
 	// because that is where a program says why it gave up.
 	MaxOutputBytes = 64 << 10
 
-	// maxHistory bounds what a Runner remembers; an installation runs some
-	// dozens of commands.
-	maxHistory = 512
-
 	// defaultTimeout applies when neither the command nor the runner has one.
 	defaultTimeout = 10 * time.Minute
 
@@ -48,13 +44,12 @@ const (
 // so they must not depend on a locale.
 var environment = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 
-// Runner runs commands and remembers their results. Its zero value works.
+// Runner runs commands. Its zero value works.
 type Runner struct {
 	Log     func(line string) // each line of output as it comes, and a line for each end; may be nil
 	Timeout time.Duration     // of a command that has none; 0 is ten minutes
 
-	mu      sync.Mutex // guards what follows, and calls of Log
-	history []Result
+	mu sync.Mutex // guards calls of Log
 }
 
 // Cmd is a program to run.
@@ -105,8 +100,7 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Cause }
 
 // Run runs c to its end. An exit status other than zero, a signal, the time
-// limit and the end of ctx are all an *Error; the result is filled in any case
-// and joins the history.
+// limit and the end of ctx are all an *Error; the result is filled in any case.
 func (r *Runner) Run(ctx context.Context, c Cmd) (Result, error) {
 	res := Result{Path: c.Path, Args: slices.Clone(c.Args), ExitCode: -1}
 	if !filepath.IsAbs(c.Path) {
@@ -168,29 +162,15 @@ func (r *Runner) Run(ctx context.Context, c Cmd) (Result, error) {
 	if err != nil {
 		return r.end(res, err)
 	}
-	r.remember(res, nil)
+	r.line(fmt.Sprintf("%s exited 0 after %s", filepath.Base(res.Path), res.Took.Round(time.Millisecond)))
 	return res, nil
 }
 
-// end makes the error of a command that did not succeed and remembers both.
+// end makes the error of a command that did not succeed, and says it.
 func (r *Runner) end(res Result, cause error) (Result, error) {
 	err := &Error{Result: res, Cause: cause}
-	r.remember(res, err)
+	r.line(err.Error())
 	return res, err
-}
-
-func (r *Runner) remember(res Result, err error) {
-	r.mu.Lock()
-	if len(r.history) == maxHistory {
-		r.history = slices.Delete(r.history, 0, 1)
-	}
-	r.history = append(r.history, res)
-	r.mu.Unlock()
-	if err != nil {
-		r.line(err.Error())
-		return
-	}
-	r.line(fmt.Sprintf("%s exited 0 after %s", filepath.Base(res.Path), res.Took.Round(time.Millisecond)))
 }
 
 func (r *Runner) line(s string) {
@@ -200,13 +180,6 @@ func (r *Runner) line(s string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.Log(s)
-}
-
-// History is the results of all commands so far, oldest first, at most 512.
-func (r *Runner) History() []Result {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Clone(r.history)
 }
 
 // awaitExit returns when the child pid has ended, and leaves its status to be

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -44,9 +43,6 @@ func TestRun(t *testing.T) {
 			}
 			if tt.wantErr == "" && err != nil || tt.wantErr != "" && (err == nil || !strings.Contains(err.Error(), tt.wantErr)) {
 				t.Errorf("Run error = %v; want %q", err, tt.wantErr)
-			}
-			if h := r.History(); len(h) != 1 || h[0].Path != tt.cmd.Path || h[0].ExitCode != tt.code {
-				t.Errorf("History = %+v; want this command once", h)
 			}
 		})
 	}
@@ -122,21 +118,6 @@ func TestOutputIsBounded(t *testing.T) {
 	}
 	if res.LastLine != "the end" || lines != 20002 {
 		t.Errorf("last line %q, %d lines logged; want the end, 20002", res.LastLine, lines)
-	}
-}
-
-func TestHistoryIsBounded(t *testing.T) {
-	var r Runner
-	for i := range maxHistory + 3 {
-		r.remember(Result{Path: "/x", ExitCode: i}, nil)
-	}
-	h := r.History()
-	if len(h) != maxHistory || h[0].ExitCode != 3 {
-		t.Errorf("history has %d entries from %d; want %d from 3", len(h), h[0].ExitCode, maxHistory)
-	}
-	h[0].ExitCode = -5
-	if slices.ContainsFunc(r.History(), func(r Result) bool { return r.ExitCode == -5 }) {
-		t.Error("History hands out its own storage")
 	}
 }
 

@@ -136,7 +136,7 @@ func (s *Server) restore(m *machine, rec lpmos.AgentRecord) {
 		delete(s.callhomes, b.rec.Callhome)
 		s.mu.Unlock()
 	}
-	m.prev = nil
+	m.prev, m.token, m.tokenNonce = nil, "", ""
 	for _, o := range slices.Backward(rec.Older) {
 		b := &boot{m: m, spoke: o.Used, rec: lpmos.AgentRecord{
 			TaskID: rec.TaskID, Attempt: o.Attempt, BootSeq: o.BootSeq, BootMAC: o.BootMAC, UUID: o.UUID, Address: o.Address,

@@ -526,6 +526,32 @@ func grantTo(c *center, o lpmos.Order, a *agent) (int, agentapi.PermitAnswer) {
 	return a.permit(nonceN(1), "0s")
 }
 
+// TestTakeOver has a standby serve when the first instance is gone, and the first
+// when it is back: each knows the boots that the other served in between.
+func TestTakeOver(t *testing.T) {
+	c := newCenter()
+	first, standby := newRegion(t, c), newRegion(t, c)
+	c.order(mac1, lpmos.Pending)
+	a := first.boot(mac1, addr1)
+	want(t, "report to the first", a.report(), 200)
+	first.takeOver() // its session was renewed: nothing is new
+	want(t, "report after that", a.report(), 200)
+
+	a.region = standby
+	want(t, "report to the standby before it knows", a.report(), 401)
+	standby.takeOver()
+	want(t, "report to the standby", a.report(), 200)
+	b := standby.boot(mac1, addr1)
+	if b.cfg.BootSeq <= a.cfg.BootSeq {
+		t.Errorf("a boot at the standby has number %d; want one after %d", b.cfg.BootSeq, a.cfg.BootSeq)
+	}
+	want(t, "report of the next boot", b.report(), 200)
+
+	b.region = first
+	first.takeOver()
+	want(t, "report to the first again", b.report(), 200)
+}
+
 func TestManyAgentsOneTask(t *testing.T) {
 	c := newCenter()
 	r := newRegion(t, c)

@@ -24,7 +24,7 @@ import (
 	workflow "github.com/lpmos/lpmos/internal/agent"
 	"github.com/lpmos/lpmos/internal/agent/install"
 	"github.com/lpmos/lpmos/internal/agentapi"
-	"github.com/lpmos/lpmos/internal/region/pki"
+	"github.com/lpmos/lpmos/internal/pki"
 )
 
 // liar is a region that somebody has taken over. It is the real one in all but
@@ -251,7 +251,7 @@ func p(o *lpmos.Order) *lpmos.Permit {
 // whether a disk changed and whether the lie was told.
 func lieTo(t *testing.T, l *liar, serve func(string, []byte) []byte, honest bool) (changed, reached bool) {
 	t.Helper()
-	auth, err := pki.Load(t.TempDir(), "dc1")
+	auth, err := pki.LoadRegion(t.TempDir(), "dc1")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -240,16 +242,18 @@ func (r *region) restart() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.center.mu.Lock()
-	var records []lpmos.AgentRecord
-	for _, rec := range r.center.agents {
-		records = append(records, rec)
-	}
-	r.center.mu.Unlock()
-	s.Restore(records)
 	r.mu.Lock()
 	r.server = s
 	r.mu.Unlock()
+	r.takeOver()
+}
+
+// takeOver gives the server what is stored, as when its session opens.
+func (r *region) takeOver() {
+	r.center.mu.Lock()
+	records := slices.Collect(maps.Values(r.center.agents))
+	r.center.mu.Unlock()
+	r.now().Restore(records)
 }
 
 func (r *region) now() *Server {

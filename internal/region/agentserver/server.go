@@ -166,15 +166,19 @@ func (s *Server) HTTP(tlsConfig *tls.Config) *http.Server {
 }
 
 // Restore takes what an earlier run of this region, or the instance before this
-// one, had stored. It must be called once before anything is answered, with
-// nil if there is nothing; records of the same task may come in any order.
+// one, had stored. It must be called before anything is answered, with nil if
+// there is nothing, and again whenever another instance may have served since;
+// nothing may be stored meanwhile. Records of the same task may come in any
+// order.
 func (s *Server) Restore(records []lpmos.AgentRecord) {
 	for _, rec := range records {
 		m := s.machine(rec.TaskID, lpmos.MAC{})
 		m.mu.Lock()
 		m.begun = max(m.begun, rec.BootSeq)
-		older := m.cur != nil && cmp.Or(cmp.Compare(rec.BootSeq, m.cur.rec.BootSeq), cmp.Compare(rec.Attempt, m.cur.rec.Attempt)) <= 0
-		if !older {
+		// What is known already stays: its agent may be asking just now.
+		known := m.cur != nil && (cmp.Or(cmp.Compare(rec.BootSeq, m.cur.rec.BootSeq), cmp.Compare(rec.Attempt, m.cur.rec.Attempt)) < 0 ||
+			lpmos.DigestOf(rec) == lpmos.DigestOf(m.cur.rec))
+		if !known {
 			s.restore(m, rec)
 		}
 		m.mu.Unlock()

@@ -18,14 +18,14 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/agentapi"
 	"github.com/lpmos/lpmos/internal/contract"
-	"github.com/lpmos/lpmos/internal/region/pki"
+	"github.com/lpmos/lpmos/internal/pki"
 )
 
 // TestOverTLS speaks to a region's listener as an agent does.
 func TestOverTLS(t *testing.T) {
 	// net/http lingers half a second on a connection it refused.
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent(), goleak.IgnoreAnyFunction("net/http.(*conn).closeWriteAndWait"))
-	auth, err := pki.Load(t.TempDir(), "dc1")
+	auth, err := pki.LoadRegion(t.TempDir(), "dc1")
 	if err != nil {
 		t.Fatal(err)
 	}

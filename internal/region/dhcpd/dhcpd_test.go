@@ -517,6 +517,33 @@ func TestForeignServers(t *testing.T) {
 	}
 }
 
+// TestSilence is that of a standby: two servers with the same range would give
+// one address to two machines.
+func TestSilence(t *testing.T) {
+	b := newBench(t, testConfig())
+	a := b.join(knownMAC)
+	silent := true
+	b.Silent = func() bool { return silent }
+	for name, p := range map[string]*dhcpv4.DHCPv4{
+		"discover": discover(knownMAC),
+		"renewal":  message(knownMAC, dhcpv4.MessageTypeRequest, asking(a), from(serverID)),
+	} {
+		if o := b.send(p); o.packet != nil || o.lease != nil {
+			t.Errorf("%s is answered by %v; want silence", name, o.packet)
+		}
+	}
+	rogue := netip.MustParseAddr("10.77.0.66")
+	offer := message(knownMAC, dhcpv4.MessageTypeOffer, from(rogue))
+	offer.OpCode = dhcpv4.OpcodeBootReply
+	if o := b.Server.handle(b.now, offer.ToBytes(), clientFrom, viaWatch); o.foreign != rogue {
+		t.Errorf("another server is noticed as %v; want %v", o.foreign, rogue)
+	}
+	silent = false
+	if got := b.join(knownMAC); got != a || b.Stats().Dropped["silent"] != 2 {
+		t.Errorf("afterwards it gives %s, dropped %v; want %s as before", got, b.Stats().Dropped, a)
+	}
+}
+
 func TestProxy(t *testing.T) {
 	b := newBench(t, Config{Mode: ModeProxy, ServerID: serverID})
 	o := b.send(discover(knownMAC, pxe(7)))

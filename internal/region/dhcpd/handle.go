@@ -55,6 +55,8 @@ func (s *Server) handle(now time.Time, b []byte, from netip.AddrPort, v via) out
 	switch {
 	case v == viaWatch:
 		return s.drop(dropKind)
+	case s.Silent != nil && s.Silent():
+		return s.drop(dropSilent)
 	case v == viaBoot:
 		return s.bootServer(now, r, from)
 	case s.cfg.Mode == ModeProxy:

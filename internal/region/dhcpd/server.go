@@ -41,6 +41,9 @@ type Server struct {
 	log     *slog.Logger
 	now     func() time.Time
 
+	// Silent, when set before Run, is asked whether another process answers in
+	// place of this one; it must be quick.
+	Silent func() bool
 	// OnForeign, when set before Run, is called with the address of another
 	// DHCP server when one shows itself, and again every ten minutes.
 	OnForeign func(netip.Addr)

@@ -13,6 +13,7 @@ const (
 	dropNoType    drop = "no_type"    // BOOTP, or a message type of several bytes
 	dropReply     drop = "reply"      // a server's packet
 	dropKind      drop = "kind"       // a message that is not for a server
+	dropSilent    drop = "silent"     // another instance of this region answers
 	dropNotOurs   drop = "not_ours"   // for another server
 	dropNoNetwork drop = "no_network" // from a subnet without pool
 	dropNoAddress drop = "no_address" // nothing is free

@@ -279,10 +279,9 @@ func (i *Identity) save(rec record) error {
 	return nil
 }
 
-// refused is an answer that asking again does not change.
-type refused struct{ detail string }
-
-func (r refused) Error() string { return r.detail }
+// errRevoked is wrapped by the control plane's word that this region is nobody
+// here.
+var errRevoked = errors.New("the control plane refuses this region")
 
 // ask gets a certificate for key; token is "" when the connection has one.
 func ask(ctx context.Context, t http.RoundTripper, server, region, token string, key *ecdsa.PrivateKey) (g grant, err error) {
@@ -332,8 +331,8 @@ func ask(ctx context.Context, t http.RoundTripper, server, region, token string,
 			p.Detail = "it answers " + resp.Status
 		}
 		text := lpmos.Shorten(p.Detail, 500)
-		if resp.StatusCode >= 400 && resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests {
-			return g, refused{text}
+		if resp.StatusCode == http.StatusForbidden {
+			return g, fmt.Errorf("%w: %s", errRevoked, text)
 		}
 		return g, fmt.Errorf("ask %s: %s", server, text)
 	}
@@ -409,7 +408,7 @@ func (i *Identity) Keep(ctx context.Context, from Follower) error {
 				retry = time.Second
 				continue
 			}
-			if _, no := errors.AsType[refused](err); no {
+			if errors.Is(err, errRevoked) {
 				return fmt.Errorf("renew the certificate of region %s: %w", rec.RegionID, err)
 			}
 			if ctx.Err() == nil {

@@ -31,6 +31,8 @@ type office struct {
 	url string
 	// lose makes the answer of the next request vanish on its way.
 	lose atomic.Bool
+	// older has the next request answered as by a version without the route.
+	older atomic.Bool
 }
 
 func newOffice(t *testing.T, life time.Duration) *office {
@@ -46,6 +48,10 @@ func newOffice(t *testing.T, life time.Duration) *office {
 		if o.lose.CompareAndSwap(true, false) {
 			h.ServeHTTP(httptest.NewRecorder(), r)
 			panic(http.ErrAbortHandler)
+		}
+		if o.older.CompareAndSwap(true, false) {
+			http.NotFound(w, r)
+			return
 		}
 		h.ServeHTTP(w, r)
 	}))
@@ -236,6 +242,11 @@ func TestKeepRenews(t *testing.T) {
 			t.Fatal(err)
 		}
 		until("one more was issued", func() bool { return len(seen) > n })
+	})
+	t.Run("after an answer that is no word on the region", func(t *testing.T) {
+		n := len(seen)
+		o.older.Store(true)
+		until("one more was issued", func() bool { return !o.older.Load() && len(seen) > n })
 	})
 	if err := st.Healthy(t.Context()); err != nil {
 		t.Errorf("the connection from before = %v", err)

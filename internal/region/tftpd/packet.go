@@ -35,6 +35,7 @@ const (
 	maxOffered    = 65464 // RFC 2348; more is no block size
 	maxBlock      = 1468  // what fits into an Ethernet frame: firmware is bad at IP fragments
 	maxWindow     = 16
+	maxTimeout    = 5   // seconds; a client that is silent for twice that is given up (defaultTiming)
 	maxRequestLen = 512 // RFC 2347 §2
 	maxName       = 128
 )
@@ -82,7 +83,7 @@ func parseRequest(b []byte) (r request, ok bool) {
 			r.block = min(int(n), maxBlock)
 		case name == "windowsize" && n >= 1 && n <= 65535:
 			r.window = min(int(n), maxWindow)
-		case name == "timeout" && n >= 1 && n <= 255:
+		case name == "timeout" && n >= 1 && n <= maxTimeout:
 			r.timeout = time.Duration(n) * time.Second
 		case name == "tsize":
 			r.size = true

@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-func load(t *testing.T, dir, region string) *Authority {
+func loadRegion(t *testing.T, dir, region string) *Region {
 	t.Helper()
-	a, err := Load(dir, region)
+	a, err := LoadRegion(dir, region)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,7 +24,7 @@ func load(t *testing.T, dir, region string) *Authority {
 }
 
 // handshake connects a client to a over loopback.
-func handshake(t *testing.T, a *Authority, client *tls.Config) error {
+func handshake(t *testing.T, a *Region, client *tls.Config) error {
 	t.Helper()
 	l, err := tls.Listen("tcp", "127.0.0.1:0", a.ServerConfig())
 	if err != nil {
@@ -47,34 +47,34 @@ func handshake(t *testing.T, a *Authority, client *tls.Config) error {
 	return c.Close()
 }
 
-func client(a *Authority, name string) *tls.Config {
+func agentTLS(a *Region, name string) *tls.Config {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM([]byte(a.CAPEM()))
 	return &tls.Config{RootCAs: pool, ServerName: name}
 }
 
-func TestAuthority(t *testing.T) {
+func TestRegion(t *testing.T) {
 	dir := t.TempDir()
-	a := load(t, dir, "dc1")
+	a := loadRegion(t, dir, "dc1")
 
 	t.Run("is the same after a restart", func(t *testing.T) {
-		b := load(t, dir, "dc1")
+		b := loadRegion(t, dir, "dc1")
 		if a.CAPEM() != b.CAPEM() || !bytes.Equal(a.cert.Certificate[0], b.cert.Certificate[0]) {
 			t.Error("Load made new certificates although the file is there")
 		}
-		if err := handshake(t, b, client(a, "agent.dc1.lpmos")); err != nil {
+		if err := handshake(t, b, agentTLS(a, "agent.dc1.lpmos")); err != nil {
 			t.Errorf("handshake with the CA of the run before = %v", err)
 		}
 	})
 	t.Run("is readable for its owner only", func(t *testing.T) {
-		info, err := os.Stat(filepath.Join(dir, FileName))
+		info, err := os.Stat(filepath.Join(dir, RegionFile))
 		if err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("mode = %v, %v; want 0600", info.Mode(), err)
 		}
 	})
 	t.Run("serves whatever year the client believes it is", func(t *testing.T) {
 		for _, year := range []int{2000, 2026, 2099} {
-			c := client(a, "agent.dc1.lpmos")
+			c := agentTLS(a, "agent.dc1.lpmos")
 			c.Time = func() time.Time { return time.Date(year, 6, 1, 0, 0, 0, 0, time.UTC) }
 			if err := handshake(t, a, c); err != nil {
 				t.Errorf("handshake in %d = %v", year, err)
@@ -82,7 +82,7 @@ func TestAuthority(t *testing.T) {
 		}
 	})
 	t.Run("refuses TLS 1.2", func(t *testing.T) {
-		c := client(a, "agent.dc1.lpmos")
+		c := agentTLS(a, "agent.dc1.lpmos")
 		c.MaxVersion = tls.VersionTLS12
 		if err := handshake(t, a, c); err == nil {
 			t.Error("a TLS 1.2 client was served")
@@ -90,7 +90,7 @@ func TestAuthority(t *testing.T) {
 	})
 	t.Run("refuses other names", func(t *testing.T) {
 		for _, name := range []string{"agent.dc2.lpmos", "10.0.0.1", "localhost"} {
-			if err := handshake(t, a, client(a, name)); err == nil {
+			if err := handshake(t, a, agentTLS(a, name)); err == nil {
 				t.Errorf("a client that wants %q was served", name)
 			}
 			// Nor does a client that checks nothing learn anything.
@@ -100,14 +100,14 @@ func TestAuthority(t *testing.T) {
 		}
 	})
 	t.Run("is not another region's", func(t *testing.T) {
-		b := load(t, t.TempDir(), "dc1")
-		if err := handshake(t, b, client(a, "agent.dc1.lpmos")); err == nil {
+		b := loadRegion(t, t.TempDir(), "dc1")
+		if err := handshake(t, b, agentTLS(a, "agent.dc1.lpmos")); err == nil {
 			t.Error("a certificate of another authority was trusted")
 		}
 	})
 	t.Run("derives lasting secrets, one for each purpose", func(t *testing.T) {
 		x, err1 := a.Secret("x")
-		x2, err2 := load(t, dir, "dc1").Secret("x")
+		x2, err2 := loadRegion(t, dir, "dc1").Secret("x")
 		y, err3 := a.Secret("y")
 		if err1 != nil || err2 != nil || err3 != nil || len(x) != 32 || !bytes.Equal(x, x2) || bytes.Equal(x, y) {
 			t.Errorf("Secret = %x, %x, %x (%v %v %v)", x, x2, y, err1, err2, err3)
@@ -115,16 +115,16 @@ func TestAuthority(t *testing.T) {
 	})
 }
 
-func TestLoadRefuses(t *testing.T) {
+func TestLoadRegionRefuses(t *testing.T) {
 	good := t.TempDir()
-	load(t, good, "dc1")
-	b, err := os.ReadFile(filepath.Join(good, FileName))
+	loadRegion(t, good, "dc1")
+	b, err := os.ReadFile(filepath.Join(good, RegionFile))
 	if err != nil {
 		t.Fatal(err)
 	}
 	other := t.TempDir()
-	load(t, other, "dc1")
-	ob, _ := os.ReadFile(filepath.Join(other, FileName))
+	loadRegion(t, other, "dc1")
+	ob, _ := os.ReadFile(filepath.Join(other, RegionFile))
 	tests := []struct {
 		name    string
 		content []byte
@@ -132,9 +132,9 @@ func TestLoadRefuses(t *testing.T) {
 		region  string
 		want    string
 	}{
-		{"an empty file", nil, 0o600, "dc1", "not two of each"},
-		{"a cut file", b[:len(b)/2], 0o600, "dc1", "not two of each"},
-		{"garbage", []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), 0o600, "dc1", "read private key"},
+		{"an empty file", nil, 0o600, "dc1", "does not hold a key"},
+		{"a cut file", b[:len(b)/2], 0o600, "dc1", "does not hold a key"},
+		{"garbage", []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), 0o600, "dc1", "does not hold a key"},
 		{"mixed keys", append(bytes.Clone(b[:bytes.Index(b, []byte("-----BEGIN CERT"))]), ob[bytes.Index(ob, []byte("-----BEGIN CERT")):]...), 0o600, "dc1", "does not belong"},
 		{"another region's", b, 0o600, "dc2", "not region dc2's"},
 		{"one that others can read", b, 0o644, "dc1", "chmod 600"},
@@ -143,11 +143,11 @@ func TestLoadRefuses(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
-			path := filepath.Join(dir, FileName)
+			path := filepath.Join(dir, RegionFile)
 			if err := os.WriteFile(path, tt.content, tt.mode); err != nil {
 				t.Fatal(err)
 			}
-			_, err := Load(dir, tt.region)
+			_, err := LoadRegion(dir, tt.region)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("Load = %v; want %q in it", err, tt.want)
 			}
@@ -158,13 +158,13 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
-func TestLoadByManyAtOnce(t *testing.T) {
+func TestLoadRegionByManyAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	cas := make([]string, 16)
 	var wg sync.WaitGroup
 	for i := range cas {
 		wg.Go(func() {
-			if a, err := Load(dir, "dc1"); err != nil {
+			if a, err := LoadRegion(dir, "dc1"); err != nil {
 				t.Error(err)
 			} else {
 				cas[i] = a.CAPEM()
