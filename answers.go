@@ -155,6 +155,9 @@ func (a answers) preseed() (string, error) {
 	say("netcfg/get_domain", "string", domain)
 	say("netcfg/hostname", "string", host)
 	say("netcfg/wireless_wep", "string", "")
+	// A network that leads nowhere else, to a mirror with an address, is enough.
+	say("netcfg/no_default_route", "boolean", "true")
+	say("netcfg/get_nameservers", "string", "")
 	say("hw-detect/load_firmware", "boolean", "true")
 	if a.installer.Repository != "" {
 		u, err := url.Parse(a.installer.Repository)
