@@ -155,7 +155,8 @@ func (a answers) preseed() (string, error) {
 	say("netcfg/get_domain", "string", domain)
 	say("netcfg/hostname", "string", host)
 	say("netcfg/wireless_wep", "string", "")
-	// A network that leads nowhere else, to a mirror with an address, is enough.
+	// What DHCP says counts; where it names no router or no name server, a mirror
+	// in the machine's own network needs none.
 	say("netcfg/no_default_route", "boolean", "true")
 	say("netcfg/get_nameservers", "string", "")
 	say("hw-detect/load_firmware", "boolean", "true")

@@ -92,9 +92,9 @@ func TestDebianInstaller(t *testing.T) {
 				return err
 			})
 			all := strings.Join(lines, "\n")
-			for _, want := range []string{"the distribution's installer", "preseed.cfg", "Menu item 'choose-mirror' selected"} {
+			for _, want := range []string{"installer loaded", "preseed.cfg", "Menu item 'choose-mirror' selected"} {
 				if !strings.Contains(all, want) {
-					t.Errorf("the log does not hold %q", want)
+					t.Errorf("the log does not hold %q:\n%s", want, all)
 				}
 			}
 			m.PowerOff()
