@@ -49,6 +49,7 @@ browser: ## the web interface in real Chromium
 	LPMOS_REQUIRE=browser go test -timeout 20m ./test/browser
 
 vm: deps-test ## machines provisioned for real, BIOS and UEFI
+	$(SUDO) env LPMOS_REQUIRE=tools,cloud-init LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -run 'AreValid|IsValid' .
 	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -parallel 2 -timeout 30m -v ./test/vm
 
 vm-all: deps-test ## every virtual machine test there is (about 40 min)

@@ -28,7 +28,7 @@ import (
 // the boot listener is plain.
 type tlsBlobs struct{ b *bench }
 
-func (p tlsBlobs) Open(ctx context.Context, sum string, off, n int64) (*agentapi.BlobReader, error) {
+func (p tlsBlobs) Open(ctx context.Context, sum string, part agentapi.Part) (*agentapi.BlobReader, error) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(p.b.ca))
 	target, _ := url.Parse("https://" + p.b.addr)
@@ -41,7 +41,7 @@ func (p tlsBlobs) Open(ctx context.Context, sum string, off, n int64) (*agentapi
 	if err != nil {
 		return nil, err
 	}
-	return blobs.Open(ctx, sum, off, n)
+	return blobs.Open(ctx, sum, part)
 }
 
 func (b *bench) wantOneResult(t *testing.T) agentapi.Result {

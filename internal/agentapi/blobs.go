@@ -24,6 +24,19 @@ type Blobs struct {
 	http *http.Client
 }
 
+// HeaderEarly, whatever its value, asks a region for what it has of a blob that
+// it is still fetching (Part.Early).
+const HeaderEarly = "Lpmos-Early"
+
+// Part is what of a blob is asked for.
+type Part struct {
+	Offset int64
+	Length int64 // negative: all from Offset on
+	// Early takes bytes that the region has not verified yet, because the blob is
+	// still on its way to it. It is for who knows the digests of parts.
+	Early bool
+}
+
 // ErrIdle is wrapped by errors about a server that sent nothing for too long.
 var ErrIdle = errors.New("nothing arrived for too long")
 
@@ -58,9 +71,9 @@ type BlobReader struct {
 	why    func() error // of the cancellation, nil while there is none
 }
 
-// Open asks for length bytes from offset; a negative length is all from there.
-// An answer that is not a success is a *StatusError.
-func (b *Blobs) Open(ctx context.Context, sha256 string, offset, length int64) (*BlobReader, error) {
+// Open asks for a part of a blob. An answer that is not a success is a
+// *StatusError.
+func (b *Blobs) Open(ctx context.Context, sha256 string, p Part) (*BlobReader, error) {
 	if !lpmos.ValidDigest(sha256) {
 		return nil, &lpmos.InvalidError{Field: "digest", Problem: "is not 64 hexadecimal digits", Value: sha256}
 	}
@@ -72,11 +85,14 @@ func (b *Blobs) Open(ctx context.Context, sha256 string, offset, length int64) (
 		r.stop()
 		return nil, fmt.Errorf("make request for blob: %w", err)
 	}
-	whole := offset == 0 && length < 0
+	if p.Early {
+		req.Header.Set(HeaderEarly, "yes")
+	}
+	whole := p.Offset == 0 && p.Length < 0
 	if !whole {
-		rng := "bytes=" + strconv.FormatInt(offset, 10) + "-"
-		if length >= 0 {
-			rng += strconv.FormatInt(offset+length-1, 10)
+		rng := "bytes=" + strconv.FormatInt(p.Offset, 10) + "-"
+		if p.Length >= 0 {
+			rng += strconv.FormatInt(p.Offset+p.Length-1, 10)
 		}
 		req.Header.Set("Range", rng)
 	}
@@ -91,12 +107,12 @@ func (b *Blobs) Open(ctx context.Context, sha256 string, offset, length int64) (
 	switch {
 	case resp.StatusCode == http.StatusPartialContent && !whole:
 		from, total, ok := contentRange(resp.Header.Get("Content-Range"))
-		if !ok || from != offset {
+		if !ok || from != p.Offset {
 			r.Close()
-			return nil, fmt.Errorf("read blob: asked for bytes from %d, was given %q", offset, resp.Header.Get("Content-Range"))
+			return nil, fmt.Errorf("read blob: asked for bytes from %d, was given %q", p.Offset, resp.Header.Get("Content-Range"))
 		}
 		r.Total = total
-	case resp.StatusCode == http.StatusOK && offset == 0:
+	case resp.StatusCode == http.StatusOK && p.Offset == 0:
 		// A server without ranges sends all; the reader stops where it likes.
 		r.Total = resp.ContentLength
 	case resp.StatusCode == http.StatusOK:

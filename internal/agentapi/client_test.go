@@ -192,7 +192,7 @@ func TestBlobs(t *testing.T) {
 		t.Fatal(err)
 	}
 	read := func(off, n int64) (string, int64, error) {
-		r, err := blobs.Open(t.Context(), sum, off, n)
+		r, err := blobs.Open(t.Context(), sum, Part{Offset: off, Length: n})
 		if err != nil {
 			return "", 0, err
 		}
@@ -218,10 +218,10 @@ func TestBlobs(t *testing.T) {
 			t.Errorf("a server with %s = %q; want an error", m, got)
 		}
 	}
-	if _, err := blobs.Open(t.Context(), strings.Repeat("0", 64), 0, 5); Refused(err) != 404 {
+	if _, err := blobs.Open(t.Context(), strings.Repeat("0", 64), Part{Length: 5}); Refused(err) != 404 {
 		t.Errorf("an unknown blob: %v; want 404", err)
 	}
-	if _, err := blobs.Open(t.Context(), "../../etc/passwd", 0, 5); err == nil {
+	if _, err := blobs.Open(t.Context(), "../../etc/passwd", Part{Length: 5}); err == nil {
 		t.Error("a path is taken for a digest")
 	}
 }

@@ -78,6 +78,9 @@ It needs root, QEMU and Debian's packages on the computer it runs on.`,
 				names = append(names, "uefi-secure-boot")
 			}
 		}
+		if len(names) == 0 {
+			return usageError{fmt.Errorf("the image %s says of no firmware that it boots with it: name what to try with --firmware", img.Name())}
+		}
 		if cfg.trials, err = trialsOf(names); err != nil {
 			return err
 		}

@@ -71,7 +71,7 @@ It needs root, QEMU and Debian's packages ("make lab" installs what is missing).
 	f := up.Flags()
 	f.StringVar(&cfg.firmware, "firmware", "bios", "bios or uefi; several separated by commas alternate")
 	f.IntVar(&cfg.machines, "machines", 1, "how many machines at once")
-	f.StringVar(&cfg.os, "os", "debian-12", "debian-12 or tiny")
+	f.StringVar(&cfg.os, "os", "debian-12", "debian-12, debian-13 or tiny")
 	f.BoolVar(&cfg.auto, "auto", false, "approve without a person")
 	f.StringVar(&cfg.agent, "agent", "bin/agent", "the agent, a static binary")
 	f.StringVar(&cfg.cache, "cache-dir", cacheDir(), "where packages and finished builds are kept")

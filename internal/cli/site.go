@@ -32,7 +32,7 @@ func (a *app) imageBuild() *cobra.Command {
 	var out, cache string
 	var refresh, register bool
 	cmd := &cobra.Command{
-		Use: "build debian-12|tiny", Short: "Build an image from Debian's packages",
+		Use: "build debian-12|debian-13|tiny", Short: "Build an image from Debian's packages",
 		Long: `Build makes a root filesystem from Debian's own packages, packs it in verified
 chunks, uploads it to the control plane and registers it in the catalogue.
 It needs root, for the packages' own installation in a directory.`,

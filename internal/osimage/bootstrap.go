@@ -2,15 +2,14 @@ package osimage
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 )
-
-// suite is Debian 12. The tiny system takes its kernel from there as well.
-const suite = "bookworm"
 
 // mergedUsr is mmdebstrap's own hook that makes /bin, /sbin and /lib links
 // before the first package is unpacked, as debootstrap does.
@@ -68,7 +67,7 @@ func (b *builder) bootstrap(ctx context.Context, root string) error {
 	for _, o := range b.cfg.AptOptions {
 		args = append(args, "--aptopt="+o)
 	}
-	args = append(args, suite, root)
+	args = append(args, b.release(), root)
 	args = append(args, b.cfg.Mirrors...)
 	err := b.run(ctx, func(line string) {
 		for _, s := range bootstrapSteps {
@@ -91,10 +90,16 @@ func (b *builder) bootstrap(ctx context.Context, root string) error {
 // packages together. The package's own file is put back afterwards.
 const updateInitramfs = "update-initramfs.conf"
 
-// overlayFile writes one file of the recipe's overlay to scratch space, at its
-// place below it, and returns where.
+// overlayFile writes one file of the recipe's overlays, the last that has it, to
+// scratch space, at its place below it, and returns where.
 func (b *builder) overlayFile(name string) (string, error) {
-	text, err := files.ReadFile("files/" + b.Overlay + "/" + name)
+	var text []byte
+	err := error(fs.ErrNotExist)
+	for _, dir := range slices.Backward(b.overlays()) {
+		if text, err = files.ReadFile("files/" + dir + "/" + name); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
 	if err != nil {
 		return "", fmt.Errorf("read embedded file: %w", err)
 	}

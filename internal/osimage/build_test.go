@@ -41,8 +41,10 @@ func TestRecipesAreComplete(t *testing.T) {
 			if strings.Contains(r.KernelArgs, "root=") || strings.Contains(r.KernelArgs, "console=") {
 				t.Errorf("KernelArgs %q has what the installer adds", r.KernelArgs)
 			}
-			if _, err := fs.Stat(files, "files/"+r.Overlay); err != nil {
-				t.Error(err)
+			for _, dir := range r.overlays() {
+				if _, err := fs.Stat(files, "files/"+dir); err != nil {
+					t.Error(err)
+				}
 			}
 			for file := range r.Modes {
 				if _, err := fs.Stat(files, "files/"+r.Overlay+"/"+file); err != nil {

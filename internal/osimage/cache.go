@@ -25,11 +25,11 @@ func cacheKey(r recipe, cfg Config) (string, error) {
 		Epoch           int64
 		Recipe          recipe // without its function; Builder stands for code
 		Mirrors         []string
-	}{builderVersion, suite, features, sourceEpoch, r, cfg.Mirrors})
+	}{builderVersion, r.release(), features, sourceEpoch, r, cfg.Mirrors})
 	if err != nil {
 		return "", err
 	}
-	overlays := []string{r.Overlay}
+	overlays := r.overlays()
 	if r.arrange != nil {
 		overlays = append(overlays, tinyInitrd)
 	}

@@ -2,8 +2,9 @@
 // any vendor's image: root filesystems made of Debian packages, packed by
 // internal/imagepack.
 //
-//	debian-12  a server: generic kernel, systemd, sshd, cloud-init (NoCloud)
-//	debian-12-storage
+//	debian-12, debian-13
+//	           a server: generic kernel, systemd, sshd, cloud-init (NoCloud)
+//	debian-12-storage, debian-13-storage
 //	           the same with mdadm, cryptsetup, lvm2 and xfsprogs, for declared
 //	           layouts
 //	tiny       a kernel and busybox, for tests: boots within seconds in an

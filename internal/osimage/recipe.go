@@ -1,6 +1,7 @@
 package osimage
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"maps"
@@ -21,11 +22,13 @@ var files embed.FS
 // recipe is an operating system as data.
 type recipe struct {
 	OS, Version, Title string
+	suite              string // Debian's code name; "" is bookworm
 
 	Variant  string // of mmdebstrap: "apt" configures packages, "extract" only unpacks them
 	Packages []string
 
 	Overlay string            // directory in files laid over the tree
+	further string            // another, laid over that one
 	Modes   map[string]uint32 // of overlay files that are neither 0644 nor a script (0755)
 	Links   map[string]string // symbolic links, replacing what is there
 	Remove  []string          // patterns; the last element may match, directories go whole
@@ -47,6 +50,12 @@ type recipe struct {
 	// arrange makes the root filesystem out of the unpacked packages when it
 	// is not simply their tree, and returns where it is.
 	arrange func(ctx context.Context, b *builder, packages string) (tree string, err error)
+}
+
+func (r recipe) release() string { return cmp.Or(r.suite, "bookworm") }
+
+func (r recipe) overlays() []string {
+	return slices.DeleteFunc([]string{r.Overlay, r.further}, func(s string) bool { return s == "" })
 }
 
 const systemUnits = "/lib/systemd/system/"
@@ -92,18 +101,26 @@ var debian12 = recipe{
 	JournalMB: 64, MarginMB: 128,
 }
 
-// debian12Storage is the same with what its initramfs needs to start from
-// arrays, LUKS, volume groups and xfs.
-func debian12Storage() recipe {
+// debian13 is the same of the next release.
+func debian13() recipe {
 	r := debian12
-	r.Version, r.Title = "12-storage", "Debian 12 (bookworm) for RAID, LUKS, LVM and XFS"
+	r.suite, r.Version, r.Title, r.further = "trixie", "13", "Debian 13 (trixie)", "debian-13"
+	return r
+}
+
+// storage is a Debian with what its initramfs needs to start from arrays, LUKS,
+// volume groups and xfs.
+func storage(r recipe) recipe {
+	r.Version, r.Title = r.Version+"-storage", r.Title+" for RAID, LUKS, LVM and XFS"
 	r.Packages = append(slices.Clone(r.Packages), "mdadm", "cryptsetup-initramfs", "lvm2", "xfsprogs")
 	return r
 }
 
 var recipes = map[string]recipe{
 	"debian-12":         debian12,
-	"debian-12-storage": debian12Storage(),
+	"debian-12-storage": storage(debian12),
+	"debian-13":         debian13(),
+	"debian-13-storage": storage(debian13()),
 	"tiny-storage":      tinyStorage(),
 	"tiny": tiny("1", "LPMOS tiny (test system)", "linux-image-cloud-amd64",
 		[]string{"virtio_pci", "virtio_blk", "virtio_scsi", "nvme", "ata_piix", "sd_mod", "ext4", "crc32c_generic", "crc32c_intel"},

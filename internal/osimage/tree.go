@@ -29,8 +29,8 @@ func (b *builder) finish(tree, uuid string, started time.Time) error {
 			}
 		}
 	}
-	if b.Overlay != "" {
-		if err := copyOverlay("files/"+b.Overlay, tree, b.Modes); err != nil {
+	for _, dir := range b.overlays() {
+		if err := copyOverlay("files/"+dir, tree, b.Modes); err != nil {
 			return fmt.Errorf("lay files over the tree: %w", err)
 		}
 	}

@@ -65,6 +65,7 @@ type Config struct {
 // Blobs are files by content: the image cache.
 type Blobs interface {
 	Open(ctx context.Context, digest string) (io.ReadSeekCloser, int64, error)
+	Follow(ctx context.Context, digest string) (io.ReadSeekCloser, int64, error)
 }
 
 // Region is one running region.

@@ -35,3 +35,21 @@ func (b *bench) copies() error {
 	table("Image to disk on this host", "BenchmarkCopy: 256 MiB into a file, with fsync, over HTTP on loopback; median of 3 runs of 3.", rows...)
 	return nil
 }
+
+var importRate = regexp.MustCompile(`BenchmarkImport/(\w+)-(\d+MB)\S*\s.*?([\d.]+) MB/s\s+([\d.]+) peak-MB`)
+
+func (b *bench) imports() error {
+	out, err := exec.CommandContext(b.ctx, "go", "test", "-run", "^$", "-bench", "BenchmarkImport", "-benchtime", "2x", "-timeout", "20m", "./internal/imageimport").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("run benchmark: %w\n%s", err, out)
+	}
+	rows := [][]string{{"format", "content", "imported", "memory at most"}}
+	for _, m := range importRate.FindAllSubmatch(out, -1) {
+		rows = append(rows, []string{string(m[1]), string(m[2]), string(m[3]) + " MB/s", string(m[4]) + " MB"})
+	}
+	if len(rows) == 1 {
+		return fmt.Errorf("no figures in\n%s", out)
+	}
+	table("Import of an image", "BenchmarkImport: a disk in Ubuntu's layout, half of whose content compresses; verified, looked into, packed and hashed.", rows...)
+	return nil
+}

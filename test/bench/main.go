@@ -41,6 +41,7 @@ var parts = []part{
 	{name: "stop", run: (*bench).stops},
 	{name: "sizes", run: (*bench).sizes},
 	{name: "copy", run: (*bench).copies},
+	{name: "import", run: (*bench).imports},
 	{name: "phases", vm: true, run: (*bench).phases},
 	{name: "guest", vm: true, run: (*bench).guest},
 }
@@ -48,7 +49,7 @@ var parts = []part{
 func main() {
 	vm := flag.Bool("vm", true, "also measure virtual machines (root, QEMU)")
 	cache := flag.String("cache-dir", env("LPMOS_CACHE_DIR", ".cache"), "where packages and finished builds are kept")
-	only := flag.String("only", "", "one of scripts, process, stop, sizes, copy, phases, guest; several separated by commas")
+	only := flag.String("only", "", "one of scripts, process, stop, sizes, copy, import, phases, guest; several separated by commas")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()

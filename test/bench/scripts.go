@@ -35,6 +35,9 @@ func (index) Segment(context.Context, string, netip.Addr) ([]byte, error) {
 func (index) Open(context.Context, string) (io.ReadSeekCloser, int64, error) {
 	return nil, 0, lpmos.ErrNotFound
 }
+func (i index) Follow(ctx context.Context, sum string) (io.ReadSeekCloser, int64, error) {
+	return i.Open(ctx, sum)
+}
 func (index) BootImage() (lpmos.BootImage, bool) {
 	blob := lpmos.Blob{SHA256: fmt.Sprintf("%064x", 1), Bytes: 1}
 	return lpmos.BootImage{Kernel: blob, Initrd: blob, KernelArgs: "quiet", Files: map[string]lpmos.Blob{"localboot.0": blob, "localboot.efi": blob}}, true

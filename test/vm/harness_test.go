@@ -30,7 +30,7 @@ import (
 // else.
 const (
 	bootLimit    = 8 * time.Minute  // power on to a reported machine, or to the installed system
-	installLimit = 15 * time.Minute // approval to the call home
+	installLimit = 20 * time.Minute // approval to the call home
 	gb           = 1_000_000_000
 )
 

@@ -13,23 +13,31 @@ import (
 	"github.com/lpmos/lpmos/internal/lab"
 )
 
+// debs brings Debian's packages to the cache: those named, and of closure with all
+// they depend on.
+func debs(t *testing.T, cache string, closure []string, names ...string) (*debpkg.Repo, []debpkg.Package) {
+	t.Helper()
+	repo, _, err := debpkg.Open(t.Context(), debpkg.Config{Dir: filepath.Join(cache, "apt-bookworm"), Debs: filepath.Join(cache, "debs"), Suite: "bookworm", Updates: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkgs, err := repo.Resolve(t.Context(), closure, names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := repo.Fetch(t.Context(), pkgs); err != nil {
+		t.Fatal(err)
+	}
+	return repo, pkgs
+}
+
 // debianInstaller registers the network installer that Debian packages.
 func (w *world) debianInstaller(repository string) {
 	w.t.Helper()
 	ctx := w.t.Context()
-	repo, _, err := debpkg.Open(ctx, debpkg.Config{Dir: filepath.Join(w.built.cache, "apt-bookworm"), Debs: filepath.Join(w.built.cache, "debs"), Suite: "bookworm", Updates: true})
-	if err != nil {
-		w.t.Fatal(err)
-	}
 	const name = "debian-installer-12-netboot-amd64"
-	pkgs, err := repo.Resolve(ctx, nil, []string{name})
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	repo, pkgs := debs(w.t, w.built.cache, nil, name)
 	dir := w.t.TempDir()
-	if err := repo.Fetch(ctx, pkgs); err != nil {
-		w.t.Fatal(err)
-	}
 	if err := repo.Unpack(ctx, pkgs[0], dir); err != nil {
 		w.t.Fatal(err)
 	}

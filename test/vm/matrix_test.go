@@ -70,6 +70,10 @@ var matrix = []cell{
 	{lab.BIOS, "debian-12-storage", "tar", "luks", lab.AHCI, 512, 1, two, false},
 	{lab.UEFI, "debian-12-storage", "tar", "raid1-lvm", lab.AHCI, 512, 2, two, false},
 	{lab.UEFI, "debian-12-storage", "tar", "xfs", lab.Virtio, 512, 1, two, false},
+	{lab.BIOS, "debian-13-storage", "tar", "luks", lab.Virtio, 512, 1, two, false},
+	{lab.UEFI, "debian-13-storage", "tar", "raid1-lvm", lab.NVMe, 512, 1, two, false},
+	{lab.UEFI, "debian-13-storage", "ubuntu", "plain", lab.SCSI, 512, 1, two, false},
+	{lab.BIOS, "debian-13-storage", "el9", "plain", lab.AHCI, 512, 1, two, false},
 }
 
 // whole reports whether the image is a disk with partitions of its own.

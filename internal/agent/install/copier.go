@@ -221,10 +221,12 @@ type fetcher struct {
 	body *agentapi.BlobReader
 	at   int64 // where in the pack body stands
 	end  int64 // where body ends
+	wary bool  // something was wrong: from then on only what the region has verified
 }
 
 // chunk reads chunk i into buf and returns it once it is what the manifest
-// says. Wrong content is fetched once more, whatever the network spoils until
+// says. Wrong content is fetched once more, and then not before the region has
+// all of the pack and has verified it; whatever the network spoils, until
 // nothing has come for Stall.
 func (f *fetcher) chunk(ctx context.Context, i int, buf []byte) ([]byte, error) {
 	c := f.m.Chunks[i]
@@ -251,6 +253,7 @@ func (f *fetcher) chunk(ctx context.Context, i int, buf []byte) ([]byte, error) 
 			return nil, corrupt("chunk %d (bytes %d to %d of the pack) has another digest than the manifest says, on two tries", i, c.StoredOffset, c.StoredOffset+c.StoredBytes)
 		}
 		f.Log.Warn("chunk has the wrong digest, fetching it again", "chunk", i)
+		f.wary = true
 	}
 	if n, ok := frameContentSize(b); ok && n != uint64(c.Bytes) {
 		return nil, corrupt("chunk %d holds %d bytes and the manifest says %d", i, n, c.Bytes)
@@ -262,16 +265,16 @@ func (f *fetcher) read(ctx context.Context, c lpmos.Chunk, b []byte) error {
 	if f.body == nil || f.at != c.StoredOffset || f.at+int64(len(b)) > f.end {
 		f.close()
 		n := min(max(rangeBytes, c.StoredBytes), f.m.Pack.Bytes-c.StoredOffset)
-		body, err := f.Blobs.Open(ctx, f.m.Pack.SHA256, c.StoredOffset, n)
+		body, err := f.Blobs.Open(ctx, f.m.Pack.SHA256, agentapi.Part{Offset: c.StoredOffset, Length: n, Early: !f.wary})
 		if err != nil {
 			if s, ok := errors.AsType[*agentapi.StatusError](err); ok && s.Code == http.StatusRequestedRangeNotSatisfiable {
-				return corrupt("its pack ends before byte %d", c.StoredOffset)
+				return f.doubt(corrupt("its pack ends before byte %d", c.StoredOffset))
 			}
 			return missingIf404(err, "pack", "sha256:"+f.m.Pack.SHA256)
 		}
 		f.body, f.at, f.end = body, c.StoredOffset, c.StoredOffset+n
 		if body.Total >= 0 && body.Total != f.m.Pack.Bytes {
-			return corrupt("its pack has %d bytes and the manifest says %d", body.Total, f.m.Pack.Bytes)
+			return f.doubt(corrupt("its pack has %d bytes and the manifest says %d", body.Total, f.m.Pack.Bytes))
 		}
 	}
 	n, err := io.ReadFull(f.body, b)
@@ -280,6 +283,17 @@ func (f *fetcher) read(ctx context.Context, c lpmos.Chunk, b []byte) error {
 		return fmt.Errorf("read chunk after %d of %d bytes: %w", n, len(b), err)
 	}
 	return nil
+}
+
+// doubt is what is wrong with a pack, the first time as an error after which it is
+// asked for again: what a region passes on before it has verified it may be wrong
+// without the image being so.
+func (f *fetcher) doubt(wrong error) error {
+	if f.wary {
+		return wrong
+	}
+	f.wary = true
+	return errors.New(wrong.Error())
 }
 
 func (f *fetcher) close() {

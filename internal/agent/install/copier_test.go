@@ -104,6 +104,21 @@ func TestCopyRecovers(t *testing.T) {
 			http.ServeContent(cutter{w, new(atomic.Int64), 100_000}, r, "", time.Time{}, bytes.NewReader(blob))
 			return true
 		}},
+		// A region passes on what it has not verified yet, to who asks for it early.
+		{"another pack, to who is early", func(_ int, w http.ResponseWriter, r *http.Request, blob []byte) bool {
+			early := r.Header.Get(agentapi.HeaderEarly) != ""
+			if early {
+				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(make([]byte, len(blob))))
+			}
+			return early
+		}},
+		{"a shorter pack, to who is early", func(_ int, w http.ResponseWriter, r *http.Request, blob []byte) bool {
+			early := r.Header.Get(agentapi.HeaderEarly) != ""
+			if early {
+				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(blob[:100]))
+			}
+			return early
+		}},
 		{"silence in the middle, once", func(n int, w http.ResponseWriter, r *http.Request, blob []byte) bool {
 			if n > 1 {
 				return false

@@ -56,7 +56,7 @@ func FetchManifest(ctx context.Context, blobs Blobs, digest string, stall time.D
 }
 
 func readAll(ctx context.Context, blobs Blobs, sum string) ([]byte, error) {
-	r, err := blobs.Open(ctx, sum, 0, -1)
+	r, err := blobs.Open(ctx, sum, agentapi.Part{Length: -1})
 	if err != nil {
 		return nil, err
 	}

@@ -55,7 +55,7 @@ type Runner interface {
 
 // Blobs opens a stretch of a blob; agentapi.Blobs is it.
 type Blobs interface {
-	Open(ctx context.Context, sha256 string, offset, length int64) (*agentapi.BlobReader, error)
+	Open(ctx context.Context, sha256 string, p agentapi.Part) (*agentapi.BlobReader, error)
 }
 
 // Config says what an Installer works with. Empty paths are those of the

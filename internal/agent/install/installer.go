@@ -162,7 +162,7 @@ func (in *Installer) fetchFile(ctx context.Context, job *Job, what string, b lpm
 			if _, err := f.Seek(0, io.SeekStart); err != nil {
 				return err
 			}
-			r, err := in.blobs.Open(ctx, b.SHA256, 0, -1)
+			r, err := in.blobs.Open(ctx, b.SHA256, agentapi.Part{Length: -1})
 			if err != nil {
 				return missingIf404(err, what, "sha256:"+b.SHA256)
 			}

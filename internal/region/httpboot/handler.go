@@ -56,6 +56,9 @@ type Blobs interface {
 	// Open may wait until the region has fetched the blob. An error that wraps
 	// lpmos.ErrNotFound means that nobody has it. Size is in bytes.
 	Open(ctx context.Context, sha256 string) (r io.ReadSeekCloser, size int64, err error)
+	// Follow may give what is there of a blob that is still being fetched, before
+	// its digest is known; reading waits for the rest.
+	Follow(ctx context.Context, sha256 string) (r io.ReadSeekCloser, size int64, err error)
 }
 
 // Images names the boot image.
@@ -286,7 +289,11 @@ func (h *Handler) segment(w http.ResponseWriter, r *http.Request) {
 
 func (h *Handler) blob(w http.ResponseWriter, r *http.Request) {
 	if sum := r.PathValue("sha256"); lpmos.ValidDigest(sum) {
-		h.serveBlob(w, r, sum)
+		open := h.d.Blobs.Open
+		if r.Header.Get(agentapi.HeaderEarly) != "" {
+			open = h.d.Blobs.Follow
+		}
+		h.serveBlob(w, r, sum, open)
 		return
 	}
 	h.refused.Add(1)
@@ -314,12 +321,12 @@ func (h *Handler) bootFile(w http.ResponseWriter, r *http.Request) {
 	case name == patched:
 		h.servePatched(w, r, blob.SHA256)
 	default:
-		h.serveBlob(w, r, blob.SHA256)
+		h.serveBlob(w, r, blob.SHA256, h.d.Blobs.Open)
 	}
 }
 
-func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, sum string) {
-	f, _, err := h.d.Blobs.Open(r.Context(), sum)
+func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, sum string, open func(context.Context, string) (io.ReadSeekCloser, int64, error)) {
+	f, _, err := open(r.Context(), sum)
 	if err != nil {
 		h.notNow(w, r, "blob not available", err)
 		return

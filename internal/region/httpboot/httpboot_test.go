@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/agentapi"
 	"github.com/lpmos/lpmos/internal/region/netboot"
 )
 
@@ -48,6 +49,7 @@ type region struct {
 	segments map[string]netip.Addr
 	served   map[string]bool
 	open     atomic.Int64
+	early    atomic.Int64 // asked for what may not be verified yet
 }
 
 type blob struct {
@@ -67,6 +69,11 @@ func (r *region) Open(ctx context.Context, sum string) (io.ReadSeekCloser, int64
 	}
 	r.open.Add(1)
 	return blob{bytes.NewReader(b), r}, int64(len(b)), nil
+}
+
+func (r *region) Follow(ctx context.Context, sum string) (io.ReadSeekCloser, int64, error) {
+	r.early.Add(1)
+	return r.Open(ctx, sum)
 }
 
 func (r *region) BootImage() (lpmos.BootImage, bool) { return r.image, r.image.Version != "" }
@@ -320,6 +327,16 @@ func TestFiles(t *testing.T) {
 			t.Errorf("HEAD %s has no Content-Length, which UEFI HTTP boot needs", tt.target)
 		}
 	}
+	if n := r.early.Load(); n != 0 {
+		t.Errorf("%d files were served before they were verified, to who compares nothing", n)
+	}
+	early := []string{agentapi.HeaderEarly, "yes"}
+	for _, target := range []string{kernel, "/boot/kernel"} {
+		get(h, "GET", target, early...)
+		if n := r.early.Load(); n != 1 {
+			t.Errorf("%s with %v: %d files were served early; want the one of /blobs/", target, early, n)
+		}
+	}
 }
 
 // TestOddRequests sends bytes to a real server (B14): nothing is served but an
@@ -432,6 +449,10 @@ func (d disk) Open(context.Context, string) (io.ReadSeekCloser, int64, error) {
 	return f, 0, err
 }
 
+func (d disk) Follow(ctx context.Context, sum string) (io.ReadSeekCloser, int64, error) {
+	return d.Open(ctx, sum)
+}
+
 // TestWaitingForABlob: nothing ends the context of a request whose
 // blob the region is still fetching, but its client.
 func TestWaitingForABlob(t *testing.T) {
@@ -460,6 +481,10 @@ func (w waiter) Open(ctx context.Context, _ string) (io.ReadSeekCloser, int64, e
 	<-ctx.Done()
 	w.c <- struct{}{}
 	return nil, 0, ctx.Err()
+}
+
+func (w waiter) Follow(ctx context.Context, sum string) (io.ReadSeekCloser, int64, error) {
+	return w.Open(ctx, sum)
 }
 
 func FuzzScript(f *testing.F) {

@@ -70,6 +70,29 @@ type job struct {
 	err   error
 	bytes atomic.Int64
 	total atomic.Int64 // -1 while it is not known
+
+	mu   sync.Mutex
+	more chan struct{} // closed, and another in its place, when more of the blob can be read
+}
+
+func newJob() *job {
+	j := &job{done: make(chan struct{}), more: make(chan struct{})}
+	j.total.Store(-1)
+	return j
+}
+
+// grown is closed when more can be read than at the time of the call.
+func (j *job) grown() <-chan struct{} {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.more
+}
+
+func (j *job) grow() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	close(j.more)
+	j.more = make(chan struct{})
 }
 
 // New opens the cache in cfg.Dir with what an earlier process left there.
@@ -186,13 +209,102 @@ func (c *Cache) open(digest string) (io.ReadSeekCloser, int64, *job, error) {
 	}
 	j := c.jobs[digest]
 	if j == nil {
-		j = &job{done: make(chan struct{})}
-		j.total.Store(-1)
+		j = newJob()
 		c.jobs[digest] = j
 		c.work.Go(func() { c.run(digest, j) })
 	}
 	return nil, 0, j, nil
 }
+
+// Follow is Open for those who compare the digests of parts themselves: it does
+// not wait for the end of a transfer. What is read is not verified then, the size
+// is what the source says, and reading waits for what is still on its way. A
+// reader keeps what it reads, even if it is removed from the cache meanwhile.
+func (c *Cache) Follow(ctx context.Context, digest string) (io.ReadSeekCloser, int64, error) {
+	if !lpmos.ValidDigest(digest) {
+		return nil, 0, fmt.Errorf("open blob: %w", lpmos.ErrNotFound)
+	}
+	for {
+		f, size, j, err := c.open(digest)
+		if err != nil || j == nil {
+			return f, size, err
+		}
+		for waiting := true; waiting; {
+			more := j.grown()
+			if size := j.total.Load(); size >= 0 {
+				// A transfer that has just ended has taken the name away.
+				if f, err := c.root.Open(digest + partialSuffix); err == nil {
+					return &follower{ctx: ctx, file: f, job: j, size: size}, size, nil
+				}
+			}
+			select {
+			case <-more:
+			case <-j.done:
+				if j.err != nil {
+					return nil, 0, j.err
+				}
+				waiting = false
+			case <-ctx.Done():
+				return nil, 0, ctx.Err()
+			}
+		}
+	}
+}
+
+// follower reads a blob while it is fetched.
+type follower struct {
+	ctx  context.Context // of the request that it is for
+	file *os.File
+	job  *job
+	size int64
+	at   int64
+}
+
+func (r *follower) Read(p []byte) (int, error) {
+	for {
+		more := r.job.grown()
+		have := min(r.job.bytes.Load(), r.size)
+		if r.at >= r.size {
+			return 0, io.EOF
+		}
+		if r.at < have {
+			n, err := r.file.ReadAt(p[:min(int64(len(p)), have-r.at)], r.at)
+			if r.at += int64(n); n > 0 || err != io.EOF {
+				return n, err
+			}
+			// It was wrong, and begins anew.
+		}
+		select {
+		case <-more:
+		case <-r.job.done:
+			if r.job.err != nil {
+				return 0, r.job.err
+			}
+			if r.job.bytes.Load() <= r.at {
+				return 0, io.ErrUnexpectedEOF // the source said more
+			}
+		case <-r.ctx.Done():
+			return 0, r.ctx.Err()
+		}
+	}
+}
+
+// Seek does not wait.
+func (r *follower) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		offset += r.at
+	case io.SeekEnd:
+		offset += r.size
+	}
+	if offset < 0 {
+		return 0, fmt.Errorf("seek to byte %d", offset)
+	}
+	r.at = offset
+	return offset, nil
+}
+
+func (r *follower) Close() error { return r.file.Close() }
 
 // Stock says what the cache holds.
 func (c *Cache) Stock() lpmos.Stock {
@@ -418,6 +530,7 @@ func (c *Cache) transfer(digest string, f *os.File, h hash.Hash, j *job) error {
 	defer body.Close()
 	if size >= 0 {
 		j.total.Store(size)
+		j.grow()
 		if size < offset {
 			return errOffset
 		}
@@ -439,6 +552,7 @@ func (c *Cache) transfer(digest string, f *os.File, h hash.Hash, j *job) error {
 			}
 			h.Write(buf[:n])
 			j.bytes.Store(have)
+			j.grow()
 		}
 		switch {
 		case err == io.EOF && size >= 0 && j.bytes.Load() < size:

@@ -259,6 +259,77 @@ func TestOneTransferForAll(t *testing.T) {
 	}
 }
 
+// TestFollow reads what is there of a blob whose transfer stands still, and the
+// rest when it goes on; whoever wants it verified waits.
+func TestFollow(t *testing.T) {
+	data, digest := blob(3_000_000, 4)
+	const begun = 1_000_000
+	release := make(chan bool)
+	src := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		from := 0
+		fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from)
+		if from > 0 {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+		w.Write(data[:begun])
+		w.(http.Flusher).Flush()
+		if <-release {
+			w.Write(data[begun:])
+		}
+	})
+	for name, goesOn := range map[string]bool{"the transfer goes on": true, "the transfer fails": false} {
+		t.Run(name, func(t *testing.T) {
+			c := open(t, Config{}, src)
+			r, size, err := c.Follow(t.Context(), digest)
+			if err != nil || size != int64(len(data)) {
+				t.Fatalf("Follow = %d bytes, %v; want %d", size, err, len(data))
+			}
+			defer r.Close()
+			if end, err := r.Seek(0, io.SeekEnd); end != size || err != nil {
+				t.Errorf("its end is at %d, %v; want %d", end, err, size)
+			}
+			r.Seek(1000, io.SeekStart)
+			got := make([]byte, begun-1000)
+			if _, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, data[1000:begun]) {
+				t.Fatalf("what is there cannot be read: %v", err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			defer cancel()
+			if _, _, err := c.Open(ctx, digest); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Open = %v; want no blob before it is verified", err)
+			}
+			again, _, err := c.Follow(ctx, digest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer again.Close()
+			again.Seek(begun, io.SeekStart)
+			if _, err := again.Read(make([]byte, 1)); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Read of what is not there = %v; want the end of its context", err)
+			}
+			release <- goesOn
+			rest, err := io.ReadAll(r)
+			if goesOn && (err != nil || !bytes.Equal(rest, data[begun:])) || !goesOn && !errors.Is(err, lpmos.ErrUnavailable) {
+				t.Errorf("the rest = %d bytes, %v", len(rest), err)
+			}
+			if !goesOn {
+				return
+			}
+			if r, size, err := c.Follow(t.Context(), digest); err != nil || size != int64(len(data)) {
+				t.Errorf("Follow of a whole blob = %d bytes, %v", size, err)
+			} else {
+				r.Close()
+			}
+		})
+	}
+	c := open(t, Config{}, serve(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(404) }))
+	if _, _, err := c.Follow(t.Context(), digest); !errors.Is(err, lpmos.ErrNotFound) {
+		t.Errorf("Follow of what nobody has = %v; want %v", err, lpmos.ErrNotFound)
+	}
+}
+
 func TestRestart(t *testing.T) { // F10
 	data, digest := blob(500_000, 3)
 	var offsets []string

@@ -3,8 +3,9 @@
 //
 // A blob is fetched once for all who wait for it, resumed by Range (RFC 9110,
 // §14) after a broken connection or a restart, and served only after its digest
-// was found right in this process. What the source says of sizes is believed
-// only as far as it helps to fail early.
+// was found right in this process, but to those who verify by themselves what
+// they read ([Cache.Follow]). What the source says of sizes is believed only as
+// far as it helps to fail early.
 //
 // Files in the directory: {digest} is a whole blob, {digest}.partial the
 // beginning of one. A whole blob gets its name after its content is on the

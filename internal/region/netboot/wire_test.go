@@ -125,6 +125,10 @@ func (b blobs) Open(ctx context.Context, sum string) (io.ReadSeekCloser, int64, 
 	return files(b).Open(ctx, sum, netip.AddrPort{})
 }
 
+func (b blobs) Follow(ctx context.Context, sum string) (io.ReadSeekCloser, int64, error) {
+	return b.Open(ctx, sum)
+}
+
 // boots begins every boot and notes it.
 type boots struct {
 	mu    sync.Mutex
