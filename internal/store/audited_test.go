@@ -104,7 +104,7 @@ func TestEveryAdministrativeWriteHasItsEntry(t *testing.T) {
 			return s.PutEnrollment(ctx, hash(4), store.Enrollment{Region: "dc1", By: "anna", ExpiresAt: time.Now().Add(time.Hour)})
 		}},
 		{"Redeem", "region.redeem", store.Key{Kind: store.KindIdentity, Region: "dc1"}, func() error {
-			return last(s.Redeem(ctx, hash(4), hash(5), time.Now(), func(store.Enrollment) error { return nil }))
+			return last(s.Redeem(ctx, hash(4), hash(5), time.Now(), func(store.Enrollment, store.Identity) error { return nil }))
 		}},
 		{"EditIdentity", "region.certificate", store.Key{Kind: store.KindIdentity, Region: "dc1"}, func() error {
 			return s.EditIdentity(ctx, "dc1", func(id *store.Identity) error {
