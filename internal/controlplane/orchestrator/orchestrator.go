@@ -104,13 +104,12 @@ type writer interface {
 
 // Orchestrator decides.
 type Orchestrator struct {
-	cfg     Config
-	read    reader
-	put     writer
-	batches batchStore
-	vault   *vault.Vault // nil without a signing key: then no task has secrets
-	log     *slog.Logger
-	now     func() time.Time
+	cfg   Config
+	read  reader
+	put   writer
+	vault *vault.Vault // nil without a signing key: then no task has secrets
+	log   *slog.Logger
+	now   func() time.Time
 
 	newBatch chan struct{} // a batch was stored
 
@@ -153,7 +152,7 @@ func New(cfg Config, read reader, put writer, log *slog.Logger) *Orchestrator {
 	}
 	return &Orchestrator{
 		vault: v,
-		cfg:   cfg, read: read, put: put, batches: put, newBatch: make(chan struct{}, 1), log: log, now: time.Now,
+		cfg:   cfg, read: read, put: put, newBatch: make(chan struct{}, 1), log: log, now: time.Now,
 		dirty: map[string]struct{}{}, wake: make(chan struct{}, 1),
 		watch: map[string]*sight{}, granted: map[string]grant{}, regions: map[string]string{},
 	}
