@@ -152,7 +152,10 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 	if err := o.trust(&image); err != nil {
 		want.Problem = "The entry of the image " + image.Name() + " in the catalogue is not signed by this control plane. Build or import it again."
 	}
-	if t.Plan != nil && t.Plan.Digest == want.Digest && t.Plan.HardwareDigest == want.HardwareDigest && t.Plan.Problem == want.Problem {
+	made := func(p *lpmos.Plan) bool {
+		return p != nil && p.Digest == want.Digest && p.HardwareDigest == want.HardwareDigest && p.Problem == want.Problem
+	}
+	if made(t.Plan) {
 		return errNothing
 	}
 	move := store.Move{Cause: lpmos.CauseHardwareReported, By: byAgent, Message: "The machine reported its hardware; a plan was made."}
@@ -168,7 +171,7 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 	previous := o.read.Seen(t.ID, t.TargetMAC, h)
 	for {
 		_, err := o.put.Transition(ctx, t.ID, move, func(rec *store.Record, _ *store.Move) error {
-			if rec.Task.Attempt != t.Attempt || rec.Task.Status != t.Status {
+			if rec.Task.Attempt != t.Attempt || rec.Task.Status != t.Status || made(rec.Task.Plan) {
 				return errNothing
 			}
 			plan := want
@@ -180,10 +183,12 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 			return nil
 		})
 		var claimed *store.ClaimError
-		if errors.As(err, &claimed) && want.Problem == "" {
+		if errors.As(err, &claimed) && (len(macs) > 1 || uuid != "") {
 			// The later task is held for a person; it keeps the one address it
-			// was created with.
-			want.Problem = "A part of this machine (" + claimed.Key + ") belongs to live task " + claimed.Holder + ". Cancel one of the two."
+			// was created with. That it is held already is found when the same
+			// plan is about to be stored once more: whether the other task still
+			// has the machine is asked each time.
+			want.Problem = cmp.Or(want.Problem, "A part of this machine ("+claimed.Key+") belongs to live task "+claimed.Holder+". Cancel one of the two.")
 			macs, uuid = []lpmos.MAC{t.TargetMAC}, ""
 			continue
 		}
@@ -367,6 +372,9 @@ func (o *Orchestrator) booted(ctx context.Context, t lpmos.Task, r api.Reports) 
 	}
 	_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: lpmos.CauseCalledHome, By: byAgent, Message: said},
 		func(rec *store.Record, _ *store.Move) error {
+			if rec.Task.Attempt != t.Attempt || rec.Task.Status != t.Status {
+				return errNothing
+			}
 			rec.Task.Receipt, rec.Task.Error, rec.Task.Drift = r.Booted, nil, drift
 			if tail := logTail(r.Log); tail != nil {
 				rec.Task.LogTail = tail
