@@ -312,11 +312,12 @@ func (c *ControlPlane) release() {
 
 // PublishBootImage makes regions serve another boot image.
 func (c *ControlPlane) PublishBootImage(ctx context.Context, b lpmos.BootImage) error {
-	return c.store.UpdateGlobal(ctx, func(g *store.Global) error {
+	_, err := c.store.UpdateGlobal(ctx, func(g *store.Global) error {
 		b.Site = lpmos.Blob{} // ours to say, whatever the caller sent
 		g.BootImage = &b
 		return c.site(ctx, g)
 	})
+	return err
 }
 
 // site adds this replica's key to those that agents trust and gives the boot
@@ -348,7 +349,7 @@ func (c *ControlPlane) site(ctx context.Context, g *store.Global) error {
 func (c *ControlPlane) publishKey(ctx context.Context) error {
 	// Also where nothing changed: this replica must have the segment's bytes.
 	own := service.Host()
-	err := c.store.UpdateGlobal(ctx, func(g *store.Global) error {
+	_, err := c.store.UpdateGlobal(ctx, func(g *store.Global) error {
 		if own.Hostname != "" && lpmos.DigestOf(g.Hosts[own.Hostname]) != lpmos.DigestOf(own) {
 			hosts := maps.Clone(g.Hosts)
 			if hosts == nil {

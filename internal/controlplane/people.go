@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/spf13/pflag"
 
@@ -193,11 +192,7 @@ func (r restStore) PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (in
 	}
 	rev, err := r.store.PutImageIf(ctx, i, rev)
 	if err == nil {
-		// A task for it may be the very next request, and asks the read model. The
-		// image is stored, however long that takes.
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		defer cancel()
-		_ = r.state.Reach(ctx, rev)
+		r.state.Reach(ctx, rev) // a task for it may be the very next request
 	}
 	return rev, err
 }

@@ -143,22 +143,22 @@ func TestEveryAdministrativeWriteHasItsEntry(t *testing.T) {
 		}},
 		{"DeleteTemplate", "template.delete", store.Key{Kind: store.KindTemplate, Name: "base"}, func() error { return s.DeleteTemplate(ctx, "base", 0) }},
 		{"UpdateGlobal", "limits.set", store.Key{Kind: store.KindGlobal}, func() error {
-			return s.UpdateGlobal(ctx, func(g *store.Global) error { g.PermitsPerMinute = 7; return nil })
+			return last(s.UpdateGlobal(ctx, func(g *store.Global) error { g.PermitsPerMinute = 7; return nil }))
 		}},
 		{"UpdateGlobal", "bootimage.publish", store.Key{Kind: store.KindGlobal}, func() error {
-			return s.UpdateGlobal(ctx, func(g *store.Global) error { g.BootImage = &lpmos.BootImage{Version: "6.1"}; return nil })
+			return last(s.UpdateGlobal(ctx, func(g *store.Global) error { g.BootImage = &lpmos.BootImage{Version: "6.1"}; return nil }))
 		}},
 		{"UpdateGlobal", "config.update", store.Key{Kind: store.KindGlobal}, func() error {
-			return s.UpdateGlobal(ctx, func(g *store.Global) error {
+			return last(s.UpdateGlobal(ctx, func(g *store.Global) error {
 				g.Keys = [][]byte{signingKey.Public().(ed25519.PublicKey)}
 				return nil
-			})
+			}))
 		}},
 		{"UpdateGlobal", "policy.set", store.Key{Kind: store.KindGlobal}, func() error {
-			return s.UpdateGlobal(ctx, func(g *store.Global) error {
+			return last(s.UpdateGlobal(ctx, func(g *store.Global) error {
 				g.Approvals = lpmos.ApprovalPolicy{Rules: []lpmos.ApprovalRule{{Approvers: 2}}}
 				return nil
-			})
+			}))
 		}},
 		{"ForgetTPM", "machine.tpm_forget", store.Key{Kind: store.KindTPM, MAC: mac}, func() error {
 			if _, err := raw.Put(ctx, store.Key{Kind: store.KindTPM, MAC: mac}.String(), `{"task_id":"t"}`); err != nil {

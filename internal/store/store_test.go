@@ -518,7 +518,7 @@ func TestUpdateGlobalUnderRace(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			if err := s.UpdateGlobal(t.Context(), func(g *store.Global) error {
+			if _, err := s.UpdateGlobal(t.Context(), func(g *store.Global) error {
 				g.Keys = append(g.Keys, []byte{byte(i)})
 				return nil
 			}); err != nil {
@@ -528,7 +528,7 @@ func TestUpdateGlobalUnderRace(t *testing.T) {
 	}
 	wg.Wait()
 	var n int
-	if err := s.UpdateGlobal(t.Context(), func(g *store.Global) error { n = len(g.Keys); return nil }); err != nil || n != 8 {
+	if _, err := s.UpdateGlobal(t.Context(), func(g *store.Global) error { n = len(g.Keys); return nil }); err != nil || n != 8 {
 		t.Errorf("%d keys, %v; want all 8", n, err)
 	}
 }

@@ -78,6 +78,7 @@ type reader interface {
 	Protection(macs []lpmos.MAC, uuid string) string
 	Locked(mac lpmos.MAC) *lpmos.Lock
 	TPM(mac lpmos.MAC) *lpmos.TPMBinding
+	Reach(ctx context.Context, rev int64)
 }
 
 // writer is the store.
@@ -98,7 +99,7 @@ type writer interface {
 	PutLock(ctx context.Context, macs []lpmos.MAC, l lpmos.Lock) error
 	DeleteLock(ctx context.Context, macs []lpmos.MAC) error
 	ForgetTPM(ctx context.Context, macs []lpmos.MAC) error
-	UpdateGlobal(ctx context.Context, edit func(*store.Global) error) error
+	UpdateGlobal(ctx context.Context, edit func(*store.Global) error) (rev int64, err error)
 	batchStore
 }
 

@@ -27,7 +27,7 @@ func policySite(t *testing.T, p lpmos.ApprovalPolicy) (*site, lpmos.Task) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.SetApprovalPolicy(t.Context(), p, "root"); err != nil {
+	if _, err := s.SetApprovalPolicy(t.Context(), p, "", "root"); err != nil {
 		t.Fatal(err)
 	}
 	const mac = "52:54:00:00:0e:01"
@@ -182,7 +182,7 @@ func TestFirstApprovalFallsWithItsGround(t *testing.T) {
 		if _, err := s.approves(task, "anna"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.SetApprovalPolicy(t.Context(), lpmos.ApprovalPolicy{}, "root"); err != nil {
+		if _, err := s.SetApprovalPolicy(t.Context(), lpmos.ApprovalPolicy{}, "", "root"); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := s.approves(task, "anna"); err != nil || got.Status != lpmos.Approved || len(got.Approval.Approvers) != 0 {
@@ -218,7 +218,7 @@ func TestNothingChangesBetweenJudgingAndStoring(t *testing.T) {
 		}, lpmos.ErrForbidden},
 		"the approver is deleted": {func(s *site) error { _, err := s.store.DeleteUser(context.Background(), "anna"); return err }, lpmos.ErrForbidden},
 		"the policy asks for another": {func(s *site) error {
-			_, err := s.SetApprovalPolicy(context.Background(), lpmos.ApprovalPolicy{Rules: []lpmos.ApprovalRule{{ReauthMinutes: 5}}}, "root")
+			_, err := s.SetApprovalPolicy(context.Background(), lpmos.ApprovalPolicy{Rules: []lpmos.ApprovalRule{{ReauthMinutes: 5}}}, "", "root")
 			return err
 		}, lpmos.ErrForbidden},
 	} {

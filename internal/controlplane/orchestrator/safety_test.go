@@ -48,7 +48,7 @@ func TestPermitsAreRateLimited(t *testing.T) {
 		t.Errorf("a fourth permit = %v; want it held", err)
 	}
 	// More are let through as soon as the site says so, the first in the queue first.
-	if _, err := s.SetLimits(t.Context(), lpmos.Limits{PermitsPerMinute: limit + 1}, "ada"); err != nil {
+	if _, err := s.SetLimits(t.Context(), lpmos.Limits{PermitsPerMinute: limit + 1}, "", "ada"); err != nil {
 		t.Fatal(err)
 	}
 	s.is(ids[limit], lpmos.Installing)
@@ -111,10 +111,11 @@ func TestLockHoldsAllAddresses(t *testing.T) {
 // The computers LPMOS runs on are never installed.
 func TestOwnHostsAreProtected(t *testing.T) {
 	s := newSite(t, orchestrator.Config{})
-	s.ok(s.store.UpdateGlobal(t.Context(), func(g *store.Global) error {
+	_, err := s.store.UpdateGlobal(t.Context(), func(g *store.Global) error {
 		g.Hosts = map[string]lpmos.Host{"cp1": {Hostname: "cp1", MACs: []lpmos.MAC{lpmos.MustMAC(mac(7))}}}
 		return nil
-	}))
+	})
+	s.ok(err)
 	s.eventually("it is known", func() bool { return s.state.Protection([]lpmos.MAC{lpmos.MustMAC(mac(7))}, "") != "" })
 	if _, err := s.Create(t.Context(), spec(mac(7)), "ada", ""); !errors.Is(err, lpmos.ErrConflict) || !strings.Contains(err.Error(), "cp1") {
 		t.Errorf("Create for a host of LPMOS = %v; want a conflict that names it", err)

@@ -785,7 +785,7 @@ func (s *fakeSite) ApprovalPolicy() lpmos.ApprovalPolicy {
 	return s.policy
 }
 
-func (s *fakeSite) SetApprovalPolicy(_ context.Context, p lpmos.ApprovalPolicy, _ string) (lpmos.ApprovalPolicy, error) {
+func (s *fakeSite) SetApprovalPolicy(_ context.Context, p lpmos.ApprovalPolicy, _, _ string) (lpmos.ApprovalPolicy, error) {
 	p, err := p.Normalize()
 	if err != nil {
 		return p, err

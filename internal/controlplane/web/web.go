@@ -72,7 +72,9 @@ type Actions interface {
 	// Stop keeps every machine from beginning to write, until Resume.
 	Stop(ctx context.Context, reason, by string) (lpmos.Stop, error)
 	Resume(ctx context.Context, by string) error
-	SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, by string) (lpmos.ApprovalPolicy, error)
+	// SetApprovalPolicy is based on the policy with a tag; an ErrChanged says that
+	// it is another one now.
+	SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, based, by string) (lpmos.ApprovalPolicy, error)
 
 	// Lock keeps a machine as it is, until Unlock; ForgetTPM lets its next
 	// approval decide which TPM it has.
