@@ -94,7 +94,7 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 			if a.KeyCompared {
 				mine.AgentKey = a.AgentKey
 			}
-			standing, void := o.standing(rec, by, a.AgentKey)
+			standing, void := o.standing(rec, by, a.AgentKey, needs)
 			given := append(standing, mine)
 			m.Message = strings.TrimSpace(m.Message + " " + strings.Join(void, " "))
 			if needs.Approvers > 1 {
@@ -147,10 +147,10 @@ func (o *Orchestrator) mayApprove(rec *store.Record, who api.Approver, by string
 	return nil
 }
 
-// standing are the approvals that one more, by somebody, adds to: of this plan, not too old,
-// by users who still may give them, and of the boot that answers where they
-// compared its key. void says of the others why they count no more.
-func (o *Orchestrator) standing(rec *store.Record, by, agentKey string) (given []lpmos.Consent, void []string) {
+// standing are the approvals that one more, by somebody, adds to: of this plan,
+// not too old, by users who still may give them, and of the boot that answers
+// where they compared its key. void says of the others why they count no more.
+func (o *Orchestrator) standing(rec *store.Record, by, agentKey string, needs lpmos.ApprovalNeeds) (given []lpmos.Consent, void []string) {
 	task := &rec.Task
 	for _, c := range task.Standing() {
 		if c.By == by {
@@ -161,6 +161,8 @@ func (o *Orchestrator) standing(rec *store.Record, by, agentKey string) (given [
 		switch {
 		case !known || !u.May(lpmos.Approver, task.RegionID):
 			why = "who may not approve any more"
+		case needs.NotCreator && c.By == task.CreatedBy:
+			why = "who asked for the task"
 		case o.now().Sub(c.At) > o.cfg.ApprovalTTL:
 			why = "which is too old"
 		case c.AgentKey != "" && c.AgentKey != agentKey:

@@ -177,6 +177,18 @@ func TestFirstApprovalFallsWithItsGround(t *testing.T) {
 			t.Errorf("the event says %q; want that what was approved is void", e.Message)
 		}
 	})
+	t.Run("the policy asks for another than its giver", func(t *testing.T) {
+		s, task := policySite(t, lpmos.ApprovalPolicy{Rules: []lpmos.ApprovalRule{{Approvers: 2}}})
+		if _, err := s.approves(task, "olga"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.SetApprovalPolicy(t.Context(), twoEyes, "", "root"); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.approves(task, "anna"); err != nil || got.Status != lpmos.AwaitingApproval || len(got.Approvals) != 1 || got.Approvals[0].By != "anna" {
+			t.Errorf("after an approval of who asked for it = %s, %+v, %v; want anna's alone to count", got.Status, got.Approvals, err)
+		}
+	})
 	t.Run("the policy asks for less", func(t *testing.T) {
 		s, task := policySite(t, twoEyes)
 		if _, err := s.approves(task, "anna"); err != nil {
