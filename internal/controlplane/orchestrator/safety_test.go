@@ -13,6 +13,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/orchestrator"
+	"github.com/lpmos/lpmos/internal/controlplane/state"
 	"github.com/lpmos/lpmos/internal/store"
 )
 
@@ -278,6 +279,7 @@ func TestPasswordsOfProfiles(t *testing.T) {
 	s.ok(err)
 	nowhere("the profile", p)
 	s.eventually("the profile is known", func() bool { _, ok := s.state.Profile("web"); return ok })
+	first, _ := s.state.Profile("web")
 	// What is read and sent back with a change keeps the password.
 	p.Description, p.Sealed = "changed", ""
 	p, err = s.PutProfile(t.Context(), p, p.Version, "ada")
@@ -286,6 +288,11 @@ func TestPasswordsOfProfiles(t *testing.T) {
 		t.Fatalf("the changed profile is %+v", p)
 	}
 	s.eventually("the change is known", func() bool { now, _ := s.state.Profile("web"); return now.Version == 2 })
+	// A replica that has not heard of that yet takes no password from before it.
+	late := orchestrator.New(orchestrator.Config{Key: s.key}, lagging{s.state, first}, s.store, discard)
+	if got, err := late.PutProfile(t.Context(), p, p.Version, "ada"); !errors.Is(err, lpmos.ErrConflict) {
+		t.Errorf("a change on a replica that is behind = %s, %v; want ErrConflict", got.Ref(), err)
+	}
 	sp := spec(mac(1))
 	sp.Profile = "web"
 	task, err := s.Create(t.Context(), sp, "ada", "")
@@ -322,3 +329,11 @@ func TestPasswordsOfProfiles(t *testing.T) {
 		t.Errorf("Create with a password that is no hash = %v", err)
 	}
 }
+
+// lagging has not heard of the newest version of a profile.
+type lagging struct {
+	*state.State
+	profile lpmos.Profile
+}
+
+func (l lagging) Profile(string) (lpmos.Profile, bool) { return l.profile, true }
