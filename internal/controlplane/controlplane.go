@@ -419,25 +419,21 @@ func loopbackHost(next http.Handler) http.Handler {
 func loadKey(path string, create bool) (ed25519.PrivateKey, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) && create {
-		_, key, err := ed25519.GenerateKey(rand.Reader)
-		if err != nil {
-			return nil, fmt.Errorf("make signing key: %w", err)
-		}
-		b := pem.EncodeToMemory(&pem.Block{Type: "LPMOS SIGNING KEY", Bytes: key.Seed()})
-		if err := writeOnce(path, b); err != nil {
-			return nil, fmt.Errorf("store signing key: %w", err)
-		}
-		return key, nil
+		seed := make([]byte, ed25519.SeedSize)
+		_, _ = rand.Read(seed) // never fails
+		b, err = pki.Create(path, pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: seed}))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read signing key: %w", err)
 	}
 	block, _ := pem.Decode(b)
-	if block == nil || block.Type != "LPMOS SIGNING KEY" || len(block.Bytes) != ed25519.SeedSize {
+	if block == nil || block.Type != keyBlock || len(block.Bytes) != ed25519.SeedSize {
 		return nil, fmt.Errorf("read signing key: %s is not an LPMOS signing key: restore it from a backup; without it approvals cannot be given", path)
 	}
 	return ed25519.NewKeyFromSeed(block.Bytes), nil
 }
+
+const keyBlock = "LPMOS SIGNING KEY" // of PEM
 
 // verifyKey is the public half of a key, in PEM.
 func verifyKey(key ed25519.PrivateKey) []byte {
@@ -446,13 +442,4 @@ func verifyKey(key ed25519.PrivateKey) []byte {
 		panic(fmt.Sprintf("controlplane: encode an Ed25519 key: %v", err))
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
-}
-
-func writeOnce(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
 }

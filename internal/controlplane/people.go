@@ -20,6 +20,7 @@ import (
 	"github.com/lpmos/lpmos/internal/controlplane/scope"
 	"github.com/lpmos/lpmos/internal/controlplane/state"
 	"github.com/lpmos/lpmos/internal/controlplane/web"
+	"github.com/lpmos/lpmos/internal/pki"
 	"github.com/lpmos/lpmos/internal/store"
 )
 
@@ -41,7 +42,7 @@ func (c *ControlPlane) people(secure bool) error {
 	}
 	c.auth = auth.New(auth.Config{Secure: secure, Trusted: trusted, NoLogin: c.cfg.NoLogin, Region: c.state.Fetcher, Local: local, CheapPasswords: c.cfg.CheapPasswords}, c.store, c.log)
 	c.state.Follow(func(b store.Batch) { c.auth.Apply(b.Rev, b.Reset, People(b, c.log)) })
-	if err := writeSecret(file, c.auth.LocalToken("local")); err != nil {
+	if err := pki.Replace(file, []byte(c.auth.LocalToken("local")+"\n")); err != nil {
 		return fmt.Errorf("write the token of this host: %w", err)
 	}
 	return nil
@@ -135,23 +136,6 @@ func networks(names []string) (out []netip.Prefix, err error) {
 		out = append(out, netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()))
 	}
 	return out, nil
-}
-
-// writeSecret replaces a file that only its owner reads.
-func writeSecret(path, secret string) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone once it is renamed
-	if _, err := f.WriteString(secret + "\n"); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }
 
 // LocalToken is a token that this process alone knows: name is who acts.
