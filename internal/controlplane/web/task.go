@@ -95,8 +95,9 @@ type receiptView struct {
 	lpmos.Receipt
 	Boot         string
 	Disk         string
-	SameDisk     bool // the disk that was written
-	SameRoot     bool // the filesystem that was made
+	SameDisk     bool // one that was written
+	Made         bool // the plan made the root filesystem; an image of a whole disk, or an installer, brings its own
+	SameRoot     bool // and it is that one
 	SameHostname bool
 	Planned      bool // there is a plan to compare with
 	Up           string
@@ -466,10 +467,9 @@ func (s *tongue) newReceipt(t lpmos.Task) *receiptView {
 	v := &receiptView{Receipt: *r, words: s, Boot: bootWord(r.BootMode), SameHostname: r.Hostname == t.Hostname, Up: s.took(time.Duration(r.UptimeSec) * time.Second)}
 	_, v.Disk = s.diskID(r.RootDisk)
 	if t.Plan != nil {
-		root, ok := t.Plan.Effect.Partition("root")
-		v.Planned = true
-		v.SameRoot = ok && root.UUID == r.RootFSUUID
-		v.SameDisk = r.RootDisk == t.Plan.Effect.Target
+		root, made := t.Plan.Effect.Root()
+		v.Planned, v.Made, v.SameRoot = true, made, root.UUID == r.RootFSUUID
+		v.SameDisk = t.Plan.Effect.Writes(r.RootDisk)
 	}
 	return v
 }
