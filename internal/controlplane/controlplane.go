@@ -178,8 +178,8 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 	if err != nil {
 		return nil, err
 	}
-	pages, err := web.New(c.state, history{scope.Remember(c.state, st, auth.Principal{})}, c.orch, web.Config{
-		Version: version.String(), SiteName: cfg.SiteName, Batches: c.orch, Estimate: estimate(c.state), View: c.webView, People: c.auth, Provider: provider,
+	pages, err := web.New(c.state, scope.Remember(c.state, st, auth.Principal{}), c.orch, web.Config{
+		Version: version.String(), SiteName: cfg.SiteName, Batches: c.orch, View: c.webView, People: c.auth, Provider: provider,
 		Insecure: !secure && cfg.InsecureHTTP,
 	}, log)
 	if err != nil {
@@ -266,39 +266,30 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 		c.log.Warn("nobody has to sign in: whoever reaches this address can erase machines", "addr", c.URL(), "flag", "--insecure-no-login")
 	}
 	c.log.Info("control plane serves", "addr", c.URL(), "version", version.String())
+	keeper := audit.Keeper{Log: c.store, Key: c.key, Moved: c.state.Moved, Now: time.Now, Err: c.log}
 	return service.Run(ctx,
 		c.state.Run,
 		c.hub.Run,
 		c.auth.Run,
-		func(ctx context.Context) error {
-			select {
-			case <-c.state.Synced():
-				return c.orch.Run(ctx)
-			case <-ctx.Done():
-				return nil
-			}
-		},
-		func(ctx context.Context) error {
-			select {
-			case <-c.state.Synced():
-				return c.orch.RunBatches(ctx)
-			case <-ctx.Done():
-				return nil
-			}
-		},
-		func(ctx context.Context) error {
-			select {
-			case <-c.state.Synced():
-				k := audit.Keeper{Log: c.store, Key: c.key, Moved: c.state.Moved, Now: time.Now, Err: c.log}
-				return k.Run(lpmos.WithActor(ctx, self))
-			case <-ctx.Done():
-				return nil
-			}
-		},
+		c.synced(c.orch.Run),
+		c.synced(c.orch.RunBatches),
+		c.synced(func(ctx context.Context) error { return keeper.Run(lpmos.WithActor(ctx, self)) }),
 		c.compact,
 		c.keepCertificates,
 		func(ctx context.Context) error { return service.Serve(ctx, c.srv, c.l) },
 	)
+}
+
+// synced runs what needs the whole read model once that is there.
+func (c *ControlPlane) synced(run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-c.state.Synced():
+			return run(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 func (c *ControlPlane) release() {

@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/lpmos/lpmos"
-	"github.com/lpmos/lpmos/internal/controlplane/api"
 	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/controlplane/oidc"
 	"github.com/lpmos/lpmos/internal/controlplane/rest"
@@ -183,33 +182,8 @@ func (r restStore) PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (in
 
 func (c *ControlPlane) webView(p auth.Principal) web.View {
 	act := scope.Act(c.state, c.orch, c.regionOf, p)
-	return web.View{Reader: scope.Read(c.state, p), History: history{scope.Remember(c.state, c.store, p)}, Actions: act, Batches: act}
+	return web.View{Reader: scope.Read(c.state, p), History: scope.Remember(c.state, c.store, p), Actions: act, Batches: act}
 }
-
-// estimate is what earlier runs say of a task, as the pages ask it about tasks
-// that they show.
-func estimate(st *state.State) func(string) (web.Estimate, bool) {
-	return func(id string) (web.Estimate, bool) {
-		e := st.Estimate(id)
-		if e == nil {
-			return web.Estimate{}, false
-		}
-		return web.Estimate{Model: strings.Contains(e.Basis, "model"), Runs: e.Runs, Expected: e.Expected, Left: e.Left, FasterThan: e.FasterThan}, true
-	}
-}
-
-// history answers what the pages ask beyond the read model.
-type history struct{ past *scope.Past }
-
-func (h history) Events(ctx context.Context, id string) ([]lpmos.Event, error) {
-	return h.past.Events(ctx, id)
-}
-
-func (h history) Audit(ctx context.Context, q api.AuditQuery) (api.AuditPage, error) {
-	return h.past.Audit(ctx, q)
-}
-
-func (h history) Logs(ctx context.Context, id string) ([]string, error) { return h.past.Lines(ctx, id) }
 
 // AccessFlags registers the flags that say who is let in.
 func (c *Config) AccessFlags(f *pflag.FlagSet) {

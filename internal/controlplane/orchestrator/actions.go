@@ -53,8 +53,7 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 	if !d.Approved {
 		cause = lpmos.CauseRejected
 	}
-	reported := o.read.Reports(id)
-	agent := reported.Agent
+	agent := o.read.Reports(id).Agent
 	t, err := o.put.Transition(ctx, id, store.Move{Cause: cause, By: by, Message: d.Notes, Vet: d.Approved}, func(rec *store.Record, m *store.Move) error {
 		task := &rec.Task
 		plan := task.Plan
@@ -117,7 +116,7 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 			}
 		}
 		if !d.Approved {
-			task.LogTail = logTail(reported.Log) // the region clears it away
+			task.LogTail = logTail(o.read.Log(id)) // the region clears it away
 		}
 		task.Approval, rec.Permit = &a, nil
 		return nil
@@ -230,9 +229,8 @@ func (o *Orchestrator) Cancel(ctx context.Context, id, reason, by string) (lpmos
 	if len(reason) > lpmos.MaxNotesBytes {
 		return lpmos.Task{}, &lpmos.InvalidError{Field: "reason", Problem: "is longer than 2 KiB"}
 	}
-	said := o.read.Reports(id).Log
 	t, err := o.put.Transition(ctx, id, store.Move{Cause: lpmos.CauseCanceled, By: by, Message: reason}, func(rec *store.Record, _ *store.Move) error {
-		rec.Task.LogTail = logTail(said)
+		rec.Task.LogTail = logTail(o.read.Log(id))
 		return nil
 	})
 	if err == nil {

@@ -61,7 +61,7 @@ type reader interface {
 	Region(id string) (lpmos.Region, bool)
 	Regions() []lpmos.Region
 	Reports(id string) api.Reports
-	Logs(id string) ([]string, bool)
+	Log(id string) []string
 	Live() []string
 	Machine(mac lpmos.MAC) (lpmos.Machine, bool)
 	Seen(taskID string, mac lpmos.MAC, h *lpmos.Hardware) *lpmos.Sighting

@@ -92,7 +92,7 @@ func (o *Orchestrator) step(ctx context.Context, t lpmos.Task, r api.Reports) er
 					if rec.Task.Attempt != r.Result.Attempt {
 						return errNothing
 					}
-					rec.Task.Progress, rec.Task.LogTail = finished(t, r), logTail(r.Log)
+					rec.Task.Progress, rec.Task.LogTail = finished(t, r), logTail(o.read.Log(t.ID))
 					if p := rec.Task.Progress; p != nil {
 						rec.Task.Progress = p.Begin(lpmos.StageVerify, o.now().UTC())
 					}
@@ -376,7 +376,7 @@ func (o *Orchestrator) booted(ctx context.Context, t lpmos.Task, r api.Reports) 
 				return errNothing
 			}
 			rec.Task.Receipt, rec.Task.Error, rec.Task.Drift = r.Booted, nil, drift
-			if tail := logTail(r.Log); tail != nil {
+			if tail := logTail(o.read.Log(t.ID)); tail != nil {
 				rec.Task.LogTail = tail
 			}
 			return nil
@@ -407,7 +407,7 @@ func (o *Orchestrator) fail(ctx context.Context, t lpmos.Task, cause lpmos.Cause
 		if rec.Task.Attempt != t.Attempt || rec.Task.Status != t.Status {
 			return errNothing
 		}
-		rec.Task.Error, rec.Task.LogTail = &failure, logTail(r.Log)
+		rec.Task.Error, rec.Task.LogTail = &failure, logTail(o.read.Log(t.ID))
 		if p := r.Progress; p != nil && p.After(rec.Task.Progress) {
 			rec.Task.Progress = p
 		}
@@ -480,7 +480,7 @@ func (o *Orchestrator) fold(ctx context.Context, t lpmos.Task, r api.Reports) er
 	s.folded = o.now()
 	var tail []string
 	if o.now().Sub(s.foldedLog) >= foldLogEvery {
-		s.foldedLog, tail = o.now(), logTail(r.Log)
+		s.foldedLog, tail = o.now(), logTail(o.read.Log(t.ID))
 	}
 	return o.put.FoldProgress(ctx, r.Progress, tail)
 }

@@ -212,9 +212,17 @@ func (s *State) Reports(id string) api.Reports {
 	if t == nil || t.reports[t.Attempt] == nil {
 		return api.Reports{}
 	}
-	r := t.reports[t.Attempt].Reports
-	r.Log = t.log(t.Attempt)
-	return r
+	return t.reports[t.Attempt].Reports
+}
+
+// Log is what the region has of the log of a task's current attempt.
+func (s *State) Log(id string) []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if t := s.tasks[id]; t != nil {
+		return t.log(t.Attempt)
+	}
+	return nil
 }
 
 // Logs are all lines that are still kept of a task's log, every attempt's.

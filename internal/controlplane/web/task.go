@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
 )
 
 type taskView struct {
@@ -35,15 +36,6 @@ type taskView struct {
 	Command  string
 	Approval *lpmos.Approval
 	Ask      policyAsk
-}
-
-// Estimate is what earlier runs of the same kind say of a task.
-type Estimate struct {
-	Model      bool          // the runs were on the same model of machine, not only of the same image
-	Runs       int           // that were looked at
-	Expected   time.Duration // of a whole run, from the permit to the call home
-	Left       time.Duration // 0 once the task has ended
-	FasterThan int           // percent of those runs that had taken longer to come so far; -1 when not known
 }
 
 // step is one of the six of a task's life.
@@ -177,12 +169,10 @@ func (w *Web) newTaskView(ctx context.Context, t lpmos.Task, search string) task
 	v.Steps = w.steps(t, events)
 	v.Timeline, v.Now = w.timeline(t, events, began)
 	v.Progress = w.newProgress(t, began)
-	if w.cfg.Estimate != nil && t.Status.Live() {
-		if e, ok := w.cfg.Estimate(t.ID); ok && e.Runs > 0 && e.Expected > 0 {
-			v.Usual = w.usual(e)
-			if e.Left > 0 && v.Progress != nil && v.Progress.Live {
-				v.LeftAll, v.Until = w.about(e.Left), w.moment(w.cfg.Now().Add(e.Left))
-			}
+	if e := w.reader.Estimate(t.ID); e != nil && t.Status.Live() && e.Expected > 0 {
+		v.Usual = w.usual(e)
+		if e.Left > 0 && v.Progress != nil && v.Progress.Live {
+			v.LeftAll, v.Until = w.about(e.Left), w.moment(w.cfg.Now().Add(e.Left))
 		}
 	}
 	v.Failure = w.newFailure(t)
@@ -198,12 +188,12 @@ func (w *Web) newTaskView(ctx context.Context, t lpmos.Task, search string) task
 }
 
 // usual says how long such a run takes, and how this one compares.
-func (s *tongue) usual(e Estimate) template.HTML {
-	all, runs := s.about(e.Expected), count(e.Runs)
+func (s *tongue) usual(e *api.ETA) template.HTML {
+	all, runs, model := s.about(e.Expected), count(e.Runs), strings.Contains(e.Basis, "model")
 	switch {
-	case e.Model && e.FasterThan >= 0:
+	case model && e.FasterThan >= 0:
 		return s.rich("Usual for this model: %s in all; this run is faster than %s of %s.", all, s.percent(e.FasterThan), runs)
-	case e.Model:
+	case model:
 		return s.rich("Usual for this model: %s in all, of %s runs.", all, runs)
 	case e.FasterThan >= 0:
 		return s.rich("Usual for this image: %s in all; this run is faster than %s of %s.", all, s.percent(e.FasterThan), runs)

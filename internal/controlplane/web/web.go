@@ -36,8 +36,9 @@ type Reader interface {
 	IDs(api.Query) (ids []string, total int) // at most Limit of them, in order
 	Counts() map[lpmos.Status]int
 	RegionCounts(region string) map[lpmos.Status]int
-	Regions() []lpmos.Region // by id
-	Images() []lpmos.Image   // by name
+	Estimate(id string) *api.ETA // what earlier runs say of a task, nil where nothing is known
+	Regions() []lpmos.Region     // by id
+	Images() []lpmos.Image       // by name
 	Machines(api.MachineQuery) api.MachinePage
 	Machine(mac lpmos.MAC) (lpmos.Machine, bool) // by any of its addresses
 	Profiles() []lpmos.Profile                   // by name
@@ -111,9 +112,6 @@ type Config struct {
 	People People
 
 	Batches Batches // nil: one task at a time
-	// Estimate is what earlier runs say of a task; ok is false where nothing is
-	// known. nil: nothing ever is.
-	Estimate func(taskID string) (e Estimate, ok bool)
 }
 
 // Web serves the pages. Make one with New.
