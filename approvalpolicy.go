@@ -116,6 +116,15 @@ func (p ApprovalPolicy) Normalize() (ApprovalPolicy, error) {
 	return p, nil
 }
 
+// Tag is Limits.Tag of a policy.
+func (p ApprovalPolicy) Tag() string {
+	p.Rules = append([]ApprovalRule{}, p.Rules...)
+	if p.Labels == nil {
+		p.Labels = map[string][]string{}
+	}
+	return DigestOf(p)
+}
+
 func sortedSet(s []string) []string {
 	s = slices.Clone(s)
 	slices.Sort(s)

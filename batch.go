@@ -32,10 +32,6 @@ type SealedLine struct {
 	AtRest    string          `json:"at_rest"` // as SealedSecrets has it, for the line's task
 }
 
-// MaxBatchSecrets bounds the secrets of a Batch as they are stored beside its
-// lines, in bytes.
-const MaxBatchSecrets = 512 << 10
-
 // BatchLine is what is said of one line.
 type BatchLine struct {
 	Line   int    `json:"line"` // from 1
@@ -43,8 +39,8 @@ type BatchLine struct {
 	Detail string `json:"detail"`
 }
 
-// MaxBatchLines bounds a Batch; its stored form must fit into one value of etcd
-// (1.5 MiB).
+// MaxBatchLines bounds a Batch. So does its stored form, which is one value of
+// the store: lines with much in them are fewer.
 const MaxBatchLines = 2000
 
 // BatchTaskID is the id of the task that a line (from 1) makes. It is derived,

@@ -47,6 +47,13 @@ func (l Limits) Normalize() (Limits, error) {
 	return l, err
 }
 
+// Tag names what l says: two that say the same have the same. Who changes
+// limits names by it those that were looked at.
+func (l Limits) Tag() string {
+	l.Protected = append([]string{}, l.Protected...)
+	return DigestOf(l)
+}
+
 // machineNames spells MAC addresses and UUIDs in the one way, each once.
 func machineNames(field string, names []string) ([]string, error) {
 	out := make([]string, 0, len(names))

@@ -152,6 +152,9 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 		}
 		return &p
 	}
+	if t, ok := out.(*tagged); ok {
+		t.etag, out = resp.Header.Get("ETag"), t.out
+	}
 	if out == nil {
 		_, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
 		return err
@@ -163,6 +166,18 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 		return fmt.Errorf("read answer of %s: %w", c.base, err)
 	}
 	return nil
+}
+
+// tagged takes an answer with its ETag.
+type tagged struct {
+	out  any
+	etag string
+}
+
+func (c *Client) getTagged(ctx context.Context, path string, out any) (etag string, err error) {
+	t := tagged{out: out}
+	err = c.get(ctx, path, &t)
+	return t.etag, err
 }
 
 func (c *Client) authorize(h http.Header) {
@@ -179,11 +194,35 @@ func (c *Client) get(ctx context.Context, path string, out any) error {
 }
 
 func (c *Client) send(ctx context.Context, method, path string, in, out any) error {
+	return c.sendWith(ctx, method, path, http.Header{}, in, out)
+}
+
+// sendWith is send with header, which it adds to.
+func (c *Client) sendWith(ctx context.Context, method, path string, header http.Header, in, out any) error {
 	b, err := json.Marshal(in)
 	if err != nil {
 		return fmt.Errorf("encode request: %w", err)
 	}
-	return c.do(ctx, method, path, http.Header{"Content-Type": {"application/json"}}, bytes.NewReader(b), out)
+	header.Set("Content-Type", "application/json")
+	return c.do(ctx, method, path, header, bytes.NewReader(b), out)
+}
+
+// under is the header of a request that may be repeated with the same key; "" is
+// none.
+func under(key string) http.Header {
+	if key == "" {
+		return http.Header{}
+	}
+	return http.Header{"Idempotency-Key": {key}}
+}
+
+// ifMatch is the header of a change that is based on an earlier answer, by its
+// ETag; "" is any.
+func ifMatch(etag string) http.Header {
+	if etag == "" {
+		return http.Header{}
+	}
+	return http.Header{"If-Match": {etag}}
 }
 
 const v1 = "/api/v1"
@@ -214,18 +253,10 @@ func wireSpec(s lpmos.Spec) asked {
 // CreateTask asks for an installation. key may be ""; with one, the request can
 // be repeated safely.
 func (c *Client) CreateTask(ctx context.Context, spec lpmos.Spec, key string) (id string, err error) {
-	b, err := json.Marshal(wireSpec(spec))
-	if err != nil {
-		return "", fmt.Errorf("encode request: %w", err)
-	}
-	h := http.Header{"Content-Type": {"application/json"}}
-	if key != "" {
-		h.Set("Idempotency-Key", key)
-	}
 	var out struct {
 		TaskID string `json:"task_id"`
 	}
-	err = c.do(ctx, http.MethodPost, v1+"/tasks", h, bytes.NewReader(b), &out)
+	err = c.sendWith(ctx, http.MethodPost, v1+"/tasks", under(key), wireSpec(spec), &out)
 	return out.TaskID, err
 }
 
@@ -312,7 +343,7 @@ func (c *Client) Images(ctx context.Context) ([]lpmos.Image, error) {
 
 // PutImage registers an image whose blobs are there.
 func (c *Client) PutImage(ctx context.Context, i lpmos.Image) error {
-	return c.send(ctx, http.MethodPut, v1+"/images/"+url.PathEscape(i.OS)+"/"+url.PathEscape(i.Version)+"/"+url.PathEscape(i.Arch), i, nil)
+	return c.send(ctx, http.MethodPut, imagePath(i.OS, i.Version, i.Arch), i, nil)
 }
 
 // PutBootImage makes regions serve this boot image; its blobs must be there.
@@ -431,7 +462,7 @@ func (c *Client) RevokeRegion(ctx context.Context, id string) error {
 
 // DeleteImage takes an image out of the catalogue. Its blobs stay.
 func (c *Client) DeleteImage(ctx context.Context, os, version, arch string) error {
-	return c.do(ctx, http.MethodDelete, v1+"/images/"+url.PathEscape(os)+"/"+url.PathEscape(version)+"/"+url.PathEscape(arch), nil, nil, nil)
+	return c.do(ctx, http.MethodDelete, imagePath(os, version, arch), nil, nil, nil)
 }
 
 // Plan reads what would be erased and written.

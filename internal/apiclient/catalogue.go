@@ -1,10 +1,7 @@
 package apiclient
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -76,7 +73,7 @@ func (c *Client) PutProfile(ctx context.Context, p lpmos.Profile, based int) (ou
 
 // DeleteProfile removes version based of a profile; 0 stands for any.
 func (c *Client) DeleteProfile(ctx context.Context, name string, based int) error {
-	return c.do(ctx, http.MethodDelete, v1+"/profiles/"+url.PathEscape(name), ifMatch(based), nil, nil)
+	return c.do(ctx, http.MethodDelete, v1+"/profiles/"+url.PathEscape(name), atVersion(based), nil, nil)
 }
 
 // Templates lists all.
@@ -103,25 +100,22 @@ func (c *Client) PutTemplate(ctx context.Context, t lpmos.Template, based int) (
 
 // DeleteTemplate removes version based of a template; 0 stands for any.
 func (c *Client) DeleteTemplate(ctx context.Context, name string, based int) error {
-	return c.do(ctx, http.MethodDelete, v1+"/templates/"+url.PathEscape(name), ifMatch(based), nil, nil)
+	return c.do(ctx, http.MethodDelete, v1+"/templates/"+url.PathEscape(name), atVersion(based), nil, nil)
 }
 
 // Preview renders a template for a task, or for a sample machine with "".
 func (c *Client) Preview(ctx context.Context, name, taskID string) (string, error) {
-	b, err := json.Marshal(map[string]string{"task_id": taskID})
-	if err != nil {
-		return "", fmt.Errorf("encode request: %w", err)
-	}
 	var out struct {
 		Text string `json:"text"`
 	}
-	err = c.do(ctx, http.MethodPost, v1+"/templates/"+url.PathEscape(name)+"/preview", http.Header{"Content-Type": {"application/json"}}, bytes.NewReader(b), &out)
+	err := c.send(ctx, http.MethodPost, v1+"/templates/"+url.PathEscape(name)+"/preview", map[string]string{"task_id": taskID}, &out)
 	return out.Text, err
 }
 
-func ifMatch(version int) http.Header {
+// atVersion is ifMatch for what has versions; 0 is any.
+func atVersion(version int) http.Header {
 	if version == 0 {
 		return nil
 	}
-	return http.Header{"If-Match": {`"` + strconv.Itoa(version) + `"`}}
+	return ifMatch(`"` + strconv.Itoa(version) + `"`)
 }

@@ -1,14 +1,9 @@
 package apiclient
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"fmt"
-	"io"
 	"net/http"
 	"net/url"
-	"strings"
 
 	"github.com/lpmos/lpmos"
 )
@@ -74,15 +69,7 @@ func (c *Client) CreateBatch(ctx context.Context, specs []lpmos.Spec, key string
 	for _, s := range specs {
 		lines = append(lines, wireSpec(s))
 	}
-	body, err := json.Marshal(map[string]any{"tasks": lines})
-	if err != nil {
-		return b, fmt.Errorf("encode request: %w", err)
-	}
-	h := http.Header{"Content-Type": {"application/json"}}
-	if key != "" {
-		h.Set("Idempotency-Key", key)
-	}
-	err = c.do(ctx, http.MethodPost, v1+"/tasks/batch", h, bytes.NewReader(body), &b)
+	err = c.sendWith(ctx, http.MethodPost, v1+"/tasks/batch", under(key), map[string]any{"tasks": lines}, &b)
 	return b, err
 }
 
@@ -105,46 +92,18 @@ func (c *Client) SearchLogs(ctx context.Context, id, words string) (lines []stri
 
 // Image reads one entry of the catalogue and its ETag, for PutImageIf.
 func (c *Client) Image(ctx context.Context, os, version, arch string) (i lpmos.Image, etag string, err error) {
-	u := *c.base
-	u.Path = strings.TrimSuffix(u.Path, "/") + imagePath(os, version, arch)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return i, "", fmt.Errorf("ask %s: %w", c.base, err)
-	}
-	c.authorize(req.Header)
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return i, "", fmt.Errorf("ask %s: %w", c.base, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		p := Problem{Status: resp.StatusCode, Title: resp.Status}
-		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-		if err := json.Unmarshal(b, &p); err != nil {
-			p.Detail = "unreadable problem body: " + err.Error()
-		}
-		return i, "", &p
-	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&i); err != nil {
-		return i, "", fmt.Errorf("read answer of %s: %w", c.base, err)
-	}
-	return i, resp.Header.Get("ETag"), nil
+	etag, err = c.getTagged(ctx, imagePath(os, version, arch), &i)
+	return i, etag, err
 }
 
 // PutImageIf is PutImage only if the entry is still the one that etag is of; ""
 // means that there must be none. Otherwise the error is an lpmos.ErrChanged.
 func (c *Client) PutImageIf(ctx context.Context, i lpmos.Image, etag string) error {
-	b, err := json.Marshal(i)
-	if err != nil {
-		return fmt.Errorf("encode request: %w", err)
-	}
-	h := http.Header{"Content-Type": {"application/json"}}
+	h := ifMatch(etag)
 	if etag == "" {
 		h.Set("If-None-Match", "*")
-	} else {
-		h.Set("If-Match", etag)
 	}
-	return c.do(ctx, http.MethodPut, imagePath(i.OS, i.Version, i.Arch), h, bytes.NewReader(b), nil)
+	return c.sendWith(ctx, http.MethodPut, imagePath(i.OS, i.Version, i.Arch), h, i, nil)
 }
 
 func imagePath(os, version, arch string) string {

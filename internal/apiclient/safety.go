@@ -62,26 +62,27 @@ func (c *Client) ForgetTPM(ctx context.Context, mac lpmos.MAC) error {
 	return c.do(ctx, http.MethodDelete, v1+"/machines/"+mac.String()+"/tpm", nil, nil, nil)
 }
 
-// Limits reads what bounds the damage of a mistake.
-func (c *Client) Limits(ctx context.Context) (l lpmos.Limits, err error) {
-	err = c.get(ctx, v1+"/limits", &l)
-	return l, err
+// Limits reads what bounds the damage of a mistake, and its ETag.
+func (c *Client) Limits(ctx context.Context) (l lpmos.Limits, etag string, err error) {
+	etag, err = c.getTagged(ctx, v1+"/limits", &l)
+	return l, etag, err
 }
 
-// SetLimits changes the limits.
-func (c *Client) SetLimits(ctx context.Context, l lpmos.Limits) (out lpmos.Limits, err error) {
-	err = c.send(ctx, http.MethodPut, v1+"/limits", l, &out)
+// SetLimits changes the limits, if they are still those that etag is of; "" is
+// whatever they are. Otherwise the error is an lpmos.ErrChanged.
+func (c *Client) SetLimits(ctx context.Context, l lpmos.Limits, etag string) (out lpmos.Limits, err error) {
+	err = c.sendWith(ctx, http.MethodPut, v1+"/limits", ifMatch(etag), l, &out)
 	return out, err
 }
 
-// ApprovalPolicy reads what it takes to approve.
-func (c *Client) ApprovalPolicy(ctx context.Context) (p lpmos.ApprovalPolicy, err error) {
-	err = c.get(ctx, v1+"/approval-policy", &p)
-	return p, err
+// ApprovalPolicy reads what it takes to approve, and its ETag.
+func (c *Client) ApprovalPolicy(ctx context.Context) (p lpmos.ApprovalPolicy, etag string, err error) {
+	etag, err = c.getTagged(ctx, v1+"/approval-policy", &p)
+	return p, etag, err
 }
 
-// SetApprovalPolicy changes what it takes to approve.
-func (c *Client) SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy) (out lpmos.ApprovalPolicy, err error) {
-	err = c.send(ctx, http.MethodPut, v1+"/approval-policy", p, &out)
+// SetApprovalPolicy changes what it takes to approve; etag is as in SetLimits.
+func (c *Client) SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, etag string) (out lpmos.ApprovalPolicy, err error) {
+	err = c.sendWith(ctx, http.MethodPut, v1+"/approval-policy", ifMatch(etag), p, &out)
 	return out, err
 }

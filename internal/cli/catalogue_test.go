@@ -46,6 +46,8 @@ func catalogue(t *testing.T) (run func(args ...string) (int, string, string), as
 			v = map[string]any{"templates": []any{template}}
 		case "GET /api/v1/templates/base", "PUT /api/v1/templates/base":
 			v = template
+		case "GET /api/v1/templates/answers", "PUT /api/v1/templates/answers":
+			v = lpmos.Template{Name: "answers", Version: 1, Kind: "preseed", Text: "d-i x string y\n"}
 		case "POST /api/v1/templates/base/preview":
 			v = map[string]any{"text": template.Text}
 		case "DELETE /api/v1/profiles/web":
@@ -183,6 +185,12 @@ func TestTemplateCommands(t *testing.T) {
 	}
 	if got := asked(); !strings.Contains(got, `"version":2`) || !strings.Contains(got, `"text":"#!/bin/true\n"`) || !strings.Contains(got, `"description":"d"`) {
 		t.Errorf("asked %s", got)
+	}
+	for kind, flags := range map[string][]string{"preseed": nil, "autoinstall": {"--kind", "autoinstall"}} {
+		code, _, errs := run(append([]string{"template", "put", "answers", "--file", file}, flags...)...)
+		if got := asked(); code != 0 || !strings.Contains(got, `"kind":"`+kind+`"`) {
+			t.Errorf("put of a preseed with flags %v = %d %s; asked %s", flags, code, errs, got)
+		}
 	}
 	if code, _, errs := run("template", "put", "base"); code != ExitUsage || !strings.Contains(errs, "--file") {
 		t.Errorf("put without a file = %d %s", code, errs)

@@ -374,6 +374,18 @@ func TestApprove(t *testing.T) {
 	if code, said := asked(both, "2\nWXYZ\nWXYZ\n", "approve", id1, id2); code != ExitOK || len(both.asked) != 2 {
 		t.Errorf("both: exit %d, asked %q, said %q; want both approved", code, both.asked, said)
 	}
+	// Each password that is wrong is asked for once: a few more, and the account
+	// waits.
+	wrong := used()
+	wrong.tasks = append(wrong.tasks, second)
+	wrong.refuse = map[string]string{}
+	for _, id := range []string{id1, id2} {
+		wrong.refuse["PUT /api/v1/tasks/"+id+"/approve"] = `{"title":"T","status":400,"field":"password","detail":"password is wrong","reauth":true}`
+	}
+	code, said := asked(wrong, "2\nWXYZ\nWXYZ\nfirst guess\nsecond guess\n", "approve", id1, id2)
+	if sent := strings.Join(wrong.asked, "\n"); code != ExitUsage || len(wrong.asked) != 4 || strings.Count(sent, "first guess") != 1 || strings.Count(sent, "second guess") != 1 {
+		t.Errorf("two wrong passwords: exit %d, asked %q, said %q; want each sent once", code, wrong.asked, said)
+	}
 
 	blank := used()
 	blank.tasks[0].Plan.Observed[1].Content = lpmos.Content{}

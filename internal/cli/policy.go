@@ -38,7 +38,7 @@ func (a *app) policyShow() *cobra.Command {
 		Long:    "Show lists the rules by number, and the machines of each label.",
 		Example: "  lpmos policy show -o yaml",
 		RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
-			p, err := c.ApprovalPolicy(ctx)
+			p, _, err := c.ApprovalPolicy(ctx)
 			if err != nil {
 				return err
 			}
@@ -47,14 +47,15 @@ func (a *app) policyShow() *cobra.Command {
 	}
 }
 
-// changePolicy reads the policy, changes it and shows what it is then.
+// changePolicy reads the policy, changes it and shows what it is then. What
+// somebody else changed meanwhile is not undone: that is a conflict.
 func (a *app) changePolicy(ctx context.Context, c *apiclient.Client, change func(*lpmos.ApprovalPolicy) error) error {
-	p, err := c.ApprovalPolicy(ctx)
+	p, etag, err := c.ApprovalPolicy(ctx)
 	if err == nil {
 		err = change(&p)
 	}
 	if err == nil {
-		p, err = c.SetApprovalPolicy(ctx, p)
+		p, err = c.SetApprovalPolicy(ctx, p, etag)
 	}
 	if err != nil {
 		return err

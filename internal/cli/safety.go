@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -56,7 +57,7 @@ runs on are protected without being listed.`,
 	show := &cobra.Command{
 		Use: "show", Short: "Show the limits", Args: exactly(0),
 		RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
-			l, err := c.Limits(ctx)
+			l, _, err := c.Limits(ctx)
 			if err != nil {
 				return err
 			}
@@ -79,7 +80,7 @@ address or by its UUID.`,
 		if !f.Changed("permits-per-minute") && len(protect)+len(release) == 0 {
 			return usageError{fmt.Errorf("nothing to change: give --permits-per-minute, --protect or --release")}
 		}
-		l, err := c.Limits(ctx)
+		l, etag, err := c.Limits(ctx)
 		if err != nil {
 			return err
 		}
@@ -92,12 +93,12 @@ address or by its UUID.`,
 		}
 		kept := protect
 		for _, p := range l.Protected {
-			if !strings.Contains(" "+strings.Join(gone.Protected, " ")+" ", " "+p+" ") {
+			if !slices.Contains(gone.Protected, p) {
 				kept = append(kept, p)
 			}
 		}
 		l.Protected = kept
-		if l, err = c.SetLimits(ctx, l); err != nil {
+		if l, err = c.SetLimits(ctx, l, etag); err != nil {
 			return err
 		}
 		return a.show(l, func(bool) *table { return limitsTable(l) })

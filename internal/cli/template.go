@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +76,7 @@ Tasks that exist keep the template they were created with.`,
 	}
 	f := cmd.Flags()
 	f.StringVarP(&file, "file", "f", "", "the text (required)")
-	f.StringVar(&kind, "kind", lpmos.TemplateUserData, "what it is: "+strings.Join(lpmos.TemplateKinds, ", "))
+	f.StringVar(&kind, "kind", "", "what it is: "+strings.Join(lpmos.TemplateKinds, ", ")+" (default: what it was, or "+lpmos.TemplateUserData+")")
 	f.StringVar(&description, "description", "", "what it is for")
 	f.IntVar(&version, "version", 0, "the version the change is based on (default: the newest)")
 	cmd.RunE = a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
@@ -91,7 +92,7 @@ Tasks that exist keep the template they were created with.`,
 			return err
 		}
 		next := was.Template
-		next.Name, next.Kind, next.Text = args[0], kind, string(b)
+		next.Name, next.Kind, next.Text = args[0], cmp.Or(kind, next.Kind, lpmos.TemplateUserData), string(b)
 		if f.Changed("description") {
 			next.Description = description
 		}

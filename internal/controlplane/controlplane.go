@@ -178,8 +178,8 @@ func New(cfg Config, st *store.Store, log *slog.Logger) (_ *ControlPlane, err er
 	if err != nil {
 		return nil, err
 	}
-	pages, err := web.New(c.state, history{scope.Remember(c.state, st, auth.Principal{})}, c.orch, web.Config{
-		Version: version.String(), SiteName: cfg.SiteName, Batches: c.orch, Estimate: estimate(c.state), View: c.webView, People: c.auth, Provider: provider,
+	pages, err := web.New(c.state, scope.Remember(c.state, st, auth.Principal{}), c.orch, web.Config{
+		Version: version.String(), SiteName: cfg.SiteName, Batches: c.orch, View: c.webView, People: c.auth, Provider: provider,
 		Insecure: !secure && cfg.InsecureHTTP,
 	}, log)
 	if err != nil {
@@ -266,39 +266,30 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 		c.log.Warn("nobody has to sign in: whoever reaches this address can erase machines", "addr", c.URL(), "flag", "--insecure-no-login")
 	}
 	c.log.Info("control plane serves", "addr", c.URL(), "version", version.String())
+	keeper := audit.Keeper{Log: c.store, Key: c.key, Moved: c.state.Moved, Now: time.Now, Err: c.log}
 	return service.Run(ctx,
 		c.state.Run,
 		c.hub.Run,
 		c.auth.Run,
-		func(ctx context.Context) error {
-			select {
-			case <-c.state.Synced():
-				return c.orch.Run(ctx)
-			case <-ctx.Done():
-				return nil
-			}
-		},
-		func(ctx context.Context) error {
-			select {
-			case <-c.state.Synced():
-				return c.orch.RunBatches(ctx)
-			case <-ctx.Done():
-				return nil
-			}
-		},
-		func(ctx context.Context) error {
-			select {
-			case <-c.state.Synced():
-				k := audit.Keeper{Log: c.store, Key: c.key, Moved: c.state.Moved, Now: time.Now, Err: c.log}
-				return k.Run(lpmos.WithActor(ctx, self))
-			case <-ctx.Done():
-				return nil
-			}
-		},
+		c.synced(c.orch.Run),
+		c.synced(c.orch.RunBatches),
+		c.synced(func(ctx context.Context) error { return keeper.Run(lpmos.WithActor(ctx, self)) }),
 		c.compact,
 		c.keepCertificates,
 		func(ctx context.Context) error { return service.Serve(ctx, c.srv, c.l) },
 	)
+}
+
+// synced runs what needs the whole read model once that is there.
+func (c *ControlPlane) synced(run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-c.state.Synced():
+			return run(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 func (c *ControlPlane) release() {
@@ -312,11 +303,12 @@ func (c *ControlPlane) release() {
 
 // PublishBootImage makes regions serve another boot image.
 func (c *ControlPlane) PublishBootImage(ctx context.Context, b lpmos.BootImage) error {
-	return c.store.UpdateGlobal(ctx, func(g *store.Global) error {
+	_, err := c.store.UpdateGlobal(ctx, func(g *store.Global) error {
 		b.Site = lpmos.Blob{} // ours to say, whatever the caller sent
 		g.BootImage = &b
 		return c.site(ctx, g)
 	})
+	return err
 }
 
 // site adds this replica's key to those that agents trust and gives the boot
@@ -348,7 +340,7 @@ func (c *ControlPlane) site(ctx context.Context, g *store.Global) error {
 func (c *ControlPlane) publishKey(ctx context.Context) error {
 	// Also where nothing changed: this replica must have the segment's bytes.
 	own := service.Host()
-	err := c.store.UpdateGlobal(ctx, func(g *store.Global) error {
+	_, err := c.store.UpdateGlobal(ctx, func(g *store.Global) error {
 		if own.Hostname != "" && lpmos.DigestOf(g.Hosts[own.Hostname]) != lpmos.DigestOf(own) {
 			hosts := maps.Clone(g.Hosts)
 			if hosts == nil {
@@ -418,25 +410,21 @@ func loopbackHost(next http.Handler) http.Handler {
 func loadKey(path string, create bool) (ed25519.PrivateKey, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) && create {
-		_, key, err := ed25519.GenerateKey(rand.Reader)
-		if err != nil {
-			return nil, fmt.Errorf("make signing key: %w", err)
-		}
-		b := pem.EncodeToMemory(&pem.Block{Type: "LPMOS SIGNING KEY", Bytes: key.Seed()})
-		if err := writeOnce(path, b); err != nil {
-			return nil, fmt.Errorf("store signing key: %w", err)
-		}
-		return key, nil
+		seed := make([]byte, ed25519.SeedSize)
+		_, _ = rand.Read(seed) // never fails
+		b, err = pki.Create(path, pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: seed}))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read signing key: %w", err)
 	}
 	block, _ := pem.Decode(b)
-	if block == nil || block.Type != "LPMOS SIGNING KEY" || len(block.Bytes) != ed25519.SeedSize {
+	if block == nil || block.Type != keyBlock || len(block.Bytes) != ed25519.SeedSize {
 		return nil, fmt.Errorf("read signing key: %s is not an LPMOS signing key: restore it from a backup; without it approvals cannot be given", path)
 	}
 	return ed25519.NewKeyFromSeed(block.Bytes), nil
 }
+
+const keyBlock = "LPMOS SIGNING KEY" // of PEM
 
 // verifyKey is the public half of a key, in PEM.
 func verifyKey(key ed25519.PrivateKey) []byte {
@@ -445,13 +433,4 @@ func verifyKey(key ed25519.PrivateKey) []byte {
 		panic(fmt.Sprintf("controlplane: encode an Ed25519 key: %v", err))
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
-}
-
-func writeOnce(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
 }

@@ -9,18 +9,17 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/spf13/pflag"
 
 	"github.com/lpmos/lpmos"
-	"github.com/lpmos/lpmos/internal/controlplane/api"
 	"github.com/lpmos/lpmos/internal/controlplane/auth"
 	"github.com/lpmos/lpmos/internal/controlplane/oidc"
 	"github.com/lpmos/lpmos/internal/controlplane/rest"
 	"github.com/lpmos/lpmos/internal/controlplane/scope"
 	"github.com/lpmos/lpmos/internal/controlplane/state"
 	"github.com/lpmos/lpmos/internal/controlplane/web"
+	"github.com/lpmos/lpmos/internal/pki"
 	"github.com/lpmos/lpmos/internal/store"
 )
 
@@ -42,7 +41,7 @@ func (c *ControlPlane) people(secure bool) error {
 	}
 	c.auth = auth.New(auth.Config{Secure: secure, Trusted: trusted, NoLogin: c.cfg.NoLogin, Region: c.state.Fetcher, Local: local, CheapPasswords: c.cfg.CheapPasswords}, c.store, c.log)
 	c.state.Follow(func(b store.Batch) { c.auth.Apply(b.Rev, b.Reset, People(b, c.log)) })
-	if err := writeSecret(file, c.auth.LocalToken("local")); err != nil {
+	if err := pki.Replace(file, []byte(c.auth.LocalToken("local")+"\n")); err != nil {
 		return fmt.Errorf("write the token of this host: %w", err)
 	}
 	return nil
@@ -138,23 +137,6 @@ func networks(names []string) (out []netip.Prefix, err error) {
 	return out, nil
 }
 
-// writeSecret replaces a file that only its owner reads.
-func writeSecret(path, secret string) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone once it is renamed
-	if _, err := f.WriteString(secret + "\n"); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}
-
 // LocalToken is a token that this process alone knows: name is who acts.
 func (c *ControlPlane) LocalToken(name string) string { return c.auth.LocalToken(name) }
 
@@ -193,44 +175,15 @@ func (r restStore) PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (in
 	}
 	rev, err := r.store.PutImageIf(ctx, i, rev)
 	if err == nil {
-		// A task for it may be the very next request, and asks the read model. The
-		// image is stored, however long that takes.
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		defer cancel()
-		_ = r.state.Reach(ctx, rev)
+		r.state.Reach(ctx, rev) // a task for it may be the very next request
 	}
 	return rev, err
 }
 
 func (c *ControlPlane) webView(p auth.Principal) web.View {
 	act := scope.Act(c.state, c.orch, c.regionOf, p)
-	return web.View{Reader: scope.Read(c.state, p), History: history{scope.Remember(c.state, c.store, p)}, Actions: act, Batches: act}
+	return web.View{Reader: scope.Read(c.state, p), History: scope.Remember(c.state, c.store, p), Actions: act, Batches: act}
 }
-
-// estimate is what earlier runs say of a task, as the pages ask it about tasks
-// that they show.
-func estimate(st *state.State) func(string) (web.Estimate, bool) {
-	return func(id string) (web.Estimate, bool) {
-		e := st.Estimate(id)
-		if e == nil {
-			return web.Estimate{}, false
-		}
-		return web.Estimate{Model: strings.Contains(e.Basis, "model"), Runs: e.Runs, Expected: e.Expected, Left: e.Left, FasterThan: e.FasterThan}, true
-	}
-}
-
-// history answers what the pages ask beyond the read model.
-type history struct{ past *scope.Past }
-
-func (h history) Events(ctx context.Context, id string) ([]lpmos.Event, error) {
-	return h.past.Events(ctx, id)
-}
-
-func (h history) Audit(ctx context.Context, q api.AuditQuery) (api.AuditPage, error) {
-	return h.past.Audit(ctx, q)
-}
-
-func (h history) Logs(ctx context.Context, id string) ([]string, error) { return h.past.Lines(ctx, id) }
 
 // AccessFlags registers the flags that say who is let in.
 func (c *Config) AccessFlags(f *pflag.FlagSet) {

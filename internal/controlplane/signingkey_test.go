@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 )
 
@@ -18,6 +19,24 @@ func TestSigningKey(t *testing.T) {
 	made, err := loadKey(path, true)
 	if err != nil {
 		t.Fatal(err)
+	}
+	// Two that start at once share one.
+	var wg sync.WaitGroup
+	shared := filepath.Join(dir, "shared.key")
+	keys := make([]ed25519.PrivateKey, 16)
+	for i := range keys {
+		wg.Go(func() {
+			var err error
+			if keys[i], err = loadKey(shared, true); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, k := range keys[1:] {
+		if !k.Equal(keys[0]) {
+			t.Error("two that started at once have keys of their own")
+		}
 	}
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("it has mode %v, %v; want 0600", st.Mode(), err)

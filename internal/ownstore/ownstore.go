@@ -12,6 +12,7 @@ package ownstore
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -151,14 +152,18 @@ func ClientConfig(dir string) (cfg *tls.Config, ok bool, err error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("read the store's authority: %w", err)
 	}
-	path := filepath.Join(dir, clientFile)
+	return clientConfig(pool, filepath.Join(dir, clientFile)), true, nil
+}
+
+// clientConfig logs in with the file at path, as it is at each handshake.
+func clientConfig(roots *x509.CertPool, path string) *tls.Config {
 	return &tls.Config{
-		MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: pki.StoreName,
+		MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: pki.StoreName,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			c, err := tls.LoadX509KeyPair(path, path)
 			return &c, err
 		},
-	}, true, nil
+	}
 }
 
 // Open connects to the store as the control plane. It runs, but on a busy
@@ -170,13 +175,7 @@ func (s *Store) Open(ctx context.Context, log *slog.Logger) (*store.Store, error
 func (s *Store) open(ctx context.Context, cert string, log *slog.Logger) (st *store.Store, err error) {
 	cfg := store.Config{Endpoints: []string{s.etcd.Endpoint()}}
 	if s.ca != nil {
-		cfg.TLS = &tls.Config{
-			MinVersion: tls.VersionTLS13, RootCAs: s.ca.Pool(), ServerName: pki.StoreName,
-			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-				c, err := tls.LoadX509KeyPair(cert, cert)
-				return &c, err
-			},
-		}
+		cfg.TLS = clientConfig(s.ca.Pool(), cert)
 	}
 	for range 6 {
 		st, err = store.Open(ctx, cfg, log)

@@ -90,7 +90,7 @@ func TestSecuredOnceAndForAll(t *testing.T) {
 			t.Fatal(err)
 		}
 		sess.Close()
-		if gone, err := st.DeleteRegionUsers(t.Context(), "dc1"); err != nil || len(gone) != 0 {
+		if gone, err := st.DeleteRegionUsers(t.Context(), "dc1", 9); err != nil || len(gone) != 0 {
 			t.Errorf("revoking took %q, %v; the region in this process stays", gone, err)
 		}
 		if err := region.Healthy(t.Context()); err != nil {

@@ -62,7 +62,7 @@ func Load(path string, create bool) (*Authority, error) {
 		if b, err = generate(); err != nil {
 			return nil, fmt.Errorf("make the site's certificate authority: %w", err)
 		}
-		if b, err = publish(path, b); err != nil {
+		if b, err = Create(path, b); err != nil {
 			return nil, fmt.Errorf("store the site's certificate authority: %w", err)
 		}
 	} else if err != nil {
@@ -279,9 +279,9 @@ func private(path string) error {
 	return nil
 }
 
-// publish puts b at path unless another process was first, and returns what
-// stands there. The link makes that one step: a reader sees all or nothing.
-func publish(path string, b []byte) ([]byte, error) {
+// Create puts b at path, mode 0600, unless another process was first, and returns
+// what stands there. The link makes that one step: a reader sees all or nothing.
+func Create(path string, b []byte) ([]byte, error) {
 	tmp, err := writeTemp(path, b)
 	if err != nil {
 		return nil, err

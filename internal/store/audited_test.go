@@ -104,7 +104,7 @@ func TestEveryAdministrativeWriteHasItsEntry(t *testing.T) {
 			return s.PutEnrollment(ctx, hash(4), store.Enrollment{Region: "dc1", By: "anna", ExpiresAt: time.Now().Add(time.Hour)})
 		}},
 		{"Redeem", "region.redeem", store.Key{Kind: store.KindIdentity, Region: "dc1"}, func() error {
-			return last(s.Redeem(ctx, hash(4), hash(5), time.Now(), func(store.Enrollment) error { return nil }))
+			return last(s.Redeem(ctx, hash(4), hash(5), time.Now(), func(store.Enrollment, store.Identity) error { return nil }))
 		}},
 		{"EditIdentity", "region.certificate", store.Key{Kind: store.KindIdentity, Region: "dc1"}, func() error {
 			return s.EditIdentity(ctx, "dc1", func(id *store.Identity) error {
@@ -143,22 +143,22 @@ func TestEveryAdministrativeWriteHasItsEntry(t *testing.T) {
 		}},
 		{"DeleteTemplate", "template.delete", store.Key{Kind: store.KindTemplate, Name: "base"}, func() error { return s.DeleteTemplate(ctx, "base", 0) }},
 		{"UpdateGlobal", "limits.set", store.Key{Kind: store.KindGlobal}, func() error {
-			return s.UpdateGlobal(ctx, func(g *store.Global) error { g.PermitsPerMinute = 7; return nil })
+			return last(s.UpdateGlobal(ctx, func(g *store.Global) error { g.PermitsPerMinute = 7; return nil }))
 		}},
 		{"UpdateGlobal", "bootimage.publish", store.Key{Kind: store.KindGlobal}, func() error {
-			return s.UpdateGlobal(ctx, func(g *store.Global) error { g.BootImage = &lpmos.BootImage{Version: "6.1"}; return nil })
+			return last(s.UpdateGlobal(ctx, func(g *store.Global) error { g.BootImage = &lpmos.BootImage{Version: "6.1"}; return nil }))
 		}},
 		{"UpdateGlobal", "config.update", store.Key{Kind: store.KindGlobal}, func() error {
-			return s.UpdateGlobal(ctx, func(g *store.Global) error {
+			return last(s.UpdateGlobal(ctx, func(g *store.Global) error {
 				g.Keys = [][]byte{signingKey.Public().(ed25519.PublicKey)}
 				return nil
-			})
+			}))
 		}},
 		{"UpdateGlobal", "policy.set", store.Key{Kind: store.KindGlobal}, func() error {
-			return s.UpdateGlobal(ctx, func(g *store.Global) error {
+			return last(s.UpdateGlobal(ctx, func(g *store.Global) error {
 				g.Approvals = lpmos.ApprovalPolicy{Rules: []lpmos.ApprovalRule{{Approvers: 2}}}
 				return nil
-			})
+			}))
 		}},
 		{"ForgetTPM", "machine.tpm_forget", store.Key{Kind: store.KindTPM, MAC: mac}, func() error {
 			if _, err := raw.Put(ctx, store.Key{Kind: store.KindTPM, MAC: mac}.String(), `{"task_id":"t"}`); err != nil {

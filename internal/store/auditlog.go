@@ -198,7 +198,7 @@ func (s *Store) TrimAudit(ctx context.Context, before time.Time, sign func(*lpmo
 		key := Key{Kind: KindSignedHead, Seq: h.Seq}.String()
 		h.Trimmed = true
 		sign(&h)
-		_, err := s.commit(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}, []clientv3.Op{
+		r, err := s.commit(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), ">", 0)}, []clientv3.Op{
 			clientv3.OpPut(key, string(encode(h))),
 			clientv3.OpDelete(auditKey(0), clientv3.WithRange(auditKey(h.Seq+1))),
 			clientv3.OpDelete(signedPrefix, clientv3.WithRange(key)),
@@ -206,7 +206,7 @@ func (s *Store) TrimAudit(ctx context.Context, before time.Time, sign func(*lpmo
 		if err != nil {
 			return false, fmt.Errorf("trim the audit: %w", err)
 		}
-		return true, nil
+		return r.Succeeded, nil // else another replica trimmed more
 	}
 	return false, nil
 }

@@ -12,8 +12,16 @@ import (
 	"github.com/lpmos/lpmos"
 )
 
-// keepBatch is how long the outcome of a finished batch can be asked for.
-const keepBatch = 30 * 24 * time.Hour
+// keepBatch is how long the outcome of a finished batch can be asked for, and
+// keepIdempotency how long a repeated request is known.
+const (
+	keepBatch       = 30 * 24 * time.Hour
+	keepIdempotency = 24 * time.Hour
+)
+
+// maxValue is how large a value may be: etcd takes requests of 1.5 MiB, unless
+// it was started to take more.
+const maxValue = 1_500_000
 
 // batchRequest is kept until the batch is finished.
 type batchRequest struct {
@@ -43,14 +51,18 @@ func (s *Store) CreateBatch(ctx context.Context, n NewBatch) (lpmos.Batch, error
 			b.Sealed[line] = sealed
 		}
 	}
-	key := Key{Kind: KindBatchRequest, TaskID: b.ID}.String()
-	ops := []clientv3.Op{clientv3.OpPut(key, string(encode(batchRequest{b, b.Specs, b.Sealed, lpmos.ActorOf(ctx)})))}
+	value := encode(batchRequest{b, b.Specs, b.Sealed, lpmos.ActorOf(ctx)})
+	if len(value) > maxValue {
+		return lpmos.Batch{}, &lpmos.InvalidError{Field: "tasks", Problem: fmt.Sprintf("take %s as they are stored, each with what its profile says, and one batch has room for %s: send several batches",
+			lpmos.FormatBytes(int64(len(value))), lpmos.FormatBytes(maxValue))}
+	}
+	ops := []clientv3.Op{clientv3.OpPut(Key{Kind: KindBatchRequest, TaskID: b.ID}.String(), string(value))}
 	if n.Key == "" {
 		_, err := s.txn(ctx, nil, ops, nil)
 		return b, err
 	}
 	idem := batchIdempotency(n.By, n.Key)
-	lease, err := s.grant(ctx, 24*time.Hour)
+	lease, err := s.grant(ctx, keepIdempotency)
 	if err != nil {
 		return lpmos.Batch{}, err
 	}
@@ -170,7 +182,7 @@ func (s *Store) BatchProgress(ctx context.Context, b lpmos.Batch) error {
 		}
 		opts, after = append(opts, clientv3.WithLease(lease)), append(after, clientv3.OpDelete(request))
 	}
-	// Another replica may have finished it meanwhile.
+	// Another replica may have finished it meanwhile; the lease then ends by itself.
 	_, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(request), ">", 0)},
 		append(after, clientv3.OpPut(outcome, string(encode(b)), opts...)), nil)
 	if err != nil {

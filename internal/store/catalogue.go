@@ -104,7 +104,8 @@ func (s *Store) pin(ctx context.Context, ref string) (*lpmos.TaskTemplate, error
 }
 
 // pinSetup reads how the system of a new task is configured, nil when its
-// profile says nothing of it, or is gone: what it said else the task has.
+// profile says nothing of it. ref is as in pin; what the profile said else the
+// task has.
 func (s *Store) pinSetup(ctx context.Context, ref string) (*lpmos.Setup, error) {
 	name, version, err := lpmos.ParseRef("profile", ref)
 	if err != nil {

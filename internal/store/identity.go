@@ -21,6 +21,9 @@ type Identity struct {
 	// RotateAfter asks the region to renew every certificate issued before.
 	RotateAfter time.Time `json:"rotate_after,omitzero"`
 	RevokedAt   time.Time `json:"revoked_at,omitzero"`
+	// Revoked is the number of the newest user that was ended: it and those
+	// before it never come back.
+	Revoked int `json:"revoked,omitzero"`
 }
 
 // RegionCertificate is one that was given to a region and has not ended.
@@ -78,40 +81,35 @@ func enrollment(action string, was, now *Enrollment) deed {
 
 // Redeem lets check decide about a token and uses it for a public key, in one
 // step: of any number who try at once, one key wins. It gives the enrollment as
-// it is now, with the number of the user that it is to be.
-func (s *Store) Redeem(ctx context.Context, hash, publicKey string, now time.Time, check func(Enrollment) error) (Enrollment, error) {
+// it is now, with the number of the user that it is to be. check is given what
+// is known of the region's certificates, too, and may be called several times.
+func (s *Store) Redeem(ctx context.Context, hash, publicKey string, now time.Time, check func(Enrollment, Identity) error) (Enrollment, error) {
 	key := Key{Kind: KindEnrollment, Name: hash}.String()
 	for range maxRaces {
-		cctx, cancel := context.WithTimeout(ctx, s.timeout)
-		r, err := s.c.Get(cctx, key)
-		cancel()
+		e, at, err := readVersion[Enrollment](ctx, s, key)
 		if err != nil {
-			return Enrollment{}, s.wrap("read enrollment", err)
+			return e, err
 		}
-		if len(r.Kvs) == 0 {
-			return Enrollment{}, fmt.Errorf("enrollment token: %w", lpmos.ErrNotFound)
+		if at == 0 {
+			return e, fmt.Errorf("enrollment token: %w", lpmos.ErrNotFound)
 		}
-		e, err := decode[Enrollment](r.Kvs[0].Value)
+		idKey := Key{Kind: KindIdentity, Region: e.Region}.String()
+		id, rev, err := readVersion[Identity](ctx, s, idKey)
 		if err != nil {
-			return e, fmt.Errorf("decode %s: %w", key, err)
+			return e, err
 		}
-		if err := check(e); err != nil {
+		if err := check(e, id); err != nil {
 			return e, err
 		}
 		if !e.UsedAt.IsZero() {
 			return e, nil
 		}
-		id, rev, err := s.identity(ctx, e.Region)
-		if err != nil {
-			return e, err
-		}
 		id.Users++
 		was := e
 		e.UsedAt, e.PublicKey, e.User = now, publicKey, id.Users
-		idKey := Key{Kind: KindIdentity, Region: e.Region}.String()
 		t, err := s.administer(ctx, enrollment("region.redeem", &was, &e),
 			[]clientv3.Cmp{
-				clientv3.Compare(clientv3.ModRevision(key), "=", r.Kvs[0].ModRevision),
+				clientv3.Compare(clientv3.ModRevision(key), "=", at),
 				clientv3.Compare(clientv3.ModRevision(idKey), "=", rev),
 			},
 			[]clientv3.Op{clientv3.OpPut(key, string(encode(e)), clientv3.WithIgnoreLease()), clientv3.OpPut(idKey, string(encode(id)))}, nil)
@@ -128,25 +126,8 @@ func (s *Store) Redeem(ctx context.Context, hash, publicKey string, now time.Tim
 // Identity reads what is known of a region's certificates; nothing is not an
 // error.
 func (s *Store) Identity(ctx context.Context, region string) (Identity, error) {
-	id, _, err := s.identity(ctx, region)
+	id, _, err := readVersion[Identity](ctx, s, Key{Kind: KindIdentity, Region: region}.String())
 	return id, err
-}
-
-func (s *Store) identity(ctx context.Context, region string) (id Identity, rev int64, err error) {
-	key := Key{Kind: KindIdentity, Region: region}.String()
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	r, err := s.c.Get(ctx, key)
-	if err != nil {
-		return id, 0, s.wrap("read "+key, err)
-	}
-	if len(r.Kvs) == 0 {
-		return id, 0, nil
-	}
-	if id, err = decode[Identity](r.Kvs[0].Value); err != nil {
-		return id, 0, fmt.Errorf("decode %s: %w", key, err)
-	}
-	return id, r.Kvs[0].ModRevision, nil
 }
 
 // EditIdentity changes it by compare-and-swap.

@@ -122,7 +122,7 @@ func (s *Store) CreateSignIn(ctx context.Context, id string, si lpmos.SignIn, tt
 		err = &lpmos.ConflictError{Problem: "the user was changed meanwhile: sign in again"}
 	}
 	if err != nil {
-		_, _ = s.c.Revoke(ctx, lease) // it ends by itself, too
+		s.revoke(lease)
 		return 0, fmt.Errorf("store session: %w", err)
 	}
 	return r.Header.Revision, nil

@@ -280,10 +280,10 @@ type Global struct {
 	Approvals lpmos.ApprovalPolicy `json:"approvals,omitzero"`
 }
 
-// UpdateGlobal changes config/global by compare-and-swap.
-func (s *Store) UpdateGlobal(ctx context.Context, edit func(*Global) error) error {
-	_, err := amend(ctx, s, globals, Key{Kind: KindGlobal}, func(g *Global, _ int64) (bool, error) { return true, edit(g) })
-	return err
+// UpdateGlobal changes config/global by compare-and-swap and returns the
+// revision that wrote it.
+func (s *Store) UpdateGlobal(ctx context.Context, edit func(*Global) error) (rev int64, err error) {
+	return amend(ctx, s, globals, Key{Kind: KindGlobal}, func(g *Global, _ int64) (bool, error) { return true, edit(g) })
 }
 
 // PutImage registers an image in the catalogue, or replaces the entry.

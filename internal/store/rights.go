@@ -197,11 +197,11 @@ func (s *Store) PutRegionUser(ctx context.Context, region string, n int) error {
 	return s.putUser(ctx, RegionUser(region, n), RegionRole(region))
 }
 
-// DeleteRegionUsers ends all users of a region that enrollments made, and with
-// them every request of their certificates. Watches that are open go on until
-// their connection ends. User 0, the region in the control plane's own process,
-// stays.
-func (s *Store) DeleteRegionUsers(ctx context.Context, region string) (gone []string, err error) {
+// DeleteRegionUsers ends the users of a region that its first enrollments made,
+// up to the one with number last, and with them every request of their
+// certificates. Watches that are open go on until their connection ends. User
+// 0, the region in the control plane's own process, stays.
+func (s *Store) DeleteRegionUsers(ctx context.Context, region string, last int) (gone []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	r, err := s.c.UserList(ctx)
@@ -214,7 +214,7 @@ func (s *Store) DeleteRegionUsers(ctx context.Context, region string) (gone []st
 		if !ok || of != region {
 			continue
 		}
-		if n == 0 {
+		if n == 0 || n > last {
 			keepRole = true
 			continue
 		}

@@ -441,7 +441,7 @@ func TestDeniedIsSaid(t *testing.T) {
 			ended <- last
 		}()
 		<-began
-		if gone, err := s.Control.DeleteRegionUsers(ctx, "dc1"); err != nil || !slices.Equal(gone, []string{"lpmos-region-dc1.1"}) {
+		if gone, err := s.Control.DeleteRegionUsers(ctx, "dc1", 1); err != nil || !slices.Equal(gone, []string{"lpmos-region-dc1.1"}) {
 			t.Fatal(gone, err)
 		}
 		s.Own.Disconnect()
@@ -535,7 +535,7 @@ func TestUsersChangeUnderLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Control.DeleteRegionUsers(t.Context(), "dc2"); err != nil {
+	if _, err := s.Control.DeleteRegionUsers(t.Context(), "dc2", 30); err != nil {
 		t.Fatal(err)
 	}
 	cancel()

@@ -339,7 +339,7 @@ func TestSessionWritesOnlyForItsOrder(t *testing.T) {
 }
 
 func TestIdempotencyUnderRace(t *testing.T) {
-	s := storetest.New(t)
+	s, raw := tampered(t)
 	ids := make([]string, 16)
 	var wg sync.WaitGroup
 	for i := range ids {
@@ -361,6 +361,9 @@ func TestIdempotencyUnderRace(t *testing.T) {
 	}
 	if task, err := s.CreateTask(t.Context(), spec("dc1", mac2), "somebody else", "key"); err != nil || task.ID == ids[0] {
 		t.Errorf("somebody else's request under the same key = %s, %v; want a task of its own", task.ID, err)
+	}
+	if l, err := raw.Leases(t.Context()); err != nil || len(l.Leases) != 2 {
+		t.Errorf("leases = %v, %v; want one for each of the two keys, and none of requests that stored nothing", l, err)
 	}
 }
 
@@ -515,7 +518,7 @@ func TestUpdateGlobalUnderRace(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			if err := s.UpdateGlobal(t.Context(), func(g *store.Global) error {
+			if _, err := s.UpdateGlobal(t.Context(), func(g *store.Global) error {
 				g.Keys = append(g.Keys, []byte{byte(i)})
 				return nil
 			}); err != nil {
@@ -525,7 +528,7 @@ func TestUpdateGlobalUnderRace(t *testing.T) {
 	}
 	wg.Wait()
 	var n int
-	if err := s.UpdateGlobal(t.Context(), func(g *store.Global) error { n = len(g.Keys); return nil }); err != nil || n != 8 {
+	if _, err := s.UpdateGlobal(t.Context(), func(g *store.Global) error { n = len(g.Keys); return nil }); err != nil || n != 8 {
 		t.Errorf("%d keys, %v; want all 8", n, err)
 	}
 }

@@ -102,32 +102,39 @@ func (s *Store) Create(ctx context.Context, n NewTask) (lpmos.Task, error) {
 	return s.create(ctx, t, sealed, "Task created.", n.Key, n.Request)
 }
 
-func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.SealedSecrets, message, idempotencyKey, request string) (lpmos.Task, error) {
+func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.SealedSecrets, message, idempotencyKey, request string) (_ lpmos.Task, err error) {
 	now := time.Now().UTC()
 	fresh.Spec.Secrets = nil // their values are in sealed
 	spec, by := fresh.Spec, fresh.CreatedBy
 	fresh.Attempt, fresh.CreatedAt, fresh.Claims = 1, now, []lpmos.MAC{spec.TargetMAC}
 	if spec.Template != "" {
-		var err error
 		if fresh.TemplateText, err = s.pin(ctx, spec.Template); err != nil {
 			return lpmos.Task{}, err
 		}
 	}
 	if spec.Profile != "" {
-		var err error
 		if fresh.Setup, err = s.pinSetup(ctx, spec.Profile); err != nil {
 			return lpmos.Task{}, err
 		}
 	}
-	var err error
 	if fresh.TPM, err = s.tpmOf(ctx, spec.TargetMAC); err != nil {
 		return lpmos.Task{}, err
 	}
 	rec := Record{Task: fresh}
 	var idem string
+	var lease clientv3.LeaseID
+	unused := false // nothing was stored under lease, for certain
+	defer func() {
+		if unused {
+			s.revoke(lease)
+		}
+	}()
 	request = cmp.Or(request, lpmos.DigestOf(spec))
 	if idempotencyKey != "" {
 		idem = Key{Kind: KindIdempotency, Name: strings.TrimPrefix(lpmos.DigestBytes([]byte(by+"\x00"+idempotencyKey)), "sha256:")}.String()
+		if lease, err = s.grant(ctx, keepIdempotency); err != nil {
+			return lpmos.Task{}, err
+		}
 	}
 	type idempotent struct {
 		TaskID  string `json:"task_id"`
@@ -140,14 +147,14 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.Seal
 		next := rec
 		t := &next.Task
 		ops, err := next.apply(ctx, Move{Cause: lpmos.CauseCreated, By: by, Message: message}, now, nil)
+		if err != nil {
+			return lpmos.Task{}, err
+		}
 		if t.TemplateText != nil {
 			ops = append(ops, clientv3.OpPut(Key{Kind: KindTaskTemplate, TaskID: t.ID}.String(), string(encode(t.TemplateText))))
 		}
 		if t.Setup != nil {
 			ops = append(ops, clientv3.OpPut(Key{Kind: KindTaskSetup, TaskID: t.ID}.String(), string(encode(t.Setup))))
-		}
-		if err != nil {
-			return lpmos.Task{}, err
 		}
 		if sealed != nil {
 			ops = append(ops, clientv3.OpPut(Key{Kind: KindSecrets, Region: t.RegionID, TaskID: t.ID}.String(), string(encode(sealed))))
@@ -163,14 +170,11 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.Seal
 		if idem != "" {
 			conds = append(conds, clientv3.Compare(clientv3.CreateRevision(idem), "=", 0))
 			orElse = append(orElse, clientv3.OpGet(idem))
-			lease, err := s.grant(ctx, 24*time.Hour)
-			if err != nil {
-				return lpmos.Task{}, err
-			}
 			ops = append(ops, clientv3.OpPut(idem, string(encode(idempotent{t.ID, request})), clientv3.WithLease(lease)))
 		}
 		ops, orElse = append(ops, clientv3.OpPut(claim, t.ID)), append(orElse, clientv3.OpGet(lock))
 		r, err := s.txn(ctx, conds, ops, orElse)
+		unused = lease != 0 && err == nil && !r.Succeeded
 		if err != nil {
 			return lpmos.Task{}, fmt.Errorf("create task: %w", err)
 		}

@@ -48,7 +48,7 @@ func (b *bench) stopOnce(data string, machines int, quiet time.Duration) (row []
 	if err := s.online(ctx); err != nil {
 		return nil, err
 	}
-	if _, err := s.api.SetLimits(ctx, lpmos.Limits{PermitsPerMinute: 100_000}); err != nil {
+	if _, err := s.api.SetLimits(ctx, lpmos.Limits{PermitsPerMinute: 100_000}, ""); err != nil {
 		return nil, err
 	}
 	regions, err := s.api.Regions(ctx)

@@ -23,7 +23,7 @@ func TestFourEyes(t *testing.T) {
 	tab.Chromium(t)
 	w := newWorld(t, "Frankfurt")
 	w.publish("debian", "12", "Debian 12", 16<<20)
-	if _, err := w.api.SetApprovalPolicy(w.ctx, lpmos.ApprovalPolicy{Rules: []lpmos.ApprovalRule{{Approvers: 2, ReauthMinutes: 1}}}); err != nil {
+	if _, err := w.api.SetApprovalPolicy(w.ctx, lpmos.ApprovalPolicy{Rules: []lpmos.ApprovalRule{{Approvers: 2, ReauthMinutes: 1}}}, ""); err != nil {
 		t.Fatal(err)
 	}
 	mac := lpmos.MustMAC("b0:7b:25:c4:00:10")

@@ -101,7 +101,7 @@ func (r *result) judge(ok bool, what, want, got string) {
 func (sc scenario) drive(ctx context.Context, t *target, say func(string, ...any)) (*result, error) {
 	r := &result{scenario: sc, At: time.Now(), Left: -1, CPU: map[string]float64{}}
 	// All machines are to write at once.
-	if _, err := t.api.SetLimits(ctx, lpmos.Limits{PermitsPerMinute: 100_000}); err != nil {
+	if _, err := t.api.SetLimits(ctx, lpmos.Limits{PermitsPerMinute: 100_000}, ""); err != nil {
 		return nil, err
 	}
 	op := sim.NewOperator(t.api, lpmos.Spec{RegionID: t.region, OSType: t.image.OS, OSVersion: t.image.Version}, t.macs)

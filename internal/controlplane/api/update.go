@@ -42,6 +42,5 @@ type Reports struct {
 	Progress    *lpmos.Progress
 	Result      *lpmos.Result
 	Booted      *lpmos.Receipt
-	Log         []string
 	Rev         int64 // newest revision of any of them: the last contact
 }

@@ -19,6 +19,7 @@ type directory struct {
 
 	mu      sync.RWMutex // guards what follows
 	rev     int64        // everything up to here was applied
+	whole   bool         // the first listing was applied
 	users   map[string]lpmos.User
 	signIns map[string]*held[lpmos.SignIn]   // by hash
 	tokens  map[string]*held[lpmos.APIToken] // by hash
@@ -73,7 +74,7 @@ func (a *Auth) Apply(rev int64, reset bool, changes []Change) {
 			}
 		}()
 	}
-	d.rev = rev
+	d.rev, d.whole = rev, d.whole || reset
 	for _, c := range changes {
 		k := c.Kind + " " + c.Key
 		if at, ok := d.revs[k]; ok {

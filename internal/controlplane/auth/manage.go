@@ -127,7 +127,7 @@ func (a *Auth) DeleteUser(ctx context.Context, name string) error {
 	a.dir.own(rev, Change{Kind: "user", Key: name})
 	a.log.Info("user deleted", "user", name, "by", lpmos.ActorOf(ctx).Name)
 	// They count no more; a user who is made anew with this name must not find
-	// the tokens of this one.
+	// the tokens of this one. What is left here, tidy ends.
 	for _, t := range a.Tokens(name) {
 		if err := a.endToken(ctx, t.hash); err != nil {
 			return fmt.Errorf("user %s is deleted, a token is not: %w", name, err)

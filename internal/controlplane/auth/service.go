@@ -80,6 +80,7 @@ type Auth struct {
 	throttle throttle
 	misses   *rate.Limiter // reads of the store for credentials that are not in memory
 	limits   limits
+	orphans  map[string]bool // tokens that had no user when tidy last looked; tidy's own
 
 	mu    sync.Mutex // guards what follows
 	local map[string]Principal
@@ -447,7 +448,7 @@ func (a *Auth) fetch(ctx context.Context, kind, id string) bool {
 func use[T any](h *held[T], now time.Time) { h.used.Store(max(h.used.Load(), now.Unix())) }
 
 // Run writes down when sessions and tokens were last used, and ends sessions
-// that nobody uses, until ctx ends.
+// that nobody uses and tokens of users who are gone, until ctx ends.
 func (a *Auth) Run(ctx context.Context) error {
 	t := time.NewTicker(tidyEvery)
 	defer t.Stop()
@@ -473,7 +474,12 @@ func (a *Auth) tidy(ctx context.Context) {
 	}
 	var seen, idle []session
 	var used []token
+	orphans := map[string]bool{}
 	a.dir.mu.RLock()
+	if !a.dir.whole { // what was asked for is known, and whose it is not
+		a.dir.mu.RUnlock()
+		return
+	}
 	for id, h := range a.dir.signIns {
 		u, ok := a.dir.users[h.value.User]
 		switch {
@@ -486,7 +492,9 @@ func (a *Auth) tidy(ctx context.Context) {
 		}
 	}
 	for id, h := range a.dir.tokens {
-		if h.used.Load()-h.written.Load() >= int64(noteToken/time.Second) {
+		if _, ok := a.dir.users[h.value.User]; !ok {
+			orphans[id] = true
+		} else if h.used.Load()-h.written.Load() >= int64(noteToken/time.Second) {
 			used = append(used, token{id, h})
 		}
 	}
@@ -517,6 +525,12 @@ func (a *Auth) tidy(ctx context.Context) {
 	for _, s := range idle {
 		note(a.endSignIn(ctx, s.id))
 	}
+	for id := range orphans {
+		if a.orphans[id] { // not one whose user is on its way here
+			note(a.endToken(ctx, id))
+		}
+	}
+	a.orphans = orphans
 	a.limits.tidy(now)
 }
 

@@ -152,7 +152,7 @@ func (s *Service) Certificate(ctx context.Context, region string, req api.Certif
 	}
 	err = s.store.EditIdentity(ctx, region, func(id *store.Identity) error {
 		id.Certificates = slices.DeleteFunc(id.Certificates, func(c store.RegionCertificate) bool { return now.After(c.NotAfter) })
-		if req.Token == "" && len(id.Certificates) == 0 {
+		if req.Token == "" && len(id.Certificates) == 0 || number <= id.Revoked {
 			return revoked(region) // while this was on its way
 		}
 		id.Certificates = append(id.Certificates, store.RegionCertificate{
@@ -161,6 +161,11 @@ func (s *Service) Certificate(ctx context.Context, region string, req api.Certif
 		id.RevokedAt = time.Time{}
 		return nil
 	})
+	if errors.Is(err, lpmos.ErrForbidden) && req.Token != "" {
+		// The user was ended, and PutRegionUser may have made it anew since.
+		_, gone := s.store.DeleteRegionUsers(ctx, region, number)
+		err = errors.Join(err, gone)
+	}
 	if err != nil {
 		return api.RegionCertificate{}, err
 	}
@@ -179,7 +184,7 @@ func (s *Service) redeem(ctx context.Context, region, token, keyHash string) (in
 		return 0, unknown
 	}
 	now := s.cfg.Now()
-	e, err := s.store.Redeem(ctx, t.Hash(), keyHash, now.UTC(), func(e store.Enrollment) error {
+	e, err := s.store.Redeem(ctx, t.Hash(), keyHash, now.UTC(), func(e store.Enrollment, id store.Identity) error {
 		switch {
 		case e.Region != region || t.Region != region:
 			return fmt.Errorf("%w: this enrollment token is for another region", lpmos.ErrForbidden)
@@ -188,6 +193,8 @@ func (s *Service) redeem(ctx context.Context, region, token, keyHash string) (in
 		case !e.UsedAt.IsZero() && subtle.ConstantTimeCompare([]byte(e.PublicKey), []byte(keyHash)) != 1:
 			s.log.Warn("enrollment token used a second time, with another key", "region", region, "first", e.UsedAt)
 			return &lpmos.ConflictError{Problem: "this enrollment token was used already, at " + e.UsedAt.UTC().Format(time.RFC3339) + ": if that was not you, revoke the region (lpmos region revoke " + region + ") and enroll it again"}
+		case !e.UsedAt.IsZero() && e.User <= id.Revoked:
+			return revoked(region)
 		}
 		return nil
 	})
@@ -264,6 +271,7 @@ func (s *Service) Revoke(ctx context.Context, region, by string) error {
 	if err := s.store.CanAdminister(ctx); err != nil {
 		return err
 	}
+	users := 0
 	err := s.store.EditIdentity(ctx, region, func(id *store.Identity) error {
 		if id.Users == 0 {
 			return fmt.Errorf("enrolled region %s: %w", region, lpmos.ErrNotFound)
@@ -271,13 +279,14 @@ func (s *Service) Revoke(ctx context.Context, region, by string) error {
 		if len(id.Certificates) > 0 {
 			id.RevokedAt = s.cfg.Now().UTC()
 		}
-		id.Certificates = nil
+		id.Certificates, id.Revoked = nil, id.Users
+		users = id.Users
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	gone, err := s.store.DeleteRegionUsers(ctx, region)
+	gone, err := s.store.DeleteRegionUsers(ctx, region, users)
 	if err != nil {
 		return err
 	}

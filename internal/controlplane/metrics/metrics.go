@@ -59,8 +59,14 @@ func New(read Reader, hub func() Hub, version string) *Metrics {
 }
 
 // Observe counts a request. route is a pattern, never a path: paths hold ids,
-// of which there is no end.
+// of which there is no end. Nor is there of the methods that a client may make
+// up, so those that the site does not know are one.
 func (m *Metrics) Observe(method, route string, status int, took time.Duration) {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete:
+	default:
+		method = "other"
+	}
 	m.requests.WithLabelValues(method, route, strconv.Itoa(status)).Observe(took.Seconds())
 }
 

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -45,5 +46,19 @@ func TestMetrics(t *testing.T) {
 	New(site{}, nil, "v1").Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	if w.Code != 200 || strings.Contains(w.Body.String(), "websocket") {
 		t.Errorf("without a hub: %d, %s", w.Code, w.Body.String())
+	}
+}
+
+// Whoever reaches the listener may send any method, and each series stays in
+// memory for as long as the process runs.
+func TestMadeUpMethodsAreOneSeries(t *testing.T) {
+	m := New(site{}, nil, "v1")
+	for i := range 100 {
+		m.Observe("X"+strconv.Itoa(i), "other", 405, time.Millisecond)
+	}
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if n := strings.Count(w.Body.String(), "lpmos_http_request_duration_seconds_count{"); n != 1 {
+		t.Errorf("100 made-up methods are %d series", n)
 	}
 }

@@ -246,8 +246,14 @@ func (p *Provider) once(state string) bool {
 			delete(p.used, s)
 		}
 	}
-	if _, again := p.used[state]; again || len(p.used) >= maxUsed {
+	if _, again := p.used[state]; again {
 		return false
+	}
+	if len(p.used) >= maxUsed {
+		// Somebody makes them up, which costs nothing. That nobody could sign in
+		// would be worse than what is left without: a code that the provider takes
+		// once, and the nonce.
+		clear(p.used)
 	}
 	p.used[state] = now
 	return true

@@ -53,8 +53,7 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 	if !d.Approved {
 		cause = lpmos.CauseRejected
 	}
-	reported := o.read.Reports(id)
-	agent := reported.Agent
+	agent := o.read.Reports(id).Agent
 	t, err := o.put.Transition(ctx, id, store.Move{Cause: cause, By: by, Message: d.Notes, Vet: d.Approved}, func(rec *store.Record, m *store.Move) error {
 		task := &rec.Task
 		plan := task.Plan
@@ -94,7 +93,7 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 			if a.KeyCompared {
 				mine.AgentKey = a.AgentKey
 			}
-			standing, void := o.standing(rec, by, a.AgentKey)
+			standing, void := o.standing(rec, by, a.AgentKey, needs)
 			given := append(standing, mine)
 			m.Message = strings.TrimSpace(m.Message + " " + strings.Join(void, " "))
 			if needs.Approvers > 1 {
@@ -117,7 +116,7 @@ func (o *Orchestrator) Decide(ctx context.Context, id string, d api.Decision, by
 			}
 		}
 		if !d.Approved {
-			task.LogTail = logTail(reported.Log) // the region clears it away
+			task.LogTail = logTail(o.read.Log(id)) // the region clears it away
 		}
 		task.Approval, rec.Permit = &a, nil
 		return nil
@@ -147,10 +146,10 @@ func (o *Orchestrator) mayApprove(rec *store.Record, who api.Approver, by string
 	return nil
 }
 
-// standing are the approvals that one more, by somebody, adds to: of this plan, not too old,
-// by users who still may give them, and of the boot that answers where they
-// compared its key. void says of the others why they count no more.
-func (o *Orchestrator) standing(rec *store.Record, by, agentKey string) (given []lpmos.Consent, void []string) {
+// standing are the approvals that one more, by somebody, adds to: of this plan,
+// not too old, by users who still may give them, and of the boot that answers
+// where they compared its key. void says of the others why they count no more.
+func (o *Orchestrator) standing(rec *store.Record, by, agentKey string, needs lpmos.ApprovalNeeds) (given []lpmos.Consent, void []string) {
 	task := &rec.Task
 	for _, c := range task.Standing() {
 		if c.By == by {
@@ -161,6 +160,8 @@ func (o *Orchestrator) standing(rec *store.Record, by, agentKey string) (given [
 		switch {
 		case !known || !u.May(lpmos.Approver, task.RegionID):
 			why = "who may not approve any more"
+		case needs.NotCreator && c.By == task.CreatedBy:
+			why = "who asked for the task"
 		case o.now().Sub(c.At) > o.cfg.ApprovalTTL:
 			why = "which is too old"
 		case c.AgentKey != "" && c.AgentKey != agentKey:
@@ -228,9 +229,8 @@ func (o *Orchestrator) Cancel(ctx context.Context, id, reason, by string) (lpmos
 	if len(reason) > lpmos.MaxNotesBytes {
 		return lpmos.Task{}, &lpmos.InvalidError{Field: "reason", Problem: "is longer than 2 KiB"}
 	}
-	said := o.read.Reports(id).Log
 	t, err := o.put.Transition(ctx, id, store.Move{Cause: lpmos.CauseCanceled, By: by, Message: reason}, func(rec *store.Record, _ *store.Move) error {
-		rec.Task.LogTail = logTail(said)
+		rec.Task.LogTail = logTail(o.read.Log(id))
 		return nil
 	})
 	if err == nil {

@@ -35,7 +35,6 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 	bad := &lpmos.BatchError{}
 	first, address := map[lpmos.MAC]int{}, map[string]int{}
 	claimed := o.read.Claimed()
-	secrets := 0 // bytes, as they are stored
 	for i, spec := range specs {
 		var err error
 		if out[i], err = o.Resolve(spec); err != nil {
@@ -60,9 +59,6 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "secrets", Detail: err.Error()})
 			continue
 		}
-		for name, v := range out[i].Secrets {
-			secrets += sealedBytes + len(name) + len(v.Reveal())*4/3
-		}
 		if n, twice := first[mac]; twice {
 			bad.Lines = append(bad.Lines, lpmos.BatchLine{Line: i + 1, Field: "target_mac", Detail: fmt.Sprintf("target_mac %s is already in line %d", mac, n)})
 			continue
@@ -83,15 +79,8 @@ func (o *Orchestrator) CheckBatch(specs []lpmos.Spec) ([]lpmos.Spec, error) {
 	if len(bad.Lines) > 0 {
 		return nil, bad
 	}
-	if secrets > lpmos.MaxBatchSecrets {
-		return nil, &lpmos.InvalidError{Field: "tasks", Problem: "hold more secrets than one batch has room for: send several batches"}
-	}
 	return out, nil
 }
-
-// sealedBytes is about what a sealed secret takes beside its value: salt,
-// commitment and the names of fields, sealed and in base64.
-const sealedBytes = 300
 
 // CreateBatch checks all lines and stores the batch; RunBatches makes its
 // tasks.
@@ -104,7 +93,7 @@ func (o *Orchestrator) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, 
 		if idempotencyKey == "" {
 			return lpmos.Batch{}, err
 		}
-		b, known, kerr := o.batches.KnownBatch(ctx, by, idempotencyKey, request)
+		b, known, kerr := o.put.KnownBatch(ctx, by, idempotencyKey, request)
 		if kerr != nil || known {
 			return b, kerr
 		}
@@ -114,7 +103,7 @@ func (o *Orchestrator) CreateBatch(ctx context.Context, specs []lpmos.Spec, by, 
 	if n.Seal, err = o.sealedLines(checked); err != nil {
 		return lpmos.Batch{}, err
 	}
-	b, err := o.batches.CreateBatch(ctx, n)
+	b, err := o.put.CreateBatch(ctx, n)
 	if err != nil {
 		return b, err
 	}
@@ -154,7 +143,7 @@ func (o *Orchestrator) sealedLines(specs []lpmos.Spec) (func(line int, taskID st
 
 // Batch reads how far a batch has come.
 func (o *Orchestrator) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
-	return o.batches.Batch(ctx, id)
+	return o.put.Batch(ctx, id)
 }
 
 const (
@@ -171,23 +160,20 @@ func (o *Orchestrator) RunBatches(ctx context.Context) error {
 	t := time.NewTicker(lookForBatches)
 	defer t.Stop()
 	for {
-		again := false
-		open, err := o.batches.OpenBatches(ctx)
-		for _, id := range open {
-			if err = o.runBatch(ctx, id); err != nil {
-				break
+		var soon <-chan time.Time
+		open, err := o.put.OpenBatches(ctx)
+		for i := 0; i < len(open) && !errors.Is(err, lpmos.ErrUnavailable); i++ {
+			if err = o.runBatch(ctx, open[i]); err != nil && ctx.Err() == nil {
+				o.log.Warn("go on with batch", "batch", open[i], "err", err) // and with the others
 			}
 		}
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return nil
-		}
-		if err != nil {
-			o.log.Warn("go on with batches", "err", err)
-			again = errors.Is(err, lpmos.ErrUnavailable)
-		}
-		var soon <-chan time.Time
-		if again {
+		case errors.Is(err, lpmos.ErrUnavailable):
 			soon = time.After(tick)
+		case len(open) == 0 && err != nil:
+			o.log.Warn("look for batches", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -203,7 +189,7 @@ func (o *Orchestrator) RunBatches(ctx context.Context) error {
 // another task meanwhile is noted and passed over; when the store does not
 // answer the batch is left for later, at the line it stands at.
 func (o *Orchestrator) runBatch(ctx context.Context, id string) error {
-	b, err := o.batches.Batch(ctx, id)
+	b, err := o.put.Batch(ctx, id)
 	if errors.Is(err, lpmos.ErrNotFound) || err == nil && b.Finished {
 		return nil // another replica finished it
 	}
@@ -213,7 +199,7 @@ func (o *Orchestrator) runBatch(ctx context.Context, id string) error {
 	o.log.Info("batch goes on", "batch", id, "line", b.Done+1, "lines", b.Total)
 	for b.Done < len(b.Specs) {
 		line := b.Done + 1
-		_, err := o.batches.CreateBatchTask(ctx, b, line)
+		_, err := o.put.CreateBatchTask(ctx, b, line)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -226,13 +212,13 @@ func (o *Orchestrator) runBatch(ctx context.Context, id string) error {
 		}
 		b.Done = line
 		if b.Done%reportBatch == 0 && b.Done < len(b.Specs) {
-			if err := o.batches.BatchProgress(ctx, b); err != nil {
+			if err := o.put.BatchProgress(ctx, b); err != nil {
 				return err
 			}
 		}
 	}
 	b.Finished = true
-	if err := o.batches.BatchProgress(ctx, b); err != nil {
+	if err := o.put.BatchProgress(ctx, b); err != nil {
 		return err
 	}
 	o.log.Info("batch finished", "batch", id, "lines", b.Total, "failed", len(b.Failed))

@@ -146,14 +146,65 @@ func TestBatchWithSecrets(t *testing.T) {
 			t.Errorf("the secret of line %d does not open to what was given: %v", line, err)
 		}
 	}
-	many := specs(503)[3:]
-	for i := range many {
-		many[i].Secrets = map[string]lpmos.Secret{"token": lpmos.NewSecret(strings.Repeat("x", 1000))}
+}
+
+// What a profile adds to each line counts, too.
+func TestBatchLargerThanAValueOfTheStore(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	p := lpmos.Profile{Name: "keys", OSType: "tiny", OSVersion: "1", Arch: "amd64"}
+	for i := range 12 {
+		p.SSHKeys = append(p.SSHKeys, fmt.Sprintf("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA0000000000000000000000000000000000000000000 ops-%d@example.com", i))
+	}
+	if _, err := s.PutProfile(t.Context(), p, 0, "alice"); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually("the profile is known", func() bool { _, ok := s.state.Profile("keys"); return ok })
+	lines := specs(lpmos.MaxBatchLines)
+	for i := range lines {
+		lines[i].Profile = "keys"
 	}
 	var inv *lpmos.InvalidError
-	if _, err := s.CheckBatch(many); !errors.As(err, &inv) {
-		t.Errorf("a batch with more secrets than fit into a value of the store = %v; want an InvalidError", err)
+	if _, err := s.CreateBatch(t.Context(), lines, "alice", ""); !errors.As(err, &inv) || inv.Field != "tasks" || !strings.Contains(err.Error(), "several batches") {
+		t.Errorf("a batch that does not fit into a value of the store = %v; want an InvalidError of tasks that says what to do", err)
 	}
+	if _, err := s.CreateBatch(t.Context(), lines[:500], "alice", ""); err != nil {
+		t.Errorf("a part of it: %v", err)
+	}
+}
+
+// A batch that cannot be read does not hold up the others.
+func TestBrokenBatchHoldsUpNoOther(t *testing.T) {
+	s := newSite(t, orchestrator.Config{})
+	var ids []string
+	for i := range 4 {
+		b, err := s.CreateBatch(t.Context(), specs(4)[i:i+1], "alice", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, b.ID)
+	}
+	slices.Sort(ids) // as they are looked for
+	broken := &unreadable{counting: s.moves, id: ids[0]}
+	o := orchestrator.New(orchestrator.Config{Key: s.key}, s.state, broken, discard)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- o.RunBatches(ctx) }()
+	s.eventually("the others are finished", func() bool { open, err := s.store.OpenBatches(t.Context()); return err == nil && len(open) == 1 })
+	cancel()
+	<-done
+}
+
+// unreadable is a store in which one batch cannot be read.
+type unreadable struct {
+	*counting
+	id string
+}
+
+func (u *unreadable) Batch(ctx context.Context, id string) (lpmos.Batch, error) {
+	if id == u.id {
+		return lpmos.Batch{}, errors.New("decode: unexpected end of JSON input")
+	}
+	return u.counting.Batch(ctx, id)
 }
 
 // A batch is checked as a whole: one bad line, and nothing of it is stored.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/lpmos/lpmos"
@@ -154,7 +155,7 @@ func (o *Orchestrator) PutProfile(ctx context.Context, p lpmos.Profile, based in
 			return p, &lpmos.InvalidError{Field: "template", Problem: why, Value: p.Template}
 		}
 	}
-	if p, err = o.sealPasswords(p); err != nil {
+	if p, err = o.sealPasswords(p, based); err != nil {
 		return p, err
 	}
 	p.UpdatedBy = by
@@ -166,9 +167,14 @@ func (o *Orchestrator) PutProfile(ctx context.Context, p lpmos.Profile, based in
 }
 
 // sealPasswords takes the password hashes out of a profile and seals them. An
-// account that has a password and says none keeps what it had.
-func (o *Orchestrator) sealPasswords(p lpmos.Profile) (lpmos.Profile, error) {
+// account that has a password and says none keeps what it had in the version
+// that the change is based on.
+func (o *Orchestrator) sealPasswords(p lpmos.Profile, based int) (lpmos.Profile, error) {
 	was, _ := o.read.Profile(p.Name)
+	keeps := p.System != nil && slices.ContainsFunc(p.System.Users, func(u lpmos.Account) bool { return u.Password && u.PasswordHash.IsZero() })
+	if keeps && was.Version != based {
+		return p, &store.VersionError{What: "profile " + p.Name, Based: based, Version: was.Version}
+	}
 	kept, err := o.passwords(was)
 	if err != nil {
 		return p, err

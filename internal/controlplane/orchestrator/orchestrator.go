@@ -61,7 +61,7 @@ type reader interface {
 	Region(id string) (lpmos.Region, bool)
 	Regions() []lpmos.Region
 	Reports(id string) api.Reports
-	Logs(id string) ([]string, bool)
+	Log(id string) []string
 	Live() []string
 	Machine(mac lpmos.MAC) (lpmos.Machine, bool)
 	Seen(taskID string, mac lpmos.MAC, h *lpmos.Hardware) *lpmos.Sighting
@@ -78,6 +78,7 @@ type reader interface {
 	Protection(macs []lpmos.MAC, uuid string) string
 	Locked(mac lpmos.MAC) *lpmos.Lock
 	TPM(mac lpmos.MAC) *lpmos.TPMBinding
+	Reach(ctx context.Context, rev int64)
 }
 
 // writer is the store.
@@ -98,19 +99,18 @@ type writer interface {
 	PutLock(ctx context.Context, macs []lpmos.MAC, l lpmos.Lock) error
 	DeleteLock(ctx context.Context, macs []lpmos.MAC) error
 	ForgetTPM(ctx context.Context, macs []lpmos.MAC) error
-	UpdateGlobal(ctx context.Context, edit func(*store.Global) error) error
+	UpdateGlobal(ctx context.Context, edit func(*store.Global) error) (rev int64, err error)
 	batchStore
 }
 
 // Orchestrator decides.
 type Orchestrator struct {
-	cfg     Config
-	read    reader
-	put     writer
-	batches batchStore
-	vault   *vault.Vault // nil without a signing key: then no task has secrets
-	log     *slog.Logger
-	now     func() time.Time
+	cfg   Config
+	read  reader
+	put   writer
+	vault *vault.Vault // nil without a signing key: then no task has secrets
+	log   *slog.Logger
+	now   func() time.Time
 
 	newBatch chan struct{} // a batch was stored
 
@@ -153,7 +153,7 @@ func New(cfg Config, read reader, put writer, log *slog.Logger) *Orchestrator {
 	}
 	return &Orchestrator{
 		vault: v,
-		cfg:   cfg, read: read, put: put, batches: put, newBatch: make(chan struct{}, 1), log: log, now: time.Now,
+		cfg:   cfg, read: read, put: put, newBatch: make(chan struct{}, 1), log: log, now: time.Now,
 		dirty: map[string]struct{}{}, wake: make(chan struct{}, 1),
 		watch: map[string]*sight{}, granted: map[string]grant{}, regions: map[string]string{},
 	}

@@ -265,7 +265,43 @@ func TestOneLiveTaskPerMachine(t *testing.T) {
 		if _, err := s.Decide(t.Context(), first.ID, api.Decision{Approved: true, PlanDigest: held.Plan.Digest}, "alice"); !errors.Is(err, lpmos.ErrConflict) {
 			t.Errorf("approving a held task = %v; want a conflict", err)
 		}
+		// The machine says the same again and again, and every second the task is
+		// looked at: neither is news.
+		for range 3 {
+			s.looks(first.ID, func() {
+				s.ok(s.sess.PutHardware(t.Context(), first.ID, 1, hardware("52:54:00:00:00:01", "52:54:00:aa:00:02")))
+			})
+		}
+		if got, want := causes(s.history(first.ID)), "created hardware_reported"; got != want {
+			t.Errorf("history = %s; want %s", got, want)
+		}
 	})
+	t.Run("also one whose image cannot be installed", func(t *testing.T) {
+		third := s.create("52:54:00:00:00:03")
+		h := hardware("52:54:00:00:00:03", "52:54:00:aa:00:02")
+		h.CPU.Architecture = "arm64"
+		s.ok(s.sess.PutHardware(t.Context(), third.ID, 1, h))
+		if held := s.is(third.ID, lpmos.AwaitingApproval); !strings.Contains(held.Plan.Problem, "arm64") {
+			t.Errorf("plan problem = %q; want the one of the image", held.Plan.Problem)
+		}
+	})
+	t.Run("and is planned for when the other has ended", func(t *testing.T) {
+		x, _ := s.state.Task(first.ID)
+		_, holder, _ := strings.Cut(x.Plan.Problem, "live task ")
+		if _, err := s.Cancel(t.Context(), holder[:36], "", "tester"); err != nil {
+			t.Fatal(err)
+		}
+		s.eventually("the plan can be carried out", func() bool { x, _ := s.state.Task(first.ID); return x.Plan.Problem == "" && len(x.Claims) == 2 })
+	})
+}
+
+// looks does something that is a reason to look at a task, and waits until the
+// orchestrator has looked.
+func (s *site) looks(id string, do func()) {
+	s.t.Helper()
+	was := s.moves.n.Load()
+	do()
+	s.eventually("the task "+id+" is looked at", func() bool { return s.moves.n.Load() >= was+2 })
 }
 
 func TestIdempotencyKey(t *testing.T) {

@@ -27,7 +27,7 @@ func policySite(t *testing.T, p lpmos.ApprovalPolicy) (*site, lpmos.Task) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.SetApprovalPolicy(t.Context(), p, "root"); err != nil {
+	if _, err := s.SetApprovalPolicy(t.Context(), p, "", "root"); err != nil {
 		t.Fatal(err)
 	}
 	const mac = "52:54:00:00:0e:01"
@@ -177,12 +177,24 @@ func TestFirstApprovalFallsWithItsGround(t *testing.T) {
 			t.Errorf("the event says %q; want that what was approved is void", e.Message)
 		}
 	})
+	t.Run("the policy asks for another than its giver", func(t *testing.T) {
+		s, task := policySite(t, lpmos.ApprovalPolicy{Rules: []lpmos.ApprovalRule{{Approvers: 2}}})
+		if _, err := s.approves(task, "olga"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.SetApprovalPolicy(t.Context(), twoEyes, "", "root"); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.approves(task, "anna"); err != nil || got.Status != lpmos.AwaitingApproval || len(got.Approvals) != 1 || got.Approvals[0].By != "anna" {
+			t.Errorf("after an approval of who asked for it = %s, %+v, %v; want anna's alone to count", got.Status, got.Approvals, err)
+		}
+	})
 	t.Run("the policy asks for less", func(t *testing.T) {
 		s, task := policySite(t, twoEyes)
 		if _, err := s.approves(task, "anna"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.SetApprovalPolicy(t.Context(), lpmos.ApprovalPolicy{}, "root"); err != nil {
+		if _, err := s.SetApprovalPolicy(t.Context(), lpmos.ApprovalPolicy{}, "", "root"); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := s.approves(task, "anna"); err != nil || got.Status != lpmos.Approved || len(got.Approval.Approvers) != 0 {
@@ -218,7 +230,7 @@ func TestNothingChangesBetweenJudgingAndStoring(t *testing.T) {
 		}, lpmos.ErrForbidden},
 		"the approver is deleted": {func(s *site) error { _, err := s.store.DeleteUser(context.Background(), "anna"); return err }, lpmos.ErrForbidden},
 		"the policy asks for another": {func(s *site) error {
-			_, err := s.SetApprovalPolicy(context.Background(), lpmos.ApprovalPolicy{Rules: []lpmos.ApprovalRule{{ReauthMinutes: 5}}}, "root")
+			_, err := s.SetApprovalPolicy(context.Background(), lpmos.ApprovalPolicy{Rules: []lpmos.ApprovalRule{{ReauthMinutes: 5}}}, "", "root")
 			return err
 		}, lpmos.ErrForbidden},
 	} {

@@ -92,7 +92,7 @@ func (o *Orchestrator) step(ctx context.Context, t lpmos.Task, r api.Reports) er
 					if rec.Task.Attempt != r.Result.Attempt {
 						return errNothing
 					}
-					rec.Task.Progress, rec.Task.LogTail = finished(t, r), logTail(r.Log)
+					rec.Task.Progress, rec.Task.LogTail = finished(t, r), logTail(o.read.Log(t.ID))
 					if p := rec.Task.Progress; p != nil {
 						rec.Task.Progress = p.Begin(lpmos.StageVerify, o.now().UTC())
 					}
@@ -152,7 +152,10 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 	if err := o.trust(&image); err != nil {
 		want.Problem = "The entry of the image " + image.Name() + " in the catalogue is not signed by this control plane. Build or import it again."
 	}
-	if t.Plan != nil && t.Plan.Digest == want.Digest && t.Plan.HardwareDigest == want.HardwareDigest && t.Plan.Problem == want.Problem {
+	made := func(p *lpmos.Plan) bool {
+		return p != nil && p.Digest == want.Digest && p.HardwareDigest == want.HardwareDigest && p.Problem == want.Problem
+	}
+	if made(t.Plan) {
 		return errNothing
 	}
 	move := store.Move{Cause: lpmos.CauseHardwareReported, By: byAgent, Message: "The machine reported its hardware; a plan was made."}
@@ -168,7 +171,7 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 	previous := o.read.Seen(t.ID, t.TargetMAC, h)
 	for {
 		_, err := o.put.Transition(ctx, t.ID, move, func(rec *store.Record, _ *store.Move) error {
-			if rec.Task.Attempt != t.Attempt || rec.Task.Status != t.Status {
+			if rec.Task.Attempt != t.Attempt || rec.Task.Status != t.Status || made(rec.Task.Plan) {
 				return errNothing
 			}
 			plan := want
@@ -180,10 +183,12 @@ func (o *Orchestrator) plan(ctx context.Context, t lpmos.Task, h *lpmos.Hardware
 			return nil
 		})
 		var claimed *store.ClaimError
-		if errors.As(err, &claimed) && want.Problem == "" {
+		if errors.As(err, &claimed) && (len(macs) > 1 || uuid != "") {
 			// The later task is held for a person; it keeps the one address it
-			// was created with.
-			want.Problem = "A part of this machine (" + claimed.Key + ") belongs to live task " + claimed.Holder + ". Cancel one of the two."
+			// was created with. That it is held already is found when the same
+			// plan is about to be stored once more: whether the other task still
+			// has the machine is asked each time.
+			want.Problem = cmp.Or(want.Problem, "A part of this machine ("+claimed.Key+") belongs to live task "+claimed.Holder+". Cancel one of the two.")
 			macs, uuid = []lpmos.MAC{t.TargetMAC}, ""
 			continue
 		}
@@ -367,8 +372,11 @@ func (o *Orchestrator) booted(ctx context.Context, t lpmos.Task, r api.Reports) 
 	}
 	_, err := o.put.Transition(ctx, t.ID, store.Move{Cause: lpmos.CauseCalledHome, By: byAgent, Message: said},
 		func(rec *store.Record, _ *store.Move) error {
+			if rec.Task.Attempt != t.Attempt || rec.Task.Status != t.Status {
+				return errNothing
+			}
 			rec.Task.Receipt, rec.Task.Error, rec.Task.Drift = r.Booted, nil, drift
-			if tail := logTail(r.Log); tail != nil {
+			if tail := logTail(o.read.Log(t.ID)); tail != nil {
 				rec.Task.LogTail = tail
 			}
 			return nil
@@ -399,7 +407,7 @@ func (o *Orchestrator) fail(ctx context.Context, t lpmos.Task, cause lpmos.Cause
 		if rec.Task.Attempt != t.Attempt || rec.Task.Status != t.Status {
 			return errNothing
 		}
-		rec.Task.Error, rec.Task.LogTail = &failure, logTail(r.Log)
+		rec.Task.Error, rec.Task.LogTail = &failure, logTail(o.read.Log(t.ID))
 		if p := r.Progress; p != nil && p.After(rec.Task.Progress) {
 			rec.Task.Progress = p
 		}
@@ -472,7 +480,7 @@ func (o *Orchestrator) fold(ctx context.Context, t lpmos.Task, r api.Reports) er
 	s.folded = o.now()
 	var tail []string
 	if o.now().Sub(s.foldedLog) >= foldLogEvery {
-		s.foldedLog, tail = o.now(), logTail(r.Log)
+		s.foldedLog, tail = o.now(), logTail(o.read.Log(t.ID))
 	}
 	return o.put.FoldProgress(ctx, r.Progress, tail)
 }

@@ -141,15 +141,37 @@ func (o *Orchestrator) addresses(mac lpmos.MAC) []lpmos.MAC {
 	return macs[:min(len(macs), 100)] // of which one transaction takes 128
 }
 
-// SetLimits changes what bounds the damage of a mistake.
-func (o *Orchestrator) SetLimits(ctx context.Context, l lpmos.Limits, by string) (lpmos.Limits, error) {
+// changed says that what of the site's configuration a change is based on, by
+// its tag, is not what there is. "" stands for whatever there is.
+func changed(what, based, tag string) error {
+	if based == "" || based == tag {
+		return nil
+	}
+	return fmt.Errorf("%s: %w: look at it again", what, lpmos.ErrChanged)
+}
+
+// configure changes the site's configuration. Who changes it again at once is to
+// see this change, in what the read model answers.
+func (o *Orchestrator) configure(ctx context.Context, edit func(*store.Global) error) error {
+	rev, err := o.put.UpdateGlobal(ctx, edit)
+	if err == nil {
+		o.read.Reach(ctx, rev)
+	}
+	return err
+}
+
+// SetLimits changes what bounds the damage of a mistake. based is the Tag of the
+// limits that were looked at, "" for whatever they are; others are an
+// lpmos.ErrChanged.
+func (o *Orchestrator) SetLimits(ctx context.Context, l lpmos.Limits, based, by string) (lpmos.Limits, error) {
 	l, err := l.Normalize()
 	if err != nil {
 		return l, err
 	}
-	if err := o.put.UpdateGlobal(ctx, func(g *store.Global) error {
+	if err := o.configure(ctx, func(g *store.Global) error {
+		was := g.Limits.Tag()
 		g.Limits = l
-		return nil
+		return changed("the limits", based, was)
 	}); err != nil {
 		return l, err
 	}
@@ -158,15 +180,16 @@ func (o *Orchestrator) SetLimits(ctx context.Context, l lpmos.Limits, by string)
 }
 
 // SetApprovalPolicy changes what it takes to approve, for the decisions from
-// its revision on.
-func (o *Orchestrator) SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, by string) (lpmos.ApprovalPolicy, error) {
+// its revision on. based is as in SetLimits.
+func (o *Orchestrator) SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, based, by string) (lpmos.ApprovalPolicy, error) {
 	p, err := p.Normalize()
 	if err != nil {
 		return p, err
 	}
-	if err := o.put.UpdateGlobal(ctx, func(g *store.Global) error {
+	if err := o.configure(ctx, func(g *store.Global) error {
+		was := g.Approvals.Tag()
 		g.Approvals = p
-		return nil
+		return changed("the approval policy", based, was)
 	}); err != nil {
 		return p, err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/orchestrator"
+	"github.com/lpmos/lpmos/internal/controlplane/state"
 	"github.com/lpmos/lpmos/internal/store"
 )
 
@@ -48,7 +49,7 @@ func TestPermitsAreRateLimited(t *testing.T) {
 		t.Errorf("a fourth permit = %v; want it held", err)
 	}
 	// More are let through as soon as the site says so, the first in the queue first.
-	if _, err := s.SetLimits(t.Context(), lpmos.Limits{PermitsPerMinute: limit + 1}, "ada"); err != nil {
+	if _, err := s.SetLimits(t.Context(), lpmos.Limits{PermitsPerMinute: limit + 1}, "", "ada"); err != nil {
 		t.Fatal(err)
 	}
 	s.is(ids[limit], lpmos.Installing)
@@ -111,10 +112,11 @@ func TestLockHoldsAllAddresses(t *testing.T) {
 // The computers LPMOS runs on are never installed.
 func TestOwnHostsAreProtected(t *testing.T) {
 	s := newSite(t, orchestrator.Config{})
-	s.ok(s.store.UpdateGlobal(t.Context(), func(g *store.Global) error {
+	_, err := s.store.UpdateGlobal(t.Context(), func(g *store.Global) error {
 		g.Hosts = map[string]lpmos.Host{"cp1": {Hostname: "cp1", MACs: []lpmos.MAC{lpmos.MustMAC(mac(7))}}}
 		return nil
-	}))
+	})
+	s.ok(err)
 	s.eventually("it is known", func() bool { return s.state.Protection([]lpmos.MAC{lpmos.MustMAC(mac(7))}, "") != "" })
 	if _, err := s.Create(t.Context(), spec(mac(7)), "ada", ""); !errors.Is(err, lpmos.ErrConflict) || !strings.Contains(err.Error(), "cp1") {
 		t.Errorf("Create for a host of LPMOS = %v; want a conflict that names it", err)
@@ -277,6 +279,7 @@ func TestPasswordsOfProfiles(t *testing.T) {
 	s.ok(err)
 	nowhere("the profile", p)
 	s.eventually("the profile is known", func() bool { _, ok := s.state.Profile("web"); return ok })
+	first, _ := s.state.Profile("web")
 	// What is read and sent back with a change keeps the password.
 	p.Description, p.Sealed = "changed", ""
 	p, err = s.PutProfile(t.Context(), p, p.Version, "ada")
@@ -285,6 +288,11 @@ func TestPasswordsOfProfiles(t *testing.T) {
 		t.Fatalf("the changed profile is %+v", p)
 	}
 	s.eventually("the change is known", func() bool { now, _ := s.state.Profile("web"); return now.Version == 2 })
+	// A replica that has not heard of that yet takes no password from before it.
+	late := orchestrator.New(orchestrator.Config{Key: s.key}, lagging{s.state, first}, s.store, discard)
+	if got, err := late.PutProfile(t.Context(), p, p.Version, "ada"); !errors.Is(err, lpmos.ErrConflict) {
+		t.Errorf("a change on a replica that is behind = %s, %v; want ErrConflict", got.Ref(), err)
+	}
 	sp := spec(mac(1))
 	sp.Profile = "web"
 	task, err := s.Create(t.Context(), sp, "ada", "")
@@ -321,3 +329,11 @@ func TestPasswordsOfProfiles(t *testing.T) {
 		t.Errorf("Create with a password that is no hash = %v", err)
 	}
 }
+
+// lagging has not heard of the newest version of a profile.
+type lagging struct {
+	*state.State
+	profile lpmos.Profile
+}
+
+func (l lagging) Profile(string) (lpmos.Profile, bool) { return l.profile, true }

@@ -180,6 +180,13 @@ func TestRegionsLimit(t *testing.T) {
 	if err := json.Unmarshal(b, &problem); err != nil || resp.StatusCode != 400 || len(problem.Lines) != 1 || problem.Lines[0].Line != 2 {
 		t.Errorf("a batch with a line for dc2 = %d %s; want 400 that names line 2", resp.StatusCode, b)
 	}
+	// One batch of a request that is sent twice, although its machine is busy then.
+	const again = `{"tasks":[{"region_id":"dc1","target_mac":"52:54:00:00:01:03","os_type":"tiny","os_version":"1"}]}`
+	made := want[batchAnswer](p, "POST", "/api/v1/tasks/batch", again, 202, "Idempotency-Key", "limited")
+	p.eventually("its machine is busy", func() bool { return p.state.Claimed()[lpmos.MustMAC("52:54:00:00:01:03")] != "" })
+	if b := want[batchAnswer](p, "POST", "/api/v1/tasks/batch", again, 202, "Idempotency-Key", "limited"); b.ID != made.ID {
+		t.Errorf("one key made the batches %s and %s", made.ID, b.ID)
+	}
 	// Everybody else still sees both, and it was not touched.
 	p.as(somebody(lpmos.Viewer))
 	if got := want[lpmos.Task](p, "GET", "/api/v1/tasks/"+other, "", 200); got.Status != lpmos.Pending {

@@ -62,6 +62,21 @@ func matches(list, tag string) bool {
 // that wrote it.
 func revTag(rev int64) string { return `"` + strconv.FormatInt(rev, 10) + `"` }
 
+// tagOf is the ETag of what is named by what it says, such as Limits.Tag.
+func tagOf(tag string) string { return `"` + tag + `"` }
+
+// matched is the tag that If-Match demands of what a write replaces, "" for
+// none.
+func (a *API) matched(c *gin.Context) (string, bool) {
+	h := c.GetHeader("If-Match")
+	tag := strings.Trim(h, `"`)
+	if h != "" && (tag == "" || h != tagOf(tag)) {
+		a.fail(c, &lpmos.InvalidError{Field: "If-Match", Problem: "is not the ETag of an earlier answer (one, in quotation marks)", Value: h})
+		return "", false
+	}
+	return tag, true
+}
+
 // anyRev stands for a write without a condition.
 const anyRev = -1
 

@@ -161,6 +161,11 @@ func TestEnrollRegion(t *testing.T) {
 		if !strings.Contains(p.Detail, "revoked") {
 			t.Errorf("the detail is %q", p.Detail)
 		}
+		// The token that the certificate came for is good for the same key, as long
+		// as nobody ended what came of it.
+		if p := o.problem("POST", certificate, body, 403); !strings.Contains(p.Detail, "revoked") {
+			t.Errorf("the detail with the token of before is %q", p.Detail)
+		}
 		o.problem("POST", "/api/v1/regions/dc9/revoke", "", 404)
 		o.problem("POST", "/api/v1/regions/DC9/revoke", "", 400)
 		o.problem("POST", "/api/v1/regions/dc1/rotate", "", 404)
@@ -170,6 +175,7 @@ func TestEnrollRegion(t *testing.T) {
 		if s := subject(t, c.Certificate); s == "lpmos-region-dc1.1" {
 			t.Errorf("the user of before is back: %q", s)
 		}
+		o.problem("POST", certificate, body, 403)
 	})
 	t.Run("knows when a token expired", func(t *testing.T) {
 		body := o.request(o.token("dc3"))

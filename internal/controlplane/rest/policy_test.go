@@ -23,6 +23,8 @@ func TestApprovalPolicyOverREST(t *testing.T) {
 		t.Errorf("policy = %+v; want addresses in the one spelling", got)
 	}
 	p.eventually("everybody knows", func() bool { return len(p.state.ApprovalPolicy().Rules) == 1 })
+	p.keepsOthers("/api/v1/approval-policy", `{"rules":[{"approvers":3}]}`, `{"rules":[{"regions":["dc1"],"approvers":2,"not_creator":true,"reauth_minutes":5}],"labels":{"production":["52-54-00-AA-BB-01"]}}`)
+	p.eventually("everybody knows again", func() bool { return p.state.ApprovalPolicy().Tag() == got.Tag() })
 	p.as(somebody(lpmos.Viewer, "dc1"))
 	if got := want[lpmos.ApprovalPolicy](p, "GET", "/api/v1/approval-policy", "", 200); len(got.Rules) != 1 || len(got.Labels["production"]) != 0 {
 		t.Errorf("who sees dc1 alone = %+v; want no machines", got)

@@ -2,6 +2,7 @@ package rest
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"fmt"
 	"html/template"
@@ -111,7 +112,9 @@ type refField struct {
 // empty. The contract test holds the document itself.
 type object map[string]any
 
-func (o object) text(key string) string   { return strings.TrimSpace(fmt.Sprint(cmpOr(o[key]))) }
+func (o object) text(key string) string {
+	return strings.TrimSpace(fmt.Sprint(cmp.Or(o[key], any(""))))
+}
 func (o object) object(key string) object { v, _ := o[key].(map[string]any); return v }
 func (o object) list(key string) []any    { v, _ := o[key].([]any); return v }
 func (o object) flag(key string) bool     { v, _ := o[key].(bool); return v }
@@ -124,13 +127,6 @@ func (o object) paragraphs(k string) []string {
 		}
 	}
 	return out
-}
-
-func cmpOr(v any) any {
-	if v == nil {
-		return ""
-	}
-	return v
 }
 
 // spec resolves references within the document.

@@ -82,8 +82,8 @@ type Actions interface {
 	Lock(ctx context.Context, mac lpmos.MAC, reason, by string) (lpmos.Lock, error)
 	Unlock(ctx context.Context, mac lpmos.MAC, by string) error
 	ForgetTPM(ctx context.Context, mac lpmos.MAC, by string) error
-	SetLimits(ctx context.Context, l lpmos.Limits, by string) (lpmos.Limits, error)
-	SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, by string) (lpmos.ApprovalPolicy, error)
+	SetLimits(ctx context.Context, l lpmos.Limits, based, by string) (lpmos.Limits, error)
+	SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, based, by string) (lpmos.ApprovalPolicy, error)
 }
 
 // Store is what goes to the store without a decision.

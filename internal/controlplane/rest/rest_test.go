@@ -84,7 +84,8 @@ func newPlane(t *testing.T) *plane {
 	p.state.Listen(orch.Notice)
 
 	boot := func(ctx context.Context, b lpmos.BootImage) error {
-		return st.UpdateGlobal(ctx, func(g *store.Global) error { g.BootImage = &b; return nil })
+		_, err := st.UpdateGlobal(ctx, func(g *store.Global) error { g.BootImage = &b; return nil })
+		return err
 	}
 	a := rest.New(p.state, orch, past{scope.Remember(p.state, st, auth.Principal{}), st}, dir, boot, api.OpenAPI, discard)
 	p.auth = auth.New(auth.Config{CheapPasswords: true}, st, discard)

@@ -82,47 +82,55 @@ func (a *API) forgetTPM(c *gin.Context) {
 	c.Status(http.StatusNoContent)
 }
 
-func (a *API) getLimits(c *gin.Context) { c.JSON(http.StatusOK, limitsBody(a.read.Limits())) }
+func (a *API) getLimits(c *gin.Context) { a.limits(c, a.read.Limits(), nil) }
 
 func (a *API) putLimits(c *gin.Context) {
+	based, ok := a.matched(c)
+	if !ok {
+		return
+	}
 	var l lpmos.Limits
 	if !a.decode(c, &l) {
 		return
 	}
-	l, err := a.act.SetLimits(c.Request.Context(), l, who(c))
+	l, err := a.act.SetLimits(c.Request.Context(), l, based, who(c))
+	a.limits(c, l, err)
+}
+
+func (a *API) limits(c *gin.Context, l lpmos.Limits, err error) {
 	if err != nil {
 		a.fail(c, err)
 		return
 	}
-	c.JSON(http.StatusOK, limitsBody(l))
-}
-
-func limitsBody(l lpmos.Limits) lpmos.Limits {
 	l.Protected = list(l.Protected)
-	return l
+	c.Header("ETag", tagOf(l.Tag()))
+	c.JSON(http.StatusOK, l)
 }
 
-func (a *API) getApprovalPolicy(c *gin.Context) {
-	c.JSON(http.StatusOK, policyBody(a.read.ApprovalPolicy()))
-}
+func (a *API) getApprovalPolicy(c *gin.Context) { a.approvalPolicy(c, a.read.ApprovalPolicy(), nil) }
 
 func (a *API) putApprovalPolicy(c *gin.Context) {
+	based, ok := a.matched(c)
+	if !ok {
+		return
+	}
 	var p lpmos.ApprovalPolicy
 	if !a.decode(c, &p) {
 		return
 	}
-	p, err := a.act.SetApprovalPolicy(c.Request.Context(), p, who(c))
+	p, err := a.act.SetApprovalPolicy(c.Request.Context(), p, based, who(c))
+	a.approvalPolicy(c, p, err)
+}
+
+func (a *API) approvalPolicy(c *gin.Context, p lpmos.ApprovalPolicy, err error) {
 	if err != nil {
 		a.fail(c, err)
 		return
 	}
-	c.JSON(http.StatusOK, policyBody(p))
-}
-
-func policyBody(p lpmos.ApprovalPolicy) lpmos.ApprovalPolicy {
 	p.Rules = list(p.Rules)
 	if p.Labels == nil {
 		p.Labels = map[string][]string{}
 	}
-	return p
+	c.Header("ETag", tagOf(p.Tag()))
+	c.JSON(http.StatusOK, p)
 }

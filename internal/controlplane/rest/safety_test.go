@@ -137,6 +137,7 @@ func TestLockAndLimits(t *testing.T) {
 		t.Errorf("limits = %+v", l)
 	}
 	p.eventually("everybody knows", func() bool { return p.state.Limits().PermitsPerMinute == 5 })
+	p.keepsOthers("/api/v1/limits", `{"permits_per_minute":6,"protected":["52:54:00:00:aa:01"]}`, `{"permits_per_minute":5,"protected":["52:54:00:00:aa:01"]}`)
 	if pr := p.problem("POST", "/api/v1/tasks", strings.Replace(spec, mac, "52:54:00:00:aa:01", 1), 409); !strings.Contains(pr.Detail, "protected") {
 		t.Errorf("problem = %+v", pr)
 	}
@@ -148,6 +149,25 @@ func TestLockAndLimits(t *testing.T) {
 	}
 	if x := p.is(id, lpmos.Failed); x.Error == nil || x.Error.Code != "protected_machine" || x.Plan != nil {
 		t.Errorf("task = %+v", x.Error)
+	}
+}
+
+// keepsOthers replaces what is at a path twice, each time by who looked at it
+// before either did: the second is refused. At the end it is restored.
+func (p *plane) keepsOthers(path, next, before string) {
+	p.t.Helper()
+	resp, _ := p.do("GET", path, "")
+	tag := resp.Header.Get("ETag")
+	resp, b := p.do("PUT", path, next, "If-Match", tag)
+	now := resp.Header.Get("ETag")
+	if resp.StatusCode != 200 || now == tag || now == "" {
+		p.t.Fatalf("PUT %s with If-Match = %d, ETag %s, %s; want 200 and another ETag than %s", path, resp.StatusCode, now, b, tag)
+	}
+	p.problem("PUT", path, before, 412, "If-Match", tag)
+	p.problem("PUT", path, before, 400, "If-Match", "W/"+tag)
+	p.problem("PUT", path, before, 400, "If-Match", `""`)
+	if resp, b := p.do("PUT", path, before, "If-Match", now); resp.StatusCode != 200 || resp.Header.Get("ETag") != tag {
+		p.t.Errorf("PUT %s of what was there before = %d, ETag %s, %s; want 200 and %s again", path, resp.StatusCode, resp.Header.Get("ETag"), b, tag)
 	}
 }
 

@@ -69,19 +69,19 @@ func (a *Actions) ForgetTPM(ctx context.Context, mac lpmos.MAC, _ string) error 
 }
 
 // SetLimits changes what bounds the damage of a mistake.
-func (a *Actions) SetLimits(ctx context.Context, l lpmos.Limits, _ string) (lpmos.Limits, error) {
+func (a *Actions) SetLimits(ctx context.Context, l lpmos.Limits, based, _ string) (lpmos.Limits, error) {
 	if err := a.r.p.May(auth.Administer); err != nil {
 		return l, err
 	}
-	return a.o.SetLimits(ctx, l, a.by())
+	return a.o.SetLimits(ctx, l, based, a.by())
 }
 
 // SetApprovalPolicy changes what it takes to approve.
-func (a *Actions) SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, _ string) (lpmos.ApprovalPolicy, error) {
+func (a *Actions) SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, based, _ string) (lpmos.ApprovalPolicy, error) {
 	if err := a.r.p.May(auth.Administer); err != nil {
 		return p, err
 	}
-	return a.o.SetApprovalPolicy(ctx, p, a.by())
+	return a.o.SetApprovalPolicy(ctx, p, based, a.by())
 }
 
 // everywhere asks for a permission that is not limited to regions.

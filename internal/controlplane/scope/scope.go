@@ -314,7 +314,7 @@ type History interface {
 
 // Past is a History as one principal sees it.
 type Past struct {
-	*Reader
+	r *Reader
 	h History
 }
 
@@ -323,18 +323,18 @@ func Remember(m Model, h History, p auth.Principal) *Past { return &Past{Read(m,
 
 // Events are what happened to a task.
 func (p *Past) Events(ctx context.Context, id string) ([]lpmos.Event, error) {
-	if !p.sees(id) {
+	if !p.r.sees(id) {
 		return nil, unknown(id)
 	}
 	return p.h.Events(ctx, id)
 }
 
 // May is what the principal may do.
-func (p *Past) May(need auth.Permission) error { return p.p.May(need) }
+func (p *Past) May(need auth.Permission) error { return p.r.p.May(need) }
 
-// Lines is Logs with an error for a task that is not there.
-func (p *Past) Lines(_ context.Context, id string) ([]string, error) {
-	lines, ok := p.Logs(id)
+// Logs is Reader.Logs with an error for a task that is not there.
+func (p *Past) Logs(_ context.Context, id string) ([]string, error) {
+	lines, ok := p.r.Logs(id)
 	if !ok {
 		return nil, unknown(id)
 	}

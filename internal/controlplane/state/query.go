@@ -20,20 +20,26 @@ func (s *State) Rev() int64 {
 	return s.rev
 }
 
-// Reach waits until the read model includes rev, or ctx ends: whoever changed
-// something and asks next is answered with the change.
-func (s *State) Reach(ctx context.Context, rev int64) error {
+// reachTime is how long Reach waits. What was changed is stored, however long it
+// takes until it is seen here.
+const reachTime = 2 * time.Second
+
+// Reach waits until the read model includes rev, but not for long: whoever
+// changed something and asks next is answered with the change.
+func (s *State) Reach(ctx context.Context, rev int64) {
+	ctx, cancel := context.WithTimeout(ctx, reachTime)
+	defer cancel()
 	for {
 		s.mu.RLock()
 		there, moved := s.rev >= rev, s.moved
 		s.mu.RUnlock()
 		if there {
-			return nil
+			return
 		}
 		select {
 		case <-moved:
 		case <-ctx.Done():
-			return ctx.Err()
+			return
 		}
 	}
 }
@@ -206,9 +212,17 @@ func (s *State) Reports(id string) api.Reports {
 	if t == nil || t.reports[t.Attempt] == nil {
 		return api.Reports{}
 	}
-	r := t.reports[t.Attempt].Reports
-	r.Log = t.log(t.Attempt)
-	return r
+	return t.reports[t.Attempt].Reports
+}
+
+// Log is what the region has of the log of a task's current attempt.
+func (s *State) Log(id string) []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if t := s.tasks[id]; t != nil {
+		return t.log(t.Attempt)
+	}
+	return nil
 }
 
 // Logs are all lines that are still kept of a task's log, every attempt's.

@@ -199,9 +199,12 @@ func (s *State) apply(b store.Batch) api.Update {
 		case store.KindStop, store.KindLock, store.KindTPM, store.KindPermits:
 			s.applySafety(c)
 		case store.KindGlobal:
-			g, err := store.Decode[store.Global](c)
-			s.report(err, c)
-			s.global = g
+			// What cannot be read protects nothing: what was known stays.
+			if g, err := store.Decode[store.Global](c); err == nil || c.Value == nil {
+				s.global = g
+			} else {
+				s.report(err, c)
+			}
 		}
 	}
 	for id := range moved {

@@ -431,6 +431,14 @@ func TestRegionsAndImages(t *testing.T) {
 	if len(f.s.Images()) != 0 {
 		t.Error("the image is still there")
 	}
+	// What protects machines stays in force when what is written cannot be read.
+	global := store.Change{Key: store.Key{Kind: store.KindGlobal}, Value: value(store.Global{Limits: lpmos.Limits{Protected: []string{"52:54:00:00:00:01"}}})}
+	f.send(false, global)
+	global.Value = []byte(`{"protected":"all"}`)
+	f.send(false, global)
+	if f.s.Protection([]lpmos.MAC{lpmos.MustMAC("52:54:00:00:00:01")}, "") == "" {
+		t.Error("a protected machine is not, since the configuration cannot be read")
+	}
 	// A value that cannot be read is reported and takes nothing else with it.
 	f.send(false, store.Change{Key: image.Key, Value: []byte("{")}, part(1, store.KindHardware, "text"), meta(1, "dc1", 1), part(1, store.KindStatus, lpmos.Pending))
 	if x, ok := f.s.Task(id(1)); !ok || x.Status != lpmos.Pending {

@@ -546,7 +546,7 @@ func personOf(r *http.Request) string {
 
 func newTestWeb(t testing.TB, s *fakeSite) *Web {
 	t.Helper()
-	w, err := New(s, s, s, Config{Version: "0.2.0", SiteName: "lpmos.example.net", Now: func() time.Time { return s.now }, Person: personOf, Batches: s, Estimate: s.estimate}, slog.New(slog.DiscardHandler))
+	w, err := New(s, s, s, Config{Version: "0.2.0", SiteName: "lpmos.example.net", Now: func() time.Time { return s.now }, Person: personOf, Batches: s}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -785,7 +785,7 @@ func (s *fakeSite) ApprovalPolicy() lpmos.ApprovalPolicy {
 	return s.policy
 }
 
-func (s *fakeSite) SetApprovalPolicy(_ context.Context, p lpmos.ApprovalPolicy, _ string) (lpmos.ApprovalPolicy, error) {
+func (s *fakeSite) SetApprovalPolicy(_ context.Context, p lpmos.ApprovalPolicy, _, _ string) (lpmos.ApprovalPolicy, error) {
 	p, err := p.Normalize()
 	if err != nil {
 		return p, err

@@ -51,8 +51,11 @@ func (s *fakeSite) Batch(_ context.Context, id string) (lpmos.Batch, error) {
 	return lpmos.Batch{}, fmt.Errorf("batch %s: %w", id, lpmos.ErrNotFound)
 }
 
-func (s *fakeSite) estimate(id string) (Estimate, bool) {
-	return Estimate{Model: true, Runs: 41, Expected: 6 * time.Minute, Left: 5*time.Minute - 20*time.Second, FasterThan: 58}, id == idInstalling
+func (s *fakeSite) Estimate(id string) *api.ETA {
+	if id != idInstalling {
+		return nil
+	}
+	return &api.ETA{Basis: "image and model", Runs: 41, Expected: 6 * time.Minute, Left: 5*time.Minute - 20*time.Second, FasterThan: 58}
 }
 
 // addDiscovered lets machines without a task be seen: an ordinary one and one

@@ -235,6 +235,7 @@ func (w *Web) changePolicy(rw http.ResponseWriter, r *http.Request) {
 	}
 	f := readPolicy(r)
 	p := w.reader.ApprovalPolicy()
+	based := p.Tag()
 	var problems []fieldProblem
 	words := func(s string) []string {
 		return strings.FieldsFunc(s, func(c rune) bool { return strings.ContainsRune(", \n\r\t", c) })
@@ -270,9 +271,8 @@ func (w *Web) changePolicy(rw http.ResponseWriter, r *http.Request) {
 	if len(problems) == 0 {
 		ctx, cancel := actionContext(r)
 		defer cancel()
-		now, err := w.actions.SetApprovalPolicy(ctx, p, w.cfg.Person(r))
+		_, err := w.actions.SetApprovalPolicy(ctx, p, based, w.cfg.Person(r))
 		if err == nil {
-			w.until(ctx, func() bool { return lpmos.DigestOf(w.reader.ApprovalPolicy().Rules) == lpmos.DigestOf(now.Rules) })
 			http.Redirect(rw, r, "/policy", http.StatusSeeOther)
 			return
 		}

@@ -190,7 +190,7 @@ func (w *Web) formProblems(err error, renamed ...string) (int, []fieldProblem) {
 		}
 		return http.StatusBadRequest, []fieldProblem{{cmp.Or(field, "form"), text}}
 	}
-	if errors.Is(err, lpmos.ErrConflict) {
+	if errors.Is(err, lpmos.ErrConflict) || errors.Is(err, lpmos.ErrChanged) {
 		return http.StatusConflict, []fieldProblem{{"form", w.Said(sentence(err.Error()))}}
 	}
 	return 0, nil

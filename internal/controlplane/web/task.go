@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/api"
 )
 
 type taskView struct {
@@ -35,15 +36,6 @@ type taskView struct {
 	Command  string
 	Approval *lpmos.Approval
 	Ask      policyAsk
-}
-
-// Estimate is what earlier runs of the same kind say of a task.
-type Estimate struct {
-	Model      bool          // the runs were on the same model of machine, not only of the same image
-	Runs       int           // that were looked at
-	Expected   time.Duration // of a whole run, from the permit to the call home
-	Left       time.Duration // 0 once the task has ended
-	FasterThan int           // percent of those runs that had taken longer to come so far; -1 when not known
 }
 
 // step is one of the six of a task's life.
@@ -95,8 +87,9 @@ type receiptView struct {
 	lpmos.Receipt
 	Boot         string
 	Disk         string
-	SameDisk     bool // the disk that was written
-	SameRoot     bool // the filesystem that was made
+	SameDisk     bool // one that was written
+	Made         bool // the plan made the root filesystem; an image of a whole disk, or an installer, brings its own
+	SameRoot     bool // and it is that one
 	SameHostname bool
 	Planned      bool // there is a plan to compare with
 	Up           string
@@ -176,12 +169,10 @@ func (w *Web) newTaskView(ctx context.Context, t lpmos.Task, search string) task
 	v.Steps = w.steps(t, events)
 	v.Timeline, v.Now = w.timeline(t, events, began)
 	v.Progress = w.newProgress(t, began)
-	if w.cfg.Estimate != nil && t.Status.Live() {
-		if e, ok := w.cfg.Estimate(t.ID); ok && e.Runs > 0 && e.Expected > 0 {
-			v.Usual = w.usual(e)
-			if e.Left > 0 && v.Progress != nil && v.Progress.Live {
-				v.LeftAll, v.Until = w.about(e.Left), w.moment(w.cfg.Now().Add(e.Left))
-			}
+	if e := w.reader.Estimate(t.ID); e != nil && t.Status.Live() && e.Expected > 0 {
+		v.Usual = w.usual(e)
+		if e.Left > 0 && v.Progress != nil && v.Progress.Live {
+			v.LeftAll, v.Until = w.about(e.Left), w.moment(w.cfg.Now().Add(e.Left))
 		}
 	}
 	v.Failure = w.newFailure(t)
@@ -197,12 +188,12 @@ func (w *Web) newTaskView(ctx context.Context, t lpmos.Task, search string) task
 }
 
 // usual says how long such a run takes, and how this one compares.
-func (s *tongue) usual(e Estimate) template.HTML {
-	all, runs := s.about(e.Expected), count(e.Runs)
+func (s *tongue) usual(e *api.ETA) template.HTML {
+	all, runs, model := s.about(e.Expected), count(e.Runs), strings.Contains(e.Basis, "model")
 	switch {
-	case e.Model && e.FasterThan >= 0:
+	case model && e.FasterThan >= 0:
 		return s.rich("Usual for this model: %s in all; this run is faster than %s of %s.", all, s.percent(e.FasterThan), runs)
-	case e.Model:
+	case model:
 		return s.rich("Usual for this model: %s in all, of %s runs.", all, runs)
 	case e.FasterThan >= 0:
 		return s.rich("Usual for this image: %s in all; this run is faster than %s of %s.", all, s.percent(e.FasterThan), runs)
@@ -466,10 +457,9 @@ func (s *tongue) newReceipt(t lpmos.Task) *receiptView {
 	v := &receiptView{Receipt: *r, words: s, Boot: bootWord(r.BootMode), SameHostname: r.Hostname == t.Hostname, Up: s.took(time.Duration(r.UptimeSec) * time.Second)}
 	_, v.Disk = s.diskID(r.RootDisk)
 	if t.Plan != nil {
-		root, ok := t.Plan.Effect.Partition("root")
-		v.Planned = true
-		v.SameRoot = ok && root.UUID == r.RootFSUUID
-		v.SameDisk = r.RootDisk == t.Plan.Effect.Target
+		root, made := t.Plan.Effect.Root()
+		v.Planned, v.Made, v.SameRoot = true, made, root.UUID == r.RootFSUUID
+		v.SameDisk = t.Plan.Effect.Writes(r.RootDisk)
 	}
 	return v
 }

@@ -36,8 +36,9 @@ type Reader interface {
 	IDs(api.Query) (ids []string, total int) // at most Limit of them, in order
 	Counts() map[lpmos.Status]int
 	RegionCounts(region string) map[lpmos.Status]int
-	Regions() []lpmos.Region // by id
-	Images() []lpmos.Image   // by name
+	Estimate(id string) *api.ETA // what earlier runs say of a task, nil where nothing is known
+	Regions() []lpmos.Region     // by id
+	Images() []lpmos.Image       // by name
 	Machines(api.MachineQuery) api.MachinePage
 	Machine(mac lpmos.MAC) (lpmos.Machine, bool) // by any of its addresses
 	Profiles() []lpmos.Profile                   // by name
@@ -72,7 +73,9 @@ type Actions interface {
 	// Stop keeps every machine from beginning to write, until Resume.
 	Stop(ctx context.Context, reason, by string) (lpmos.Stop, error)
 	Resume(ctx context.Context, by string) error
-	SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, by string) (lpmos.ApprovalPolicy, error)
+	// SetApprovalPolicy is based on the policy with a tag; an ErrChanged says that
+	// it is another one now.
+	SetApprovalPolicy(ctx context.Context, p lpmos.ApprovalPolicy, based, by string) (lpmos.ApprovalPolicy, error)
 
 	// Lock keeps a machine as it is, until Unlock; ForgetTPM lets its next
 	// approval decide which TPM it has.
@@ -109,9 +112,6 @@ type Config struct {
 	People People
 
 	Batches Batches // nil: one task at a time
-	// Estimate is what earlier runs say of a task; ok is false where nothing is
-	// known. nil: nothing ever is.
-	Estimate func(taskID string) (e Estimate, ok bool)
 }
 
 // Web serves the pages. Make one with New.

@@ -607,3 +607,32 @@ func TestPlainLog(t *testing.T) {
 		}
 	}
 }
+
+// What an installed system said of its disk and root filesystem is held against
+// what the plan made, and only against that.
+func TestReceiptAgainstPlan(t *testing.T) {
+	s, err := newTongue("en")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := lpmos.DiskRef{Serial: "A", SizeBytes: 1 << 40}, lpmos.DiskRef{Serial: "B", SizeBytes: 1 << 40}
+	plain := lpmos.Effect{Target: first, Partitions: []lpmos.PlannedPartition{{Role: "root", FS: "ext4", UUID: "made", Mount: "/"}}}
+	mirror := lpmos.Effect{Target: first, Also: []lpmos.PlannedDisk{{Disk: second}}, Arrays: []lpmos.PlannedArray{{Name: "root", FS: "ext4", FSUUID: "made", Mount: "/"}}}
+	whole := lpmos.Effect{Target: first, Method: lpmos.FormatDisk}
+	for name, tt := range map[string]struct {
+		effect                   lpmos.Effect
+		disk                     lpmos.DiskRef
+		uuid                     string
+		sameDisk, made, sameRoot bool
+	}{
+		"as planned":                      {plain, first, "made", true, true, true},
+		"another disk, another root":      {plain, second, "other", false, true, false},
+		"a mirror, from its second half":  {mirror, second, "made", true, true, true},
+		"an image brings its filesystems": {whole, first, "the image's", true, false, false},
+	} {
+		v := s.newReceipt(lpmos.Task{Plan: &lpmos.Plan{Effect: tt.effect}, Receipt: &lpmos.Receipt{RootDisk: tt.disk, RootFSUUID: tt.uuid}})
+		if v.SameDisk != tt.sameDisk || v.Made != tt.made || v.Made && v.SameRoot != tt.sameRoot {
+			t.Errorf("%s: disk of the plan %t, root made %t, the one made %t", name, v.SameDisk, v.Made, v.SameRoot)
+		}
+	}
+}
