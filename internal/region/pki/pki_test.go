@@ -115,6 +115,7 @@ func TestAuthority(t *testing.T) {
 	})
 }
 
+// T05: a region does not start with keys that are none.
 func TestLoadRefuses(t *testing.T) {
 	good := t.TempDir()
 	load(t, good, "dc1")
