@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -158,6 +159,12 @@ func (m *ImageManifest) RootBytes() int64 {
 	return m.SizeBytes
 }
 
+var bootWordRE = regexp.MustCompile(`^[A-Za-z0-9_.,:/=@%+-]+$`)
+
+// PlainBootWord reports whether a kernel argument or a path means the same in a
+// GRUB script as it does to the kernel.
+func PlainBootWord(s string) bool { return bootWordRE.MatchString(s) }
+
 func badManifest(field, problem string) error {
 	return &InvalidError{Field: "manifest." + field, Problem: problem}
 }
@@ -193,6 +200,11 @@ func (m *ImageManifest) Validate() error {
 	}
 	if m.Format != FormatDisk && (m.Kernel == "" || m.Initrd == "") {
 		return bad("kernel", "and initrd must be named")
+	}
+	for _, word := range append(strings.Fields(m.KernelArgs), m.Kernel, m.Initrd) {
+		if word != "" && !PlainBootWord(word) {
+			return bad("kernel_args", fmt.Sprintf("or a path beside it holds %q, which cannot stand in a boot menu", Shorten(word, 80)))
+		}
 	}
 	switch m.Family {
 	case "", "debian", "redhat", "suse":

@@ -21,6 +21,7 @@ func manifest() lpmos.ImageManifest {
 	}
 }
 
+// TestManifestValidate is V12 for what an image's boot menu says, among others.
 func TestManifestValidate(t *testing.T) {
 	m := manifest()
 	if err := m.Validate(); err != nil {
@@ -38,6 +39,11 @@ func TestManifestValidate(t *testing.T) {
 		"another first boot":         func(m *lpmos.ImageManifest) { m.FirstBoot = "sysv" },
 		"no kernel":                  func(m *lpmos.ImageManifest) { m.Kernel = "" },
 		"no initrd":                  func(m *lpmos.ImageManifest) { m.Initrd = "" },
+		"an argument with a quote":   func(m *lpmos.ImageManifest) { m.KernelArgs = "ro a=\"b" },
+		"an argument with a command": func(m *lpmos.ImageManifest) { m.KernelArgs = "ro;reboot" },
+		"a variable of GRUB's":       func(m *lpmos.ImageManifest) { m.KernelArgs = "root=${root}" },
+		"an argument with NUL":       func(m *lpmos.ImageManifest) { m.KernelArgs = "a\x00" },
+		"a kernel in braces":         func(m *lpmos.ImageManifest) { m.Kernel = "/boot/{a}" },
 		"a chunk past the end":       func(m *lpmos.ImageManifest) { m.Chunks[1].Offset = 62 << 20 },
 		"chunks that overlap":        func(m *lpmos.ImageManifest) { m.Chunks[1].Offset = 4 << 20 },
 		"chunks in another order":    func(m *lpmos.ImageManifest) { m.Chunks[0], m.Chunks[1] = m.Chunks[1], m.Chunks[0] },

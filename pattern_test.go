@@ -61,6 +61,8 @@ func TestExpandHostname(t *testing.T) {
 	}
 }
 
+// TestRenderTemplate is V19, among others: there is nothing in a template but
+// facts.
 func TestRenderTemplate(t *testing.T) {
 	const head = "#cloud-config\n"
 	for name, tt := range map[string]struct{ text, want, problem string }{

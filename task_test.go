@@ -170,12 +170,13 @@ func TestValidSSHKey(t *testing.T) {
 	}
 }
 
-// hostileIDs are V06, V07 and V09: none may become a part of a key or a path.
+// hostileIDs may become a part of no key and no path.
 var hostileIDs = []string{
 	"", "/", "..", ".", "a/b", "../dc2", "dc1/../dc2", "dc1/", "/dc1", "dc1%2f", "dc1\x00", "dc1\n", " dc1", "dc１", "dc1\u202e", "Dc1", "-dc1", "dc1-", "dc_1",
 	"t1/approval", "550e8400-e29b-41d4-a716-446655440000/approval", "550E8400-E29B-41D4-A716-446655440000", strings.Repeat("a", 300), "$(x)", "-o", "*",
 }
 
+// TestIDs is V06, V07 and V09.
 func TestIDs(t *testing.T) {
 	for _, s := range hostileIDs {
 		if lpmos.ValidRegionID(s) || lpmos.ValidTaskID(s) {

@@ -67,8 +67,36 @@ func (c *Client) Profile(ctx context.Context, name string) (p Profile, err error
 // PutProfile makes the version after based, which is 0 for a new profile.
 func (c *Client) PutProfile(ctx context.Context, p lpmos.Profile, based int) (out Profile, err error) {
 	p.Version = based
-	err = c.send(ctx, http.MethodPut, v1+"/profiles/"+url.PathEscape(p.Name), p, &out)
+	err = c.send(ctx, http.MethodPut, v1+"/profiles/"+url.PathEscape(p.Name), wireProfile(p), &out)
 	return out, err
+}
+
+// askedProfile is a profile on its way to the control plane: there, and nowhere
+// else, the password hashes of its accounts are what they are.
+type askedProfile struct {
+	lpmos.Profile
+	System *askedSetup `json:"system,omitempty"`
+}
+
+type askedSetup struct {
+	lpmos.Setup
+	Users []askedAccount `json:"users,omitempty"`
+}
+
+type askedAccount struct {
+	lpmos.Account
+	PasswordHash string `json:"password_hash,omitempty"`
+}
+
+func wireProfile(p lpmos.Profile) askedProfile {
+	w := askedProfile{Profile: p}
+	if p.System != nil {
+		w.System = &askedSetup{Setup: *p.System}
+		for _, u := range p.System.Users {
+			w.System.Users = append(w.System.Users, askedAccount{u, u.PasswordHash.Reveal()})
+		}
+	}
+	return w
 }
 
 // DeleteProfile removes version based of a profile; 0 stands for any.

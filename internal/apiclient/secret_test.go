@@ -23,3 +23,20 @@ func TestSecretsAreSent(t *testing.T) {
 		t.Errorf("a spec encodes as %s, %v; want no secret in it", b, err)
 	}
 }
+
+func TestPasswordsOfProfilesAreSent(t *testing.T) {
+	p := lpmos.Profile{Name: "web", OSType: "debian", OSVersion: "12", System: &lpmos.Setup{Timezone: "UTC", Users: []lpmos.Account{
+		{Name: "ops", Sudo: true, PasswordHash: lpmos.NewSecret("the hash")}, {Name: "app", Password: true},
+	}}}
+	b, err := json.Marshal(wireProfile(p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back lpmos.Profile
+	if err := lpmos.UnmarshalJSON(b, &back); err != nil || lpmos.DigestOf(back) != lpmos.DigestOf(p) || back.System.Users[0].PasswordHash.Reveal() != "the hash" || !back.System.Users[1].PasswordHash.IsZero() {
+		t.Errorf("the request %s reads as %+v, %v; want the profile, with its hash", b, back, err)
+	}
+	if b, err = json.Marshal(p); err != nil || strings.Contains(string(b), "the hash") {
+		t.Errorf("a profile encodes as %s, %v; want no hash in it", b, err)
+	}
+}

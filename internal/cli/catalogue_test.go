@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -150,6 +151,28 @@ func TestProfileCommands(t *testing.T) {
 	}
 	if got := asked(); !strings.Contains(got, `"version":0`) || !strings.Contains(got, `"name":"new"`) {
 		t.Errorf("asked %s", got)
+	}
+	// A password's hash goes to the control plane as it is, and nowhere else.
+	const hash = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7"
+	if err := os.WriteFile(file, []byte("system: {users: [{name: ops, password_hash: '"+hash+"'}]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs := run("profile", "put", "new", "--file", file); code != 0 || strings.Contains(out+errs, hash) {
+		t.Fatalf("put with a password = %d %s %s", code, out, errs)
+	}
+	if got := asked(); !strings.Contains(got, `"password_hash":"`+hash+`"`) {
+		t.Errorf("asked %s; want the hash in it", got)
+	}
+	// V13: what names itself again and again is refused before it is unfolded.
+	bomb := "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+	for c := 'b'; c < 'k'; c++ {
+		bomb += fmt.Sprintf("%c: &%c [%s]\n", c, c, strings.Repeat(fmt.Sprintf("*%c,", c-1), 10))
+	}
+	if err := os.WriteFile(file, []byte(bomb), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := run("profile", "put", "web", "--file", file); code != ExitUsage {
+		t.Errorf("a bomb of aliases = %d %.200s", code, errs)
 	}
 	if err := os.WriteFile(file, []byte("nam: x\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -49,6 +49,7 @@ type fake struct {
 	regions []lpmos.Region
 	images  []lpmos.Image
 	refuse  map[string]string // "METHOD /path" → problem body
+	more    map[string]any    // "METHOD /path" → answer
 
 	mu    sync.Mutex
 	asked []string // "METHOD /path body", without GETs
@@ -70,6 +71,10 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer := func(v any) { _ = json.NewEncoder(w).Encode(v) }
+	if v, ok := f.more[r.Method+" "+r.URL.Path]; ok {
+		answer(v)
+		return
+	}
 	rest := strings.TrimPrefix(r.URL.Path, "/api/v1")
 	for i, t := range f.tasks {
 		switch rest {

@@ -6,7 +6,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,15 +58,12 @@ turns it round.`,
 			}
 			q.Set("cursor", l.NextCursor)
 		}
-		return a.print(machines, func(w *tabwriter.Writer, wide bool) {
-			if len(machines) == 0 {
-				fmt.Fprintln(w, "None. A machine shows up here when a task is made for it, or when it boots from the network and its region runs with --unknown-machines=discover.")
-				return
-			}
-			writeMachines(w, machines, wide)
+		return a.show(machines, func(wide bool) *table {
+			v := machineTable(machines, wide)
 			if total > len(machines) {
-				fmt.Fprintf(w, "%d of %d\n", len(machines), total)
+				v.foot = fmt.Sprintf("%d of %d", len(machines), total)
 			}
+			return v
 		})
 	})
 	return cmd
@@ -81,23 +77,26 @@ func machineStates() string {
 	return strings.Join(out, ", ")
 }
 
-func writeMachines(w *tabwriter.Writer, machines []lpmos.Machine, wide bool) {
-	head := "MAC\tSTATE\tREGION\tSERIAL\tMODEL\tHOST\tSEEN"
-	if wide {
-		head += "\tCORES\tMEMORY\tDISKS\tADDRESS\tTASK\tUUID"
+func machineTable(machines []lpmos.Machine, wide bool) *table {
+	v := &table{
+		head:  []string{"MAC", "STATE", "REGION", "SERIAL", "MODEL", "HOST", "SEEN"},
+		empty: "None. A machine shows up here when a task is made for it, or when it boots from the network and its region runs with --unknown-machines=discover.",
 	}
-	fmt.Fprintln(w, head)
+	if wide {
+		v.head = append(v.head, "CORES", "MEMORY", "DISKS", "ADDRESS", "TASK", "UUID")
+	}
 	for _, m := range machines {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s", m.MAC, machineState(m), m.RegionID, dash(m.Serial), dash(strings.TrimSpace(m.Manufacturer+" "+m.Model)), dash(m.Hostname), age(m.LastSeen))
+		row := []string{m.MAC.String(), machineState(m), m.RegionID, dash(m.Serial), dash(strings.TrimSpace(m.Manufacturer + " " + m.Model)), dash(m.Hostname), age(m.LastSeen)}
 		if wide {
 			disks := "–"
 			if m.DiskCount > 0 {
 				disks = fmt.Sprintf("%d, %s", m.DiskCount, lpmos.FormatBytes(m.DiskBytes))
 			}
-			fmt.Fprintf(w, "\t%s\t%s\t%s\t%s\t%s\t%s", dash(number(m.Cores)), memory(m.MemoryBytes), disks, dash(m.Address), dash(lpmos.Prefix(m.TaskID, 8)), dash(m.UUID))
+			row = append(row, dash(number(m.Cores)), memory(m.MemoryBytes), disks, dash(m.Address), dash(lpmos.Prefix(m.TaskID, 8)), dash(m.UUID))
 		}
-		fmt.Fprintln(w)
+		v.row(row...)
 	}
+	return v
 }
 
 func machineState(m lpmos.Machine) string {
@@ -141,40 +140,49 @@ func (a *app) machineShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(m, func(w *tabwriter.Writer, _ bool) { writeMachine(w, m) })
+			return a.show(m, func(bool) *table { return machineDetails(m) })
 		}),
 	}
 }
 
-func writeMachine(w *tabwriter.Writer, m lpmos.Machine) {
+func machineDetails(m lpmos.Machine) *table {
+	v := &table{}
 	var macs []string
 	for _, x := range m.MACs {
 		macs = append(macs, x.String())
 	}
-	fmt.Fprintf(w, "addresses\t%s\nstate\t%s\nregion\t%s\nmodel\t%s\nserial\t%s\nuuid\t%s\nlast seen\t%s\n",
-		strings.Join(macs, ", "), machineState(m), m.RegionID, dash(strings.TrimSpace(m.Manufacturer+" "+m.Model)), dash(m.Serial), dash(m.UUID), age(m.LastSeen))
+	v.field("addresses", strings.Join(macs, ", "), strong)
+	v.field("state", machineState(m))
+	v.field("region", m.RegionID)
+	v.field("model", dash(strings.TrimSpace(m.Manufacturer+" "+m.Model)))
+	v.field("serial", dash(m.Serial))
+	v.field("uuid", dash(m.UUID))
+	v.field("last seen", age(m.LastSeen))
 	if h := m.Hardware; h != nil {
-		fmt.Fprintf(w, "processor\t%s, %d cores\nmemory\t%s\nfirmware\t%s %s, boots by %s\n", dash(h.CPU.Model), h.CPU.Cores, memory(h.Memory.TotalBytes), dash(h.BIOS.Vendor), plain(h.BIOS.Version), plain(h.BootMode))
+		v.field("processor", fmt.Sprintf("%s, %d cores", dash(h.CPU.Model), h.CPU.Cores))
+		v.field("memory", memory(h.Memory.TotalBytes))
+		v.field("firmware", fmt.Sprintf("%s %s, boots by %s", dash(h.BIOS.Vendor), h.BIOS.Version, h.BootMode))
 		for _, d := range h.Disks {
-			fmt.Fprintf(w, "disk\t%s %s, serial %s\n", lpmos.FormatBytes(d.SizeBytes), plain(strings.TrimSpace(d.Vendor+" "+d.Model)), dash(d.Serial))
+			v.field("disk", fmt.Sprintf("%s %s, serial %s", lpmos.FormatBytes(d.SizeBytes), strings.TrimSpace(d.Vendor+" "+d.Model), dash(d.Serial)))
 		}
 		for _, n := range h.NICs {
 			link := "no link"
 			if n.Link {
 				link = "link"
 			}
-			fmt.Fprintf(w, "network\t%s %s %s, %s\n", plain(n.Name), n.MAC, plain(n.Driver), link)
+			v.field("network", fmt.Sprintf("%s %s %s, %s", n.Name, n.MAC, n.Driver, link))
 		}
 	}
 	for _, d := range m.Differences {
-		fmt.Fprintf(w, "changed\t%s\n", plain(differenceWords(d)))
+		v.field("changed", differenceWords(d), attention)
 	}
 	if m.Previous != nil {
-		fmt.Fprintf(w, "before\tas seen at %s\n", m.Previous.At.Local().Format(time.DateTime))
+		v.field("before", "as seen at "+m.Previous.At.Local().Format(time.DateTime))
 	}
 	for _, t := range m.Tasks {
-		fmt.Fprintf(w, "task\t%s  %s  %s, %s %s, %s\n", t.TaskID[:8], t.Status, plain(t.Hostname), plain(t.OSType), plain(t.OSVersion), t.CreatedAt.Local().Format(time.DateTime))
+		v.field("task", fmt.Sprintf("%s  %s  %s, %s %s, %s", lpmos.Prefix(t.TaskID, 8), t.Status, t.Hostname, t.OSType, t.OSVersion, t.CreatedAt.Local().Format(time.DateTime)))
 	}
+	return v
 }
 
 // differenceWords is "disk S0 size: 480 GB → 240 GB".

@@ -24,7 +24,7 @@ import (
 type credential struct {
 	User      string    `json:"user"`
 	Token     string    `json:"token"`
-	ExpiresAt time.Time `json:"expires_at"`
+	ExpiresAt time.Time `json:"expires_at,omitzero"` // of a token that login made
 }
 
 // credentialsFile is where they are kept, by server; only its owner reads it.
@@ -90,13 +90,8 @@ func (a *app) credit(c *apiclient.Client) error {
 		return nil
 	}
 	if a.tokenIn != "" {
-		b, err := os.ReadFile(a.tokenIn)
-		if err != nil {
-			return fmt.Errorf("read --token-file: %w", err)
-		}
-		token := strings.TrimSpace(string(b))
-		if token == "" || strings.ContainsAny(token, " \r\n\t") {
-			return usageError{fmt.Errorf("--token-file %s holds no token", a.tokenIn)}
+		if _, err := a.readToken(); err != nil {
+			return err
 		}
 		c.UseTokenFile(a.tokenIn)
 		return nil
@@ -106,6 +101,34 @@ func (a *app) credit(c *apiclient.Client) error {
 		c.UseToken(kept.Token)
 	}
 	return err
+}
+
+// readToken reads --token-file.
+func (a *app) readToken() (string, error) {
+	b, err := os.ReadFile(a.tokenIn)
+	if err != nil {
+		return "", fmt.Errorf("read --token-file: %w", err)
+	}
+	return oneToken(string(b), "--token-file "+a.tokenIn)
+}
+
+// oneToken is the token that a text is, from where the text came.
+func oneToken(text, from string) (string, error) {
+	token := strings.TrimSpace(text)
+	if token == "" || strings.ContainsAny(token, " \r\n\t") {
+		return "", usageError{fmt.Errorf("%s holds no token", from)}
+	}
+	return token, nil
+}
+
+// keep stores what this host shows to a server from now on.
+func keep(c *apiclient.Client, one credential) error {
+	all, err := readCredentials()
+	if err != nil {
+		return err
+	}
+	all[c.Server()] = one
+	return writeCredentials(all)
 }
 
 // prompt puts a question and reads one line; what is secret is not shown on a
@@ -165,8 +188,13 @@ func (a *app) loginCommand() *cobra.Command {
 		Use: "login [USER]", Short: "Sign in, and keep a token for this server", Args: atMost(1),
 		Long: `Login asks for the password and keeps a token that it makes in your configuration
 directory, in a file that only you can read. A one-time password is replaced
-first. Programs do better with a token of their own: lpmos token create.`,
+first. Programs do better with a token of their own: lpmos token create.
+
+Who signs in with an identity provider has no password here. Make a token in the
+web interface instead (Tokens), and let login keep it: with --token-file - it is
+asked for, or read from standard input.`,
 		Example: `  lpmos login anna --server https://lpmos.example.net
+  lpmos login --token-file -
   printf '%s\n' "$PASSWORD" | lpmos login anna`,
 	}
 	cmd.Flags().IntVar(&days, "days", 30, "how long the token lives")
@@ -174,6 +202,12 @@ first. Programs do better with a token of their own: lpmos token create.`,
 		c, err := a.stranger()
 		if err != nil {
 			return err
+		}
+		if a.tokenIn != "" {
+			if len(args) > 0 {
+				return usageError{errors.New("give a user, whose password is asked for, or --token-file, not both")}
+			}
+			return a.loginByToken(ctx, c)
 		}
 		var name string
 		if len(args) == 1 {
@@ -186,6 +220,9 @@ first. Programs do better with a token of their own: lpmos token create.`,
 			return err
 		}
 		me, err := c.Login(ctx, name, password)
+		if errors.Is(err, lpmos.ErrSignedOut) {
+			return hinted{err, "who signs in with an identity provider makes a token at " + c.Server() + "/tokens, and gives it: lpmos login --token-file -"}
+		}
 		if err != nil {
 			return err
 		}
@@ -214,21 +251,41 @@ first. Programs do better with a token of their own: lpmos token create.`,
 		if err != nil {
 			return err
 		}
-		all, err := readCredentials()
-		if err != nil {
-			return err
-		}
-		all[c.Server()] = credential{me.Name, t.Token, t.ExpiresAt}
-		if err := writeCredentials(all); err != nil {
+		if err := keep(c, credential{me.Name, t.Token, t.ExpiresAt}); err != nil {
 			return err
 		}
 		if err := c.Logout(ctx); err != nil { // the session was only for making it
 			return err
 		}
-		fmt.Fprintf(a.out, "Signed in to %s as %s (%s) until %s.\n", c.Server(), plain(me.Name), me.Role, t.ExpiresAt.Local().Format("2006-01-02"))
+		fmt.Fprintf(a.out, "Signed in to %s as %s (%s) until %s.\n", c.Server(), plain(me.Name), plain(string(me.Role)), t.ExpiresAt.Local().Format("2006-01-02"))
 		return nil
 	})
 	return cmd
+}
+
+// loginByToken keeps a token that was made elsewhere, once the server has said
+// whose it is.
+func (a *app) loginByToken(ctx context.Context, c *apiclient.Client) error {
+	var token string
+	var err error
+	if a.tokenIn != "-" {
+		token, err = a.readToken()
+	} else if token, err = a.prompt("Token: ", true); err == nil {
+		token, err = oneToken(token, "what was given")
+	}
+	if err != nil {
+		return err
+	}
+	c.UseToken(token)
+	me, err := c.Me(ctx)
+	if err != nil {
+		return err
+	}
+	if err := keep(c, credential{User: me.Name, Token: token}); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.out, "Signed in to %s as %s (%s), with the token %s.\n", c.Server(), plain(me.Name), plain(string(me.Role)), plain(me.Token))
+	return nil
 }
 
 func (a *app) logoutCommand() *cobra.Command {

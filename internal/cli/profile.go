@@ -24,15 +24,15 @@ func (a *app) profileCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.print(all, func(w *tabwriter.Writer, _ bool) {
-			if len(all) == 0 {
-				fmt.Fprintln(w, "None. Make one:  lpmos profile put NAME --os debian --os-version 12 --hostname-pattern web-{serial}")
-				return
+		return a.show(all, func(bool) *table {
+			v := &table{
+				head:  []string{"PROFILE", "VERSION", "SYSTEM", "HOST NAMES", "TEMPLATE", "KEYS", "TASKS", "CHANGED"},
+				empty: "None. Make one:  lpmos profile put NAME --os debian --os-version 12 --hostname-pattern web-{serial}",
 			}
-			fmt.Fprintln(w, "PROFILE\tVERSION\tSYSTEM\tHOST NAMES\tTEMPLATE\tKEYS\tTASKS\tCHANGED")
 			for _, p := range all {
-				fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%d\t%s\t%s\n", p.Name, p.Version, dash(strings.TrimSpace(p.OSType+" "+p.OSVersion)), dash(p.Hostname), dash(p.Template), len(p.SSHKeys), uses(p.UsedBy), age(p.UpdatedAt))
+				v.row(p.Name, fmt.Sprint(p.Version), dash(strings.TrimSpace(p.OSType+" "+p.OSVersion)), dash(p.Hostname), dash(p.Template), fmt.Sprint(len(p.SSHKeys)), uses(p.UsedBy), age(p.UpdatedAt))
 			}
+			return v
 		})
 	})}
 	show := &cobra.Command{Use: "show NAME", Short: "Show one profile", Args: exactly(1), ValidArgsFunction: a.completeProfiles, RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
@@ -40,7 +40,7 @@ func (a *app) profileCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.print(p, func(w *tabwriter.Writer, _ bool) { writeProfile(w, p) })
+		return a.show(p, func(bool) *table { return profileTable(p) })
 	})}
 	cmd.AddCommand(list, show, a.profilePut(), a.profileApply(), a.deleteNamed("profile", a.completeProfiles, (*apiclient.Client).DeleteProfile))
 	return cmd
@@ -53,19 +53,29 @@ func uses(u *apiclient.UsedBy) string {
 	return fmt.Sprintf("%d (%d live)", u.Tasks, len(u.Live))
 }
 
-func writeProfile(w *tabwriter.Writer, p apiclient.Profile) {
+func profileTable(p apiclient.Profile) *table {
 	verify := "the installed system calls home"
 	if p.Verify != nil && !*p.Verify {
 		verify = "not waited for"
 	}
-	fmt.Fprintf(w, "profile\t%s\ndescription\t%s\nsystem\t%s\nhost names\t%s\nverification\t%s\ntemplate\t%s\nlayout\t%s\nnotes\t%s\nchanged\t%s ago, by %s\nused by\t%s tasks\n",
-		p.Ref(), dash(p.Description), dash(strings.TrimSpace(p.OSType+" "+p.OSVersion+" "+p.Arch)), dash(p.Hostname), verify, dash(p.Template), p.Layout.Name(), dash(p.Notes), age(p.UpdatedAt), dash(p.UpdatedBy), uses(p.UsedBy))
+	v := &table{}
+	v.field("profile", p.Ref(), strong)
+	v.field("description", dash(p.Description))
+	v.field("system", dash(strings.TrimSpace(p.OSType+" "+p.OSVersion+" "+p.Arch)))
+	v.field("host names", dash(p.Hostname))
+	v.field("verification", verify)
+	v.field("template", dash(p.Template))
+	v.field("layout", p.Layout.Name())
+	v.field("notes", dash(p.Notes))
+	v.field("changed", age(p.UpdatedAt)+" ago, by "+dash(p.UpdatedBy))
+	v.field("used by", uses(p.UsedBy)+" tasks")
 	for _, k := range p.SSHKeys {
-		fmt.Fprintf(w, "SSH key\t%s\n", plain(k))
+		v.field("SSH key", k)
 	}
 	for _, l := range setupLines(p.System) {
-		fmt.Fprintf(w, "%s\t%s\n", l[0], plain(l[1]))
+		v.field(l[0], l[1])
 	}
+	return v
 }
 
 func (a *app) profileApply() *cobra.Command {
@@ -103,7 +113,7 @@ ends with exit code 4. A file without a version replaces what there is.`,
 		if err != nil {
 			return err
 		}
-		return a.print(out, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "profile %s: stored\n", out.Ref()) })
+		return a.print(out, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "profile %s: stored\n", clip(plain(out.Ref()), maxCell)) })
 	})
 	return cmd
 }
@@ -170,7 +180,7 @@ ends with exit code 4. Tasks that exist are never changed.`,
 		if err != nil {
 			return err
 		}
-		return a.print(out, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "profile %s: stored\n", out.Ref()) })
+		return a.print(out, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "profile %s: stored\n", clip(plain(out.Ref()), maxCell)) })
 	})
 	return cmd
 }

@@ -21,19 +21,19 @@ func (a *app) templateCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.print(all, func(w *tabwriter.Writer, _ bool) {
-			if len(all) == 0 {
-				fmt.Fprintln(w, "None. Make one:  lpmos template put NAME --file user-data.yaml")
-				return
+		return a.show(all, func(bool) *table {
+			v := &table{
+				head:  []string{"TEMPLATE", "VERSION", "KIND", "SIZE", "PROFILES", "TASKS", "CHANGED", "DESCRIPTION"},
+				empty: "None. Make one:  lpmos template put NAME --file user-data.yaml",
 			}
-			fmt.Fprintln(w, "TEMPLATE\tVERSION\tKIND\tSIZE\tPROFILES\tTASKS\tCHANGED\tDESCRIPTION")
 			for _, t := range all {
 				profiles := ""
 				if t.UsedBy != nil {
 					profiles = strings.Join(t.UsedBy.Profiles, ", ")
 				}
-				fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", t.Name, t.Version, t.Kind, lpmos.FormatBytes(int64(len(t.Text))), dash(profiles), uses(t.UsedBy), age(t.UpdatedAt), dash(t.Description))
+				v.row(t.Name, fmt.Sprint(t.Version), t.Kind, lpmos.FormatBytes(int64(len(t.Text))), dash(profiles), uses(t.UsedBy), age(t.UpdatedAt), dash(t.Description))
 			}
+			return v
 		})
 	})}
 	show := &cobra.Command{Use: "show NAME", Short: "Print the text of a template", Args: exactly(1), ValidArgsFunction: a.completeTemplates, RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
@@ -103,7 +103,7 @@ Tasks that exist keep the template they were created with.`,
 		if err != nil {
 			return err
 		}
-		return a.print(out, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "template %s: stored\n", out.Ref()) })
+		return a.print(out, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "template %s: stored\n", clip(plain(out.Ref()), maxCell)) })
 	})
 	return cmd
 }

@@ -255,6 +255,32 @@ func TestSignInWithAProvider(t *testing.T) {
 			t.Errorf("without a group, the session before is %+v still", m)
 		}
 	})
+	t.Run("groups that the ID token leaves out are asked for", func(t *testing.T) {
+		tell := func(info map[string]any) {
+			p.tp.SetSubjectInfo(map[string]*capoidc.TestSubject{"dora": {Password: there, UserInfo: info, CustomClaims: map[string]any{"preferred_username": "dora"}}})
+		}
+		b := p.browser()
+		tell(map[string]any{"groups": []string{"ops"}, "email": "dora@example.net", "auth_time": 1})
+		p.signIn(b, "dora", "?fresh=1") // when it was, the signed token says
+		if m := p.me(b); m.Name != "dora" || m.Role != lpmos.Approver || strings.Join(m.Regions, " ") != "dc1 dc2" {
+			t.Errorf("signed in as %+v; want what the groups mean", m)
+		}
+		other := p.browser()
+		tell(map[string]any{"sub": "somebody else", "groups": []string{"admins"}})
+		resp, body := p.signIn(other, "dora", "")
+		p.refused(other, 401, resp, body, "was not accepted")
+		// Nobody loses a role because the provider does not answer.
+		p.tp.SetDisableUserInfo(true)
+		resp, body = p.signIn(other, "dora", "")
+		p.tp.SetDisableUserInfo(false)
+		p.refused(other, 502, resp, body, "does not answer")
+		if m := p.me(b); m.Role != lpmos.Approver {
+			t.Errorf("the session before = %+v; want it as it was", m)
+		}
+		tell(map[string]any{"email": "dora@example.net"})
+		resp, body = p.signIn(other, "dora", "")
+		p.refused(other, 403, resp, body, "None of your groups")
+	})
 	t.Run("signing out ends the session here", func(t *testing.T) {
 		b := p.browser()
 		p.person("anna", "admins")
@@ -455,7 +481,7 @@ func TestForgedIDTokens(t *testing.T) {
 }
 
 // Without a provider that answers, everything starts, and says what is wrong
-// with a configuration.
+// with a configuration; with a secret that is none, nothing does (T05).
 func TestProviderConfiguration(t *testing.T) {
 	dir := t.TempDir()
 	empty := filepath.Join(dir, "empty")

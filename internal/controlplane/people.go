@@ -195,8 +195,8 @@ func (c *Config) AccessFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.CA, "oidc-ca", "", "PEM file of the authority of the provider's certificate (default: the system's)")
 	f.StringVar(&o.Name, "oidc-name", "", "what the button on the sign-in page calls it (default: its host)")
 	f.StringSliceVar(&o.Scopes, "oidc-scopes", []string{"profile", "email"}, "scopes asked for beside openid")
-	f.StringVar(&o.UserClaim, "oidc-user-claim", "", "claim of the ID token that names the user (default preferred_username, else email)")
-	f.StringVar(&o.GroupsClaim, "oidc-groups-claim", "", "claim of the ID token with the groups (default groups)")
+	f.StringVar(&o.UserClaim, "oidc-user-claim", "", "claim that names the user (default preferred_username, else email)")
+	f.StringVar(&o.GroupsClaim, "oidc-groups-claim", "", "claim of the ID token, or of userinfo where that has none, with the groups (default groups)")
 	f.StringArrayVar(&o.Grants, "oidc-grant", nil, "GROUP=ROLE or GROUP=ROLE@REGION+REGION: what being in a group means; repeat it for more")
 	f.StringSliceVar(&c.TrustedProxies, "trusted-proxy", nil, "address or network of a reverse proxy whose X-Forwarded-For and -Proto are believed")
 }

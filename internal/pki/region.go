@@ -53,7 +53,7 @@ func LoadRegion(dir, regionID string) (*Region, error) {
 		if b, err = generateRegion(regionID); err != nil {
 			return nil, fmt.Errorf("make the region's certificate authority: %w", err)
 		}
-		if b, err = publish(path, b); err != nil {
+		if b, err = Create(path, b); err != nil {
 			return nil, fmt.Errorf("store the region's certificate authority: %w", err)
 		}
 	} else if err != nil {

@@ -115,6 +115,7 @@ func TestRegion(t *testing.T) {
 	})
 }
 
+// T05: a region does not start with keys that are none.
 func TestLoadRegionRefuses(t *testing.T) {
 	good := t.TempDir()
 	loadRegion(t, good, "dc1")

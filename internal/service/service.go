@@ -71,9 +71,23 @@ func Signals(ctx context.Context, log *slog.Logger) (context.Context, context.Ca
 // HTTPServer has the limits that every listener of LPMOS starts from.
 func HTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 60 * time.Second,
+		Handler: endAfterChunks(h), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 60 * time.Second,
 		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+}
+
+// endAfterChunks ends the connection behind a request whose body came in chunks.
+// If it had a length as well, a proxy may believe in another end of it than we
+// do, and what follows would be a request that the proxy never saw (RFC 9112,
+// §6.1). The length is gone by now, and so both kinds are treated alike; what
+// browsers and our own clients send has a length alone.
+func endAfterChunks(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 1 && len(r.TransferEncoding) > 0 {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // Serve serves HTTP on l until ctx ends, then drains. With a TLS configuration

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -79,5 +81,77 @@ func TestListenSaysWhatToDo(t *testing.T) {
 	defer l.Close()
 	if _, err := Listen(l.Addr().String()); err == nil || !strings.Contains(err.Error(), "another program has it") {
 		t.Errorf("Listen on a taken address = %v", err)
+	}
+}
+
+// W13: what proxy and server may take apart differently is refused, or is the
+// last request of its connection; what stands behind it is never answered.
+func TestRequestsAreNotSmuggled(t *testing.T) {
+	var smuggled atomic.Int64
+	srv := HTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/smuggled" {
+			smuggled.Add(1)
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+	}), slog.New(slog.DiscardHandler))
+	l, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx, srv, l) }()
+	defer func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	const inner = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+	for name, tt := range map[string]struct {
+		headers, body string
+		want          string // status
+	}{
+		"a length and chunks":           {"Content-Length: 43\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n", "200"},
+		"chunks and a length":           {"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", "0\r\n\r\n", "200"},
+		"chunks alone":                  {"Transfer-Encoding: chunked\r\n", "0\r\n\r\n", "200"},
+		"a chunk that ends with a line": {"Transfer-Encoding: chunked\r\n", "0\n\n", "200"},
+		"two lengths":                   {"Content-Length: 0\r\nContent-Length: 38\r\n", "", "400"},
+		"two lengths in one":            {"Content-Length: 0, 38\r\n", "", "400"},
+		"a length with a sign":          {"Content-Length: +0\r\n", "", "400"},
+		"a length in hexadecimal":       {"Content-Length: 0x0\r\n", "", "400"},
+		"a length below nothing":        {"Content-Length: -1\r\n", "", "400"},
+		"a blank before the colon":      {"Content-Length: 5\r\nTransfer-Encoding : chunked\r\n", "0\r\n\r\n", "400"},
+		"another encoding":              {"Content-Length: 5\r\nTransfer-Encoding: xchunked\r\n", "0\r\n\r\n", "501"},
+		"two encodings":                 {"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", "0\r\n\r\n", "501"},
+		"two encodings in one":          {"Transfer-Encoding: chunked, identity\r\n", "0\r\n\r\n", "501"},
+		"an encoding behind a control":  {"Transfer-Encoding:\x0bchunked\r\n", "0\r\n\r\n", "400"},
+		"a name with a control in it":   {"Transfer\x00-Encoding: chunked\r\n", "0\r\n\r\n", "400"},
+		"a header on a line of its own": {"X: a\r\n Transfer-Encoding: chunked\r\n\x00: b\r\n", "0\r\n\r\n", "400"},
+		"two hosts":                     {"Host: y\r\n", "", "400"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+			if _, err := io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\n"+tt.headers+"\r\n"+tt.body+inner); err != nil {
+				t.Fatal(err)
+			}
+			// A server that ends a connection with bytes that nobody read may have it
+			// reset; the answer is there by then.
+			b, err := io.ReadAll(c)
+			if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+				t.Errorf("the connection goes on after %q", b)
+			}
+			if n := strings.Count(string(b), "HTTP/1.1 "); n != 1 || !strings.HasPrefix(string(b), "HTTP/1.1 "+tt.want) {
+				t.Errorf("%d answers, %q; want one, %s", n, b, tt.want)
+			}
+		})
+	}
+	if n := smuggled.Load(); n > 0 {
+		t.Errorf("%d requests were smuggled", n)
 	}
 }

@@ -28,6 +28,7 @@ var unaudited = map[Kind]string{
 	KindRegionStatus: derived, KindTPM: "the approval that binds a machine to its TPM is an event of its task; forgetting one has an entry (ForgetTPM)", KindPermits: derived, KindStoreID: derived,
 	KindDiscovered: observed, KindHeartbeat: observed, KindCapabilities: observed, KindReportAgent: observed, KindReportHardware: observed,
 	KindReportProgress: observed, KindReportPermit: observed, KindReportLog: observed, KindReportResult: observed, KindReportBooted: observed,
+	KindTries:  "nobody decides it: it is counted, and forgotten by itself",
 	KindSignIn: "signing in and out changes nothing for others; a session that somebody ends has an entry (EndSignIn)",
 }
 

@@ -169,7 +169,7 @@ func (s *Store) listRange(ctx context.Context, scope Scope, from, end string, re
 		out = slices.Grow(out, len(r.Kvs))
 		for _, kv := range r.Kvs {
 			k, ok := ParseKey(string(kv.Key))
-			if !ok || scope == All && (k.Kind == KindEvent || k.Kind == KindIdempotency || k.Kind == KindEnrollment || k.Kind == KindBatchRequest || k.Kind == KindAuditEntry || k.Kind == KindSignedHead) {
+			if !ok || scope == All && (k.Kind == KindEvent || k.Kind == KindIdempotency || k.Kind == KindEnrollment || k.Kind == KindTries || k.Kind == KindBatchRequest || k.Kind == KindAuditEntry || k.Kind == KindSignedHead) {
 				continue // nobody follows them
 			}
 			out = append(out, Change{Key: k, Value: kv.Value, Rev: kv.ModRevision})

@@ -72,6 +72,7 @@ const (
 	KindUser   Kind = "users/{name}"
 	KindSignIn Kind = "sessions/{key}"
 	KindToken  Kind = "tokens/{key}"
+	KindTries  Kind = "tries/{key}"
 
 	KindAuditEntry Kind = "audit/entries/{seq}"
 	KindAuditHead  Kind = "audit/head"
@@ -86,7 +87,7 @@ var Kinds = []Kind{
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,
 	KindGlobal, KindStop, KindStoreID, KindImage, KindProfile, KindTemplate, KindIdempotency, KindEnrollment,
 	KindBatchOutcome, KindBatchRequest,
-	KindUser, KindSignIn, KindToken,
+	KindUser, KindSignIn, KindToken, KindTries,
 	KindAuditEntry, KindAuditHead, KindSignedHead,
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -226,6 +227,60 @@ func (s *Store) DeleteToken(ctx context.Context, id string) (int64, error) {
 // Token reads a token and the revision that wrote it.
 func (s *Store) Token(ctx context.Context, id string) (lpmos.APIToken, int64, error) {
 	return readHashed[lpmos.APIToken](ctx, s, KindToken, id)
+}
+
+// maxTries bounds what is remembered of one account or address.
+const maxTries = 64
+
+// Tries are when wrong passwords were given lately, oldest first. id is the
+// SHA-256 of what is counted, an account or an address.
+func (s *Store) Tries(ctx context.Context, id string) ([]time.Time, error) {
+	key, err := hashKey(KindTries, id)
+	if err != nil {
+		return nil, err
+	}
+	all, _, err := readVersion[[]time.Time](ctx, s, key)
+	return all, err
+}
+
+// NoteTry adds a wrong password, whichever replica looked at it. All are
+// forgotten when none was given for window.
+func (s *Store) NoteTry(ctx context.Context, id string, at time.Time, window time.Duration) error {
+	key, err := hashKey(KindTries, id)
+	if err != nil {
+		return err
+	}
+	lease, err := s.grant(ctx, window)
+	if err != nil {
+		return fmt.Errorf("note a wrong password: %w", err)
+	}
+	for range maxRaces {
+		all, rev, err := readVersion[[]time.Time](ctx, s, key)
+		if err != nil {
+			return err
+		}
+		all = slices.DeleteFunc(append(all, at), func(t time.Time) bool { return at.Sub(t) > window })
+		slices.SortFunc(all, time.Time.Compare)
+		r, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", rev)},
+			[]clientv3.Op{clientv3.OpPut(key, string(encode(all[max(0, len(all)-maxTries):])), clientv3.WithLease(lease))}, nil)
+		if err != nil {
+			return fmt.Errorf("note a wrong password: %w", err)
+		}
+		if r.Succeeded {
+			return nil
+		}
+	}
+	return fmt.Errorf("note a wrong password: %w", lpmos.ErrUnavailable)
+}
+
+// ForgetTries lets an account or an address begin anew.
+func (s *Store) ForgetTries(ctx context.Context, id string) error {
+	key, err := hashKey(KindTries, id)
+	if err != nil {
+		return err
+	}
+	_, err = s.txn(ctx, nil, []clientv3.Op{clientv3.OpDelete(key)}, nil)
+	return err
 }
 
 // vet reads what an approval by somebody is judged by into rec, and answers the

@@ -97,6 +97,40 @@ func TestIdentityStays(t *testing.T) {
 	})
 }
 
+// TestClearedTPM is T12: a TPM that its owner cleared is the same machine's
+// still, because clearing leaves the endorsement seed (TPM 2.0 Part 3, §24.6);
+// one whose endorsement seed was made anew (§24.4) is another.
+func TestClearedTPM(t *testing.T) {
+	t.Parallel()
+	const ccChangeEPS, ccClear, rhPlatform = 0x124, 0x126, 0x4000000c
+	dial := tpmtest.Start(t, t.TempDir())
+	x := open(t, dial)
+	id, secret := x.Identity(), []byte("32 bytes that open a credential.")
+	w, err := Wrap(id, secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := func(cc uint32) *TPM {
+		t.Helper()
+		if _, err := x.command(cc, []uint32{rhPlatform}, []uint32{rhPassword}, nil); err != nil {
+			t.Fatalf("command %#x: %v", cc, err)
+		}
+		x.rw.Close() // without unloading keys, which the command did
+		x = open(t, dial)
+		return x
+	}
+	if got, err := again(ccClear).Unwrap(w); err != nil || !bytes.Equal(got, secret) {
+		t.Errorf("Unwrap after the owner cleared it = %x, %v; want the secret", got, err)
+	}
+	if got, err := again(ccChangeEPS).Unwrap(w); err == nil {
+		t.Errorf("Unwrap with another endorsement seed = %x; want an error", got)
+	}
+	if bytes.Equal(x.Identity().Endorsement, id.Endorsement) {
+		t.Error("with another endorsement seed its identity is the same")
+	}
+	closeTPM(t, x)
+}
+
 func wrapped(t *testing.T, id Identity) Wrapped {
 	t.Helper()
 	w, err := Wrap(id, []byte{1})
@@ -106,6 +140,7 @@ func wrapped(t *testing.T, id Identity) Wrapped {
 	return w
 }
 
+// TestWrapRefuses is T12: what is no endorsement key gets nothing wrapped.
 func TestWrapRefuses(t *testing.T) {
 	good := Identity{Endorsement: testEndorsement(), Activated: Name(activatedTemplate())}
 	if _, err := Wrap(good, []byte("x")); err != nil {

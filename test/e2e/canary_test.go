@@ -3,19 +3,25 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,9 +30,14 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/agent"
+	"github.com/lpmos/lpmos/internal/agent/callhome"
 	"github.com/lpmos/lpmos/internal/agent/demo"
+	"github.com/lpmos/lpmos/internal/agent/install"
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/controlplane"
+	regional "github.com/lpmos/lpmos/internal/region"
+	own "github.com/lpmos/lpmos/internal/site"
 )
 
 // canaries are secrets by what they are, and what was found of them.
@@ -68,15 +79,103 @@ func (c *canaries) sees(where string, b []byte) {
 	}
 }
 
-// TestNoSecretAnywhere puts a canary into every kind of secret there is, goes
-// through an installation and a batch, and looks for them in every page and
-// answer, on the socket, in all logs, in the store with its history, and in
-// every file that control plane and region keep.
+// files looks through every file below dir.
+func (c *canaries) files(dir string, except ...string) {
+	c.t.Helper()
+	n := 0
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		n++
+		c.sweep(path, b, except...)
+		return err
+	})
+	if err != nil || n == 0 {
+		c.t.Errorf("files of %s: %d, %v", dir, n, err)
+	}
+}
+
+// complete fails the test if a canary is not what one could look for.
+func (c *canaries) complete() {
+	c.t.Helper()
+	for name, v := range c.values {
+		if len(v) < 10 {
+			c.t.Errorf("the canary of the %s is %q: it was not looked for", name, v)
+		}
+	}
+}
+
+// doomed is a machine of this process, whose disk fails when it is written to;
+// job is what its agent was given for it.
+type doomed struct {
+	hw  lpmos.Hardware
+	job chan install.Job
+}
+
+func (d doomed) Collect(context.Context) (*lpmos.Hardware, error) { return &d.hw, nil }
+func (d doomed) SetClock(time.Time) error                         { return nil }
+func (d doomed) Reboot(string)                                    {}
+func (d doomed) Finished(lpmos.Disk) (install.Marker, bool)       { return install.Marker{}, false }
+func (d doomed) Install(_ context.Context, job install.Job) error {
+	d.job <- job
+	return &install.Failure{Code: "disk_gone", Cause: "The disk does not answer.", NextStep: "Look at its cable."}
+}
+
+// fails has a task's machine go through an attempt that fails, and returns what
+// it was given.
+func (s *site) fails(r *region, n int, id string) install.Job {
+	s.t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	d := doomed{demo.Hardware(mac(n), "test"), make(chan install.Job, 1)}
+	cfg, err := demo.Boot(s.t.Context(), r.boot, mac(n), d.hw.System.UUID)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	client, err := agent.NewClient(cfg, log)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(s.t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer client.Close()
+		_ = agent.New(cfg, client, d, d, nil, agent.Pauses{Again: time.Second, Reboot: time.Second}, nil, log).Run(ctx) // what came of it, the control plane says
+	})
+	s.approve(id)
+	s.until(id, lpmos.Failed, 60*time.Second)
+	cancel()
+	wg.Wait()
+	return <-d.job
+}
+
+// TestNoSecretAnywhere puts a canary into every kind of secret that a task, a
+// machine, a region or a person has, goes through an installation, one that
+// fails, and a batch, and looks for them in every page and answer, on the socket,
+// in all logs, in the store with its history, and in every file that control
+// plane and region keep.
 func TestNoSecretAnywhere(t *testing.T) {
 	t.Parallel()
 	etcdDir, controlDir, regionDir := t.TempDir(), t.TempDir(), t.TempDir()
 	s := newSiteIn(t, etcdDir, controlDir)
-	r := s.newRegion("dc1", regionDir)
+	// What the region shows to fetch files is made by it and told to nobody but
+	// the control plane, so something between the two listens.
+	target, err := url.Parse(s.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var shown atomic.Value
+	between := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(p *httputil.ProxyRequest) {
+		if secret, ok := strings.CutPrefix(p.In.Header.Get("Authorization"), "Bearer "); ok {
+			shown.Store(secret)
+		}
+		p.SetURL(target)
+	}})
+	defer between.Close()
+	behind := *s
+	behind.url = between.URL
+	r := behind.newRegion("dc1", regionDir)
 	s.online("dc1")
 	c := &canaries{t: t, values: map[string]string{}, visible: "CANARY-visible-note"}
 	ctx := t.Context()
@@ -148,11 +247,37 @@ func TestNoSecretAnywhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.values["credential of a boot"] = cfg.Credential
-	agent := s.agent(r, mac(1), 2*time.Second)
+	machine := s.agent(r, mac(1), 2*time.Second)
 	s.approve(id)
 	s.until(id, lpmos.Completed, 90*time.Second)
-	if code := agent.wait(30 * time.Second); code != 0 {
+	if code := machine.wait(30 * time.Second); code != 0 {
 		t.Errorf("agent ended with %d", code)
+	}
+	c.values["secret of the region"], _ = shown.Load().(string)
+
+	// A task that fails keeps its secrets, sealed, for whoever tries again; so
+	// does the profile. Its machine had both in its hands, and a token to call home.
+	c.values["password hash of a profile"] = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7"
+	c.values["secret of a failed task"] = "CANARY-of-a-failed-task"
+	if _, err := s.api.PutProfile(ctx, lpmos.Profile{Name: "web", System: &lpmos.Setup{Users: []lpmos.Account{{Name: "ops", PasswordHash: lpmos.NewSecret(c.values["password hash of a profile"])}}}}, 0); err != nil {
+		t.Fatal(err)
+	}
+	wanted := spec(4, "secret of a failed task")
+	wanted.Profile = "web"
+	failed, err := s.api.CreateTask(ctx, wanted, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	job := s.fails(r, 4, failed)
+	if got := job.Secrets["password.ops"]; got.Reveal() != c.values["password hash of a profile"] {
+		t.Errorf("the machine was given %d secrets, and not the password of its profile", len(job.Secrets))
+	}
+	if got := job.Secrets["root-password"]; got.Reveal() != c.values["secret of a failed task"] {
+		t.Errorf("the machine was given %d secrets, and not that of its task", len(job.Secrets))
+	}
+	c.values["token to call home"] = job.Callhome.Token
+	if err := callhome.Post(ctx, job.Callhome, func() lpmos.Receipt { return lpmos.Receipt{RootFSUUID: "of nothing"} }, 5*time.Second, slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("a system that was never installed called home")
 	}
 
 	// Every page and answer, for an admin.
@@ -160,7 +285,9 @@ func TestNoSecretAnywhere(t *testing.T) {
 	for path, visible := range map[string]bool{
 		"/dashboard": false, "/tasks": false, "/tasks/" + id: true, "/tasks/" + line: true, "/tasks/" + line + "/approve": false, "/tasks/" + id + "/log": false,
 		"/batches/" + batch.ID: false, "/machines": false, "/machines/" + mac(1).String(): false, "/regions": false, "/images": false, "/stop": false,
-		"/users": false, "/users/carol": false, "/tokens": false,
+		"/users": false, "/users/carol": false, "/tokens": false, "/audit": false, "/policy": false, "/profiles": false, "/profiles/web": false,
+		"/tasks/" + failed: true, "/tasks/" + failed + "/log": false, "/api/v1/tasks/" + failed: true, "/api/v1/tasks/" + failed + "/plan": false, "/api/v1/tasks/" + failed + "/logs": false,
+		"/api/v1/profiles": false, "/api/v1/profiles/web": false, "/api/v1/audit": false, "/api/v1/audit/export": false, "/api/v1/approval-policy": false,
 		"/api/v1/tasks": false, "/api/v1/tasks/" + id: true, "/api/v1/tasks/" + line: true, "/api/v1/tasks/" + id + "/events": false, "/api/v1/tasks/" + id + "/logs": false,
 		"/api/v1/tasks/" + id + "/plan": false, "/api/v1/batches/" + batch.ID: false, "/api/v1/machines": false, "/api/v1/machines/" + mac(1).String(): false,
 		"/api/v1/regions": false, "/api/v1/regions/dc1": false, "/api/v1/users": false, "/api/v1/tokens": false, "/api/v1/me": false, "/api/v1/limits": false, "/metrics": false,
@@ -182,7 +309,7 @@ func TestNoSecretAnywhere(t *testing.T) {
 	if !bytes.Contains(frames.Bytes(), []byte(id)) {
 		t.Error("the WebSocket said nothing of the task: nothing was looked at")
 	}
-	for _, p := range []*process{s.etcd, s.control, r.process, agent} {
+	for _, p := range []*process{s.etcd, s.control, r.process, machine} {
 		c.sweep("the log of "+p.name, []byte(p.out.String()))
 	}
 
@@ -208,26 +335,154 @@ func TestNoSecretAnywhere(t *testing.T) {
 	for _, p := range []*process{s.control, r.process, s.etcd} {
 		p.kill()
 	}
-	for dir, except := range map[string][]string{etcdDir: nil, controlDir: {"token of this host"}, regionDir: nil} {
-		files := 0
-		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !d.Type().IsRegular() {
-				return err
-			}
-			b, err := os.ReadFile(path)
-			files++
-			c.sweep(path, b, except...)
-			return err
-		})
-		if err != nil || files == 0 {
-			t.Errorf("files of %s: %d, %v", dir, files, err)
-		}
+	c.files(etcdDir)
+	c.files(controlDir, "token of this host")
+	c.files(regionDir)
+	c.complete()
+}
+
+// TestNoWayInAnywhere is the same for what lets somebody in: the first
+// password, the link that signs in once with the session that comes of it, and
+// tokens that enroll a region, used and not.
+func TestNoWayInAnywhere(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "lpmos-canary-") // t.TempDir may be too deep for a socket
+	if err != nil {
+		t.Fatal(err)
 	}
-	for name, v := range c.values {
-		if len(v) < 10 {
-			t.Errorf("the canary of the %s is %q: it was not looked for", name, v)
-		}
+	defer os.RemoveAll(dir)
+	c := &canaries{t: t, values: map[string]string{}}
+	var said output
+	ports := freePorts(t, 2)
+	cfg := own.Config{DataDir: dir, NoFsync: true, EtcdListen: ports[0], Region: regional.Config{RegionID: "dc1", BootAddr: "127.0.0.1:0", AgentAddr: "127.0.0.1:0", TFTPAddr: "off"}}
+	cfg.ControlPlane.ListenAddr, cfg.ControlPlane.TLS = ports[1], true
+	first := make(chan string, 1)
+	cfg.ControlPlane.FirstUser = func(_, password string) { first <- password }
+	one, err := own.New(t.Context(), cfg, slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	if err != nil {
+		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- one.Run(ctx) }()
+	stop := sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	defer stop()
+	s := &site{t: t, url: one.ControlPlane.URL()}
+	if s.api, err = apiclient.New(s.url, nil); err != nil {
+		t.Fatal(err)
+	}
+	pem, err := os.ReadFile(one.ControlPlane.AuthorityFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.api.Trust(pem); err != nil {
+		t.Fatal(err)
+	}
+	local := one.ControlPlane.LocalToken("test")
+	s.api.UseToken(local)
+	waitFor(t, "the site", 60*time.Second, func() error { return s.api.Ready(t.Context()) })
+	s.online("dc1")
+	c.values["first password"] = <-first
+
+	// The link, as a browser opens it.
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
+	defer tr.CloseIdleConnections()
+	browser := &http.Client{Transport: tr, Timeout: 30 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	ask := func(path string, header ...string) (*http.Response, []byte) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(header); i += 2 {
+			req.Header.Set(header[i], header[i+1])
+		}
+		resp, err := browser.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp, b
+	}
+	link, err := url.Parse(one.ControlPlane.SignInLink())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.values["link that signs in"] = link.Query().Get("code")
+	unused, err := url.Parse(one.ControlPlane.SignInLink())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.values["link that nobody opened"] = unused.Query().Get("code")
+	for i := range 2 { // the second time it is refused, and that is told to the log
+		resp, b := ask(link.RequestURI())
+		for _, k := range resp.Cookies() {
+			c.values["session by the link"] = k.Value
+		}
+		if resp.StatusCode != []int{http.StatusSeeOther, http.StatusUnauthorized}[i] {
+			t.Errorf("the link, opened %d times, = %d", i+1, resp.StatusCode)
+		}
+		c.sweep("the answer to the link", b)
+	}
+
+	// Regions: a token that is used, again, and one that is not.
+	use, err := s.api.EnrollRegion(t.Context(), "dc2", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spare, err := s.api.EnrollRegion(t.Context(), "dc3", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, token := range map[string]string{"token that enrolled a region": use.Token, "token that enrolls a region": spare.Token} {
+		c.values[name] = token
+		secret, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.values["secret of the "+name] = strings.Split(token, ".")[1]
+		c.values["bytes of the "+name] = string(secret)
+	}
+	regionDir := t.TempDir()
+	args := []string{"--enroll-token=" + use.Token, "--control-plane-url=" + s.url, "--tftp-addr=off", "--boot-addr=127.0.0.1:0", "--agent-addr=127.0.0.1:0"}
+	enrolled := start(t, "regional-client", nil, append([]string{"--data-dir=" + regionDir, "--log-level=debug"}, args...)...)
+	s.online("dc2")
+	again := start(t, "regional-client", nil, append([]string{"--data-dir=" + t.TempDir()}, args...)...)
+	if code := again.wait(60 * time.Second); code == 0 {
+		t.Error("a token was used twice")
+	}
+
+	for _, path := range []string{
+		"/dashboard", "/regions", "/users", "/users/admin", "/tokens", "/account", "/audit", "/api/v1/regions", "/api/v1/regions/dc2", "/api/v1/users", "/api/v1/users/admin", "/api/v1/me", "/api/v1/audit", "/api/v1/audit/export", "/metrics",
+	} {
+		resp, b := ask(path, "Cookie", "__Host-lpmos="+c.values["session by the link"])
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("GET %s = %d; want 200, or nothing was looked at", path, resp.StatusCode)
+		}
+		c.sweep("GET "+path, b)
+	}
+	enrolled.kill()
+	stop()
+	c.sweep("the log of the region", []byte(enrolled.out.String()))
+	c.sweep("the log of the region that came too late", []byte(again.out.String()))
+	c.sweep("the log of the site", []byte(said.String()))
+	if !strings.Contains(said.String(), "signed in") || !strings.Contains(said.String(), "region=dc2") {
+		t.Error("the log of the site speaks of nothing that happened: nothing was looked at")
+	}
+	c.files(dir)
+	c.files(regionDir)
+	c.complete()
 }
 
 // signIn signs a new user in, has them choose a password and make a token, and

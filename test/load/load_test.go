@@ -76,7 +76,7 @@ func newSite(t *testing.T, sc scenario) *target {
 
 // Fifty machines are installed while a hundred browsers watch one each and four
 // watch all: everyone sees every status in order, and nobody is cut off or left
-// behind.
+// behind (W01).
 func TestNothingIsLost(t *testing.T) {
 	sc := scenario{Name: "quick", Title: "quick", Machines: 50, Clients: 100, All: 4, Ramp: time.Second, Install: 4 * time.Second, Every: time.Second}
 	tg := newSite(t, sc)

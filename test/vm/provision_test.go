@@ -73,7 +73,7 @@ func TestProvision(t *testing.T) {
 		}
 	}
 
-	// The network stays first in the boot order; the region sends the machine
+	// X05: the network stays first in the boot order; the region sends the machine
 	// to its own disk, to the newer system, and nobody is asked.
 	var up, agent []*lab.Reader
 	for _, m := range machines {

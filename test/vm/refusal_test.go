@@ -118,7 +118,7 @@ func TestRefusals(t *testing.T) {
 		w.completed(swapped, id)
 	})
 
-	t.Run("a machine without a task boots its own disk", func(t *testing.T) {
+	t.Run("a machine without a task boots its own disk", func(t *testing.T) { // X05
 		swapped.PowerOff()
 		path := filepath.Join(w.dir, "stranger.disk")
 		w.copyFile(path, swapped.disk(0))

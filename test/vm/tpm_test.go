@@ -11,7 +11,7 @@ import (
 
 // TestMachineWithTPM approves a machine with a TPM 2.0, and then boots a clone of
 // it: the same MAC, UUID, serial numbers and disk, with a TPM of its own. The
-// clone gets nothing and is seen; the machine itself is installed again.
+// clone gets nothing and is seen (T12); the machine itself is installed again.
 func TestMachineWithTPM(t *testing.T) {
 	rest(t)
 	w := onSite(t, "tiny", nil)

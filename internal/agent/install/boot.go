@@ -74,7 +74,7 @@ func (g GrubParts) load(e *lpmos.Effect, proc string) (*bootParts, error) {
 		return nil, fmt.Errorf("read kernel command line: %w", err)
 	}
 	for _, arg := range strings.Fields(string(cmdline)) {
-		if strings.HasPrefix(arg, "console=") && plainArg.MatchString(arg) {
+		if strings.HasPrefix(arg, "console=") && lpmos.PlainBootWord(arg) {
 			b.consoles = append(b.consoles, arg)
 		}
 	}
@@ -116,10 +116,6 @@ func bootable(e *lpmos.Effect) bool {
 	return found == len(on)
 }
 
-// plainArg is a kernel argument that means the same in a GRUB script as it
-// does to the kernel.
-var plainArg = regexp.MustCompile(`^[A-Za-z0-9_.,:/=@%+-]+$`)
-
 // menu is /boot/grub/grub.cfg. GRUB's $root is the filesystem it lies on
 // already, however it was started.
 func (b *bootParts) menu(e *lpmos.Effect, m *lpmos.ImageManifest) (string, error) {
@@ -142,7 +138,7 @@ func (b *bootParts) menu(e *lpmos.Effect, m *lpmos.ImageManifest) (string, error
 	args = append(args, strings.Fields(e.KernelArgs)...)
 	args = append(args, b.consoles...)
 	for _, a := range append([]string{m.Kernel, m.Initrd}, args...) {
-		if !plainArg.MatchString(a) {
+		if !lpmos.PlainBootWord(a) {
 			return "", &Failure{Code: "image_invalid", Cause: fmt.Sprintf("The kernel argument or path %q cannot stand in a boot menu.", lpmos.Shorten(a, 80)), NextStep: nextImage}
 		}
 	}

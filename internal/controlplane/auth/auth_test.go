@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,12 +26,13 @@ type memory struct {
 	users   map[string]lpmos.User
 	signIns map[string]lpmos.SignIn
 	tokens  map[string]lpmos.APIToken
+	tries   map[string][]time.Time
 	touched int
 	reads   int
 }
 
 func newMemory() *memory {
-	return &memory{users: map[string]lpmos.User{}, signIns: map[string]lpmos.SignIn{}, tokens: map[string]lpmos.APIToken{}}
+	return &memory{users: map[string]lpmos.User{}, signIns: map[string]lpmos.SignIn{}, tokens: map[string]lpmos.APIToken{}, tries: map[string][]time.Time{}}
 }
 
 func (m *memory) CreateUser(_ context.Context, u lpmos.User) (int64, error) {
@@ -42,6 +44,26 @@ func (m *memory) CreateUser(_ context.Context, u lpmos.User) (int64, error) {
 	m.users[u.Name] = u
 	m.rev++
 	return m.rev, nil
+}
+
+func (m *memory) Tries(_ context.Context, id string) ([]time.Time, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.tries[id]), nil
+}
+
+func (m *memory) NoteTry(_ context.Context, id string, at time.Time, _ time.Duration) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tries[id] = append(m.tries[id], at)
+	return nil
+}
+
+func (m *memory) ForgetTries(_ context.Context, id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.tries, id)
+	return nil
 }
 
 func (m *memory) CreateFirstUser(ctx context.Context, u lpmos.User) (bool, error) {
@@ -510,7 +532,11 @@ func TestTokens(t *testing.T) {
 	if m.touched != 1 {
 		t.Errorf("its use was written down %d times; want 1", m.touched)
 	}
-	c.move(time.Hour)
+	c.move(time.Hour - noteToken - time.Second)
+	if got := ask(a, "", secret); !got.SignedIn() {
+		t.Errorf("a second before its time it is %+v", got)
+	}
+	c.move(time.Second) // T02
 	if got := ask(a, "", secret); got.SignedIn() || !got.Bad {
 		t.Errorf("after its time it is %+v", got)
 	}
@@ -587,6 +613,48 @@ func TestLinkWorksOnce(t *testing.T) {
 	c.move(LinkLimit + time.Second)
 	if _, _, err := a.Redeem(t.Context(), old, "127.0.0.1", ""); !errors.Is(err, lpmos.ErrSignedOut) {
 		t.Errorf("an old link = %v; want ErrSignedOut", err)
+	}
+}
+
+// W12 with two replicas behind one address: together they look at no more
+// passwords than one.
+func TestThrottleIsOfAllReplicas(t *testing.T) {
+	m, c := newMemory(), newClock()
+	one, two := newAuth(m, c), newAuth(m, c)
+	user(t, one, "anna", lpmos.Viewer)
+	u := m.users["anna"]
+	two.Apply(m.rev, false, []Change{{Kind: "user", Key: "anna", User: &u}})
+	try := func(a *Auth, password, from string) error {
+		_, _, err := a.Login(t.Context(), "anna", password, from, "")
+		return err
+	}
+	guess := func(a *Auth, from string, left int) {
+		t.Helper()
+		var wrong *WrongError
+		if err := try(a, "guess", from); !errors.As(err, &wrong) || wrong.Left != left {
+			t.Errorf("a guess = %v, %+v; want %d left", err, wrong, left)
+		}
+	}
+	// The right one lets the account begin anew, everywhere.
+	guess(one, "192.0.2.1", 4)
+	guess(two, "192.0.2.1", 3)
+	if err := try(two, good, "192.0.2.1"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		guess([]*Auth{two, one}[i%2], fmt.Sprintf("192.0.2.%d", 10+i), 4-i)
+	}
+	for _, a := range []*Auth{one, two} {
+		var wait *ThrottledError
+		if err := try(a, good, "192.0.2.99"); !errors.As(err, &wait) || wait.Wait <= 0 || wait.Wait > tryWindow {
+			t.Errorf("the right password after five wrong ones = %v; want to wait", err)
+		}
+	}
+	c.move(tryWindow + time.Second)
+	for _, a := range []*Auth{one, two} {
+		if err := try(a, good, "192.0.2.99"); err != nil {
+			t.Errorf("after the wait: %v", err)
+		}
 	}
 }
 

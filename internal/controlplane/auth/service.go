@@ -51,6 +51,10 @@ type Store interface {
 	TouchToken(ctx context.Context, id string, t lpmos.APIToken) error
 	DeleteToken(ctx context.Context, id string) (int64, error)
 	Token(ctx context.Context, id string) (lpmos.APIToken, int64, error)
+	// Tries, NoteTry and ForgetTries count wrong passwords for all replicas.
+	Tries(ctx context.Context, id string) ([]time.Time, error)
+	NoteTry(ctx context.Context, id string, at time.Time, window time.Duration) error
+	ForgetTries(ctx context.Context, id string) error
 }
 
 // Config of an Auth. Its zero value works.
@@ -197,9 +201,20 @@ func (a *Auth) verify(ctx context.Context, name, password, from string) (lpmos.U
 	if !lpmos.ValidName(name) || len(password) > lpmos.MaxPassword {
 		name = "" // nobody's name: counted and looked at like any other
 	}
-	left, err := a.throttle.begin(name, from, a.cfg.Now())
-	if err != nil {
+	now := a.cfg.Now()
+	others, err := a.throttle.begin(name, from, now)
+	var left int
+	if err == nil {
+		if left, err = a.triesLeft(ctx, name, from, now, others); err != nil {
+			a.throttle.undecided(name, from)
+		}
+	}
+	var throttled *ThrottledError
+	switch {
+	case errors.As(err, &throttled):
 		a.log.Warn("sign-in held back", "user", name, "addr", from)
+		return lpmos.User{}, err
+	case err != nil:
 		return lpmos.User{}, err
 	}
 	u, known := a.dir.user(name)
@@ -214,9 +229,15 @@ func (a *Auth) verify(ctx context.Context, name, password, from string) (lpmos.U
 		return u, err
 	case !ok:
 		a.log.Warn("sign-in refused", "user", name, "addr", from)
+		a.noteTry(ctx, name, from, now)
 		return u, &WrongError{left}
 	}
 	a.throttle.right(name, from)
+	if left < tryAccount-1 {
+		if err := a.store.ForgetTries(ctx, Hash(accountKey(name))); err != nil {
+			a.log.Warn("wrong passwords not forgotten", "user", name, "err", err)
+		}
+	}
 	return u, nil
 }
 

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -23,7 +24,10 @@ func (e *ThrottledError) Error() string {
 	return fmt.Sprintf("too many wrong passwords: try again in %d min", int((e.Wait+time.Minute-1)/time.Minute))
 }
 
-// throttle counts wrong passwords by account and by peer, in this replica.
+// throttle counts the passwords that this replica is looking at, as wrong until
+// they are known to be right, by account and by peer. Those that were wrong the
+// store has, of all replicas, so that a try is compared with both; where it could
+// not be told, they stay here.
 type throttle struct {
 	mu    sync.Mutex // guards what follows
 	tries map[string][]time.Time
@@ -43,24 +47,69 @@ func peerKey(from string) string {
 	return "peer " + a.String()
 }
 
+func accountKey(user string) string { return "user " + user }
+
+// counted is what a try counts for, and how many there may be of each.
+func counted(user, from string) []limit {
+	return []limit{{accountKey(user), tryAccount}, {peerKey(from), tryPeer}}
+}
+
+type limit struct {
+	key  string
+	most int
+}
+
+// triesLeft is how many more tries there may be after this one, which began
+// while others, by what is counted, were looked at here.
+func (a *Auth) triesLeft(ctx context.Context, user, from string, now time.Time, others []int) (left int, err error) {
+	left = tryAccount
+	for i, k := range counted(user, from) {
+		all, err := a.store.Tries(ctx, Hash(k.key))
+		if err != nil {
+			return 0, err
+		}
+		recent := after(all, now.Add(-tryWindow))
+		switch more := k.most - len(recent) - others[i]; {
+		case len(recent) >= k.most:
+			return 0, &ThrottledError{recent[0].Add(tryWindow).Sub(now)}
+		case more < 1:
+			return 0, &ThrottledError{time.Minute} // until those are known to be wrong or right
+		default:
+			left = min(left, more-1)
+		}
+	}
+	return left, nil
+}
+
+// noteTry tells the other replicas of a wrong password, also when whoever gave
+// it does not wait for the answer.
+func (a *Auth) noteTry(ctx context.Context, user, from string, now time.Time) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	for _, k := range counted(user, from) {
+		if err := a.store.NoteTry(ctx, Hash(k.key), now.UTC(), tryWindow); err != nil {
+			a.log.Warn("wrong password not counted for all replicas", "user", user, "addr", from, "err", err)
+			return
+		}
+	}
+	a.throttle.undecided(user, from) // the store has it now
+}
+
 // begin counts one try as wrong until it is known to be right, so that a
-// hundred at once are not all looked at. It answers how many more there may be.
-func (t *throttle) begin(user, from string, now time.Time) (left int, err error) {
+// hundred at once are not all looked at. It answers how many others there are, by
+// what is counted.
+func (t *throttle) begin(user, from string, now time.Time) (others []int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.tries == nil {
 		t.tries = map[string][]time.Time{}
 	}
-	left = tryAccount
-	for _, k := range []struct {
-		key  string
-		most int
-	}{{"user " + user, tryAccount}, {peerKey(from), tryPeer}} {
+	for _, k := range counted(user, from) {
 		recent := after(t.tries[k.key], now.Add(-tryWindow))
 		if len(recent) >= k.most {
-			return 0, &ThrottledError{recent[0].Add(tryWindow).Sub(now)}
+			return nil, &ThrottledError{recent[0].Add(tryWindow).Sub(now)}
 		}
-		left = min(left, k.most-len(recent)-1)
+		others = append(others, len(recent))
 	}
 	if len(t.tries) > tryKeys {
 		for k, v := range t.tries {
@@ -69,13 +118,13 @@ func (t *throttle) begin(user, from string, now time.Time) (left int, err error)
 			}
 		}
 		if len(t.tries) > tryKeys {
-			return 0, &ThrottledError{time.Minute} // somebody tries names without end
+			return nil, &ThrottledError{time.Minute} // somebody tries names without end
 		}
 	}
-	for _, k := range []string{"user " + user, peerKey(from)} {
-		t.tries[k] = append(after(t.tries[k], now.Add(-tryWindow)), now)
+	for _, k := range counted(user, from) {
+		t.tries[k.key] = append(after(t.tries[k.key], now.Add(-tryWindow)), now)
 	}
-	return left, nil
+	return others, nil
 }
 
 // right takes back what begin counted: the account's count starts anew, the
@@ -83,7 +132,7 @@ func (t *throttle) begin(user, from string, now time.Time) (left int, err error)
 func (t *throttle) right(user, from string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.tries, "user "+user)
+	delete(t.tries, accountKey(user))
 	t.forget(peerKey(from))
 }
 
@@ -91,7 +140,7 @@ func (t *throttle) right(user, from string) {
 func (t *throttle) undecided(user, from string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.forget("user " + user)
+	t.forget(accountKey(user))
 	t.forget(peerKey(from))
 }
 

@@ -210,7 +210,7 @@ func TestHalfOpen(t *testing.T) {
 	}
 }
 
-// A client that takes nothing is cut off, with what is queued for it.
+// W01: a client that takes nothing is cut off, with what is queued for it.
 func TestStalled(t *testing.T) {
 	if bound := writeTimeout + tickEvery; bound > 15*time.Second {
 		t.Errorf("a stalled client is evicted after %s; want at most 15 s", bound)
@@ -292,6 +292,7 @@ func closeCode(t *testing.T, c net.Conn) int {
 	}
 }
 
+// W02: frames that no client of ours sends.
 func TestHostileFrames(t *testing.T) {
 	s := serve(t)
 	witness := s.dial("", `{"type":"subscribe"}`)
@@ -399,6 +400,7 @@ func TestTLS(t *testing.T) {
 	c.closed(websocket.CloseGoingAway)
 }
 
+// W06: who subscribes to ever more is told to stop.
 func TestSubscriptionsAreCapped(t *testing.T) {
 	s := serve(t)
 	c := &conn{hub: s.Hub, who: program, all: true}

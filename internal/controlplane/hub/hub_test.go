@@ -471,6 +471,7 @@ func TestOrigin(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
+// V07, among other messages that mean nothing.
 func TestBadMessages(t *testing.T) {
 	s := serve(t)
 	c := s.dial("")

@@ -308,6 +308,11 @@ func (p *Provider) Finish(ctx context.Context, redirect string, a Attempt, q url
 	if azp, _ := claims["azp"].(string); len(verified.Audience) > 1 && azp != p.cfg.ClientID {
 		return refuse("the ID token was given to another client (%q)", lpmos.Shorten(azp, 100))
 	}
+	if _, told := claims[p.cfg.GroupsClaim]; !told && found.UserInfoEndpoint() != "" {
+		if err := p.askMore(ctx, found, token, verified.Subject, claims); err != nil {
+			return id, err
+		}
+	}
 	id = p.identity(verified.Subject, claims)
 	if at, ok := claims["auth_time"].(float64); ok {
 		id.ProvedAt = time.Unix(int64(at), 0).UTC()
@@ -319,6 +324,29 @@ func (p *Provider) Finish(ctx context.Context, redirect string, a Attempt, q url
 		id.ProvedAt = p.cfg.Now().UTC()
 	}
 	return id, nil
+}
+
+// askMore takes from the provider's UserInfo what the ID token leaves out of who
+// somebody is; nothing of when and for whom they signed in, which is signed. A
+// provider that does not answer must not look like one that took all groups away.
+func (p *Provider) askMore(ctx context.Context, found *gooidc.Provider, token *oauth2.Token, subject string, claims map[string]any) error {
+	info, err := found.UserInfo(ctx, oauth2.StaticTokenSource(token))
+	var more map[string]any
+	if err == nil {
+		err = info.Claims(&more)
+	}
+	if err != nil {
+		return &UnavailableError{fmt.Errorf("userinfo: %w", err)}
+	}
+	if info.Subject != subject { // OpenID Connect Core, §5.3.2
+		return fmt.Errorf("%w: userinfo is about another person", ErrRefused)
+	}
+	for _, name := range []string{p.cfg.GroupsClaim, p.cfg.UserClaim, "email", "email_verified"} {
+		if _, told := claims[name]; !told && more[name] != nil {
+			claims[name] = more[name]
+		}
+	}
+	return nil
 }
 
 // identity is what the claims say, and what it means here. Of several groups

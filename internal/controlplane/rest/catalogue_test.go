@@ -165,6 +165,10 @@ func TestProfilesAndTemplates(t *testing.T) {
 		"template":         {"template": "nothing"},
 		"ssh_keys":         {"ssh_keys": []string{"x"}},
 		"arch":             {"arch": "mips"},
+		// V12, V17, and a bit of V15
+		"system.kernel_args[0]":         {"system": map[string]any{"kernel_args": []string{"init=/bin/sh"}}},
+		"system.users[0].password_hash": {"system": map[string]any{"users": []any{map[string]any{"name": "ops", "password_hash": "correct horse battery"}}}},
+		"system.users[0].name":          {"system": map[string]any{"users": []any{map[string]any{"name": "%post"}}}},
 	} {
 		if a := p.put("/api/v1/profiles/bad", body, 400); a["field"] != field {
 			t.Errorf("a bad %s is told as %v", field, a)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -135,6 +136,12 @@ func (a *API) putBootImage(c *gin.Context) {
 	var b lpmos.BootImage
 	if !a.decode(c, &b) {
 		return
+	}
+	for arg := range strings.FieldsSeq(b.KernelArgs) {
+		if !lpmos.PlainBootWord(arg) {
+			a.fail(c, &lpmos.InvalidError{Field: "kernel_args", Problem: "holds what means something to a boot loader: letters, digits and _.,:/=@%+- do not", Value: arg})
+			return
+		}
 	}
 	parts := map[string]lpmos.Blob{"kernel": b.Kernel, "initrd": b.Initrd}
 	for name, blob := range b.Files {

@@ -394,6 +394,7 @@ func TestBadInput(t *testing.T) {
 	p.problem("POST", "/api/v1/tasks", createBody(mac), 415, "Content-Type", "text/plain")
 	p.problem("POST", "/api/v1/tasks", createBody(mac), 415, "Content-Type", "application/x-www-form-urlencoded")
 
+	// V06, V07
 	for _, id := range []string{"x", "t1%2Fapproval", "..%2F..%2Fconfig%2Fglobal", missing + "%2Fstatus", "550E8400-E29B-41D4-A716-446655440000", "%00", strings.Repeat("a", 300)} {
 		task := "/api/v1/tasks/" + id
 		p.problem("GET", task, "", 400)
@@ -574,6 +575,12 @@ func TestBootImage(t *testing.T) {
 	}
 	p.eventually("published", func() bool { return p.state.Global().BootImage != nil })
 	none := `{"sha256":"` + strings.Repeat("0", 64) + `","bytes":1}`
+	// V12: no machine would get a script with such a word in it.
+	for _, args := range []string{`quiet ${net0/mac}`, `quiet && shell`, `a=\"b`, `a\u0000`, `init=/bin/sh;x`} {
+		if pr := p.problem("PUT", "/api/v1/bootimage", strings.Replace(fmt.Sprintf(form, blob, blob, blob), "quiet", args, 1), 400); pr.Field != "kernel_args" {
+			t.Errorf("kernel arguments %s: %+v", args, pr)
+		}
+	}
 	if pr := p.problem("PUT", "/api/v1/bootimage", fmt.Sprintf(form, blob, blob, none), 400); pr.Field != "files.undionly.kpxe" {
 		t.Errorf("a part that is not there: %+v", pr)
 	}

@@ -127,6 +127,7 @@ func newTab(t testing.TB, s *fakeSite) *tab {
 	hub := &fakeHub{conns: map[*websocket.Conn]string{}}
 	mux := http.NewServeMux()
 	mux.Handle("/", signedIn(newTestWeb(t, s)))
+	mux.Handle("/login", newTestWeb(t, s).Handler()) // to nobody, as it is seen
 	mux.Handle("/ws", hub)
 	mux.HandleFunc("/api/v1/me", func(rw http.ResponseWriter, _ *http.Request) { rw.Write([]byte("{}")) })
 	mux.HandleFunc("/api/v1/tasks/{id}", func(rw http.ResponseWriter, r *http.Request) {

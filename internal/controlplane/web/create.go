@@ -213,12 +213,22 @@ func (w *Web) discoveredCSV(region string) string {
 	var b strings.Builder
 	lines := [][]string{{"mac", "hostname", "region", "notes"}}
 	for _, m := range found.Machines {
-		lines = append(lines, []string{m.MAC.String(), "", m.RegionID, strings.TrimSpace(m.Manufacturer + " " + m.Model + " " + m.Serial)})
+		lines = append(lines, []string{m.MAC.String(), "", m.RegionID, shownBySpreadsheets(strings.TrimSpace(m.Manufacturer + " " + m.Model + " " + m.Serial))})
 	}
 	if err := csv.NewWriter(&b).WriteAll(lines); err != nil {
 		panic("web: write CSV to memory: " + err.Error())
 	}
 	return b.String()
+}
+
+// shownBySpreadsheets is what a machine says as a cell of a CSV file. A program
+// that opens the file would calculate what begins like a formula, and that can
+// fetch an address or start a program; behind an apostrophe it is text.
+func shownBySpreadsheets(cell string) string {
+	if cell != "" && strings.ContainsRune("=+-@\t\r＝＋－＠", []rune(cell)[0]) {
+		return "'" + cell
+	}
+	return cell
 }
 
 // readUpload is readForm for a form that may hold a file, which takes the

@@ -16,6 +16,7 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
 	"github.com/lpmos/lpmos/internal/controlplane/auth"
+	"github.com/lpmos/lpmos/internal/controlplane/oidc"
 	"github.com/lpmos/lpmos/internal/controlplane/query"
 )
 
@@ -48,6 +49,8 @@ type fakeSite struct {
 	tpm       *lpmos.TPMBinding // that it was approved with
 	templates map[string]lpmos.Template
 	policy    lpmos.ApprovalPolicy
+	who       People         // nil: no pages of users
+	provider  *oidc.Provider // nil: passwords alone
 }
 
 var (
@@ -546,7 +549,7 @@ func personOf(r *http.Request) string {
 
 func newTestWeb(t testing.TB, s *fakeSite) *Web {
 	t.Helper()
-	w, err := New(s, s, s, Config{Version: "0.2.0", SiteName: "lpmos.example.net", Now: func() time.Time { return s.now }, Person: personOf, Batches: s}, slog.New(slog.DiscardHandler))
+	w, err := New(s, s, s, Config{Version: "0.2.0", SiteName: "lpmos.example.net", Now: func() time.Time { return s.now }, Person: personOf, Batches: s, People: s.who, Provider: s.provider}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -89,7 +89,7 @@ func newTabOf(t testing.TB, s *fakeSite, person string) *tab {
 	return b
 }
 
-// Two people decide, one clicks twice, one goes back: one decision, and
+// W10: two people decide, one clicks twice, one goes back: one decision, and
 // everybody sees whose.
 func TestBrowserOneDecision(t *testing.T) {
 	s := newSite(t, time.Now())
@@ -154,7 +154,7 @@ func TestBrowserManyWithoutScripts(t *testing.T) {
 	}
 }
 
-// hostileTexts is what a machine or a person may say (threats V03 and V04).
+// hostileTexts is what a machine or a person may say.
 var hostileTexts = map[string]string{
 	"markup": `<script>alert(1)</script>"><img src=x onerror=alert(2)>'</textarea></script></svg><iframe src="javascript:alert(3)"></iframe>` +
 		`{{.}} {{template "layout"}} ${alert(4)} #{5} <%= 6 %></style><style>*{display:none}</style> expression(alert(7)) url(javascript:alert(8)) %s %[9]d %!(EXTRA) %v`,
@@ -201,6 +201,7 @@ const shownAlone = `((text) => {
   return [all.length, leaks.length, leaks.length ? leaks[0].outerHTML.slice(0, 200) : '']
 })(%s)`
 
+// V03, V04: what machines and people say of a task is shown as it is, and obeyed by nobody.
 func TestBrowserHostileTextIsInert(t *testing.T) {
 	s := newSite(t, time.Now())
 	b := newTab(t, s)

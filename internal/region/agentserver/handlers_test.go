@@ -15,7 +15,7 @@ import (
 	"github.com/lpmos/lpmos/internal/agentapi"
 )
 
-// TestRefusals sends every route what it must refuse.
+// TestRefusals sends every route what it must refuse (T01, V01, V02).
 func TestRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCenter()
@@ -57,6 +57,9 @@ func TestRefusals(t *testing.T) {
 					"\xef\xbb\xbf" + string(raw), "{\"\xff\":1}", strings.Repeat("[", 100000),
 				} {
 					want(t, fmt.Sprintf("%s with %.60q", name, bad), call(rt.secret, bad), 400)
+				}
+				if strings.Contains(string(raw), `"task_id":"`) { // V07
+					want(t, name+" for a part of a task", call(rt.secret, strings.Replace(string(raw), o.TaskID, "t1/approval", 1)), 403)
 				}
 				want(t, name+" with too much", call(rt.secret, strings.Repeat(" ", rt.limit+1)), 413)
 				want(t, name+" for another machine", call(rt.secret, strings.Replace(string(raw), mac1.String(), macX.String(), 1)), 403)

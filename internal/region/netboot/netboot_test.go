@@ -190,7 +190,7 @@ func checkScript(t *testing.T, script string) {
 }
 
 // TestScriptsRefuseWhatIPXEWouldObey tries to bring a command into every place
-// that a value from outside reaches.
+// that a value from outside reaches (V12).
 func TestScriptsRefuseWhatIPXEWouldObey(t *testing.T) {
 	s := decider(t, Ignore, true).Scripts()
 	img := lpmos.BootImage{Kernel: lpmos.Blob{SHA256: strings.Repeat("a", 64)}, Initrd: lpmos.Blob{SHA256: strings.Repeat("b", 64)}}
