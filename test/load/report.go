@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"html/template"
+	"maps"
 	"math"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -144,7 +146,7 @@ func (r *result) plots() []plot {
 	if r.RSSGrowth > 0 {
 		aim = float64(r.RSS[0]+r.RSSGrowth) / 1e6
 	}
-	out = append(out, plot{Title: "Resident memory", Unit: "MB", Aim: aim, Lines: []line{series("RSS", func(s sample) float64 { return s.RSS })}})
+	out = append(out, plot{Title: "Resident memory", Unit: "MB", Aim: aim, Lines: []line{series("RSS", func(s sample) float64 { return s.RSS }), series("no files", func(s sample) float64 { return s.Anon })}})
 	if r.Machines > 0 {
 		out = append(out, plot{Title: "Control plane", Unit: "processors", Lines: []line{series("cpu", func(s sample) float64 { return s.CPU })}})
 	}
@@ -216,8 +218,14 @@ func report(results []*result) []byte {
 			fact("report to browser in the whole run", "p50 %s, p95 %s, p99 %s, longest %s", millis(r.Whole[0]), millis(r.Whole[1]), millis(r.Whole[2]), millis(r.Whole[3]))
 		}
 		fact("RSS before the clients, most, after", "%s, %s, %s", mega(r.RSS[0]), mega(r.RSS[1]), mega(r.RSS[2]))
-		for name, v := range r.CPU {
-			fact("processors used: "+name, "%.2f", v)
+		if r.Anon > 0 {
+			fact("of the most, no pages of files", "%s", mega(r.Anon))
+		}
+		if r.Etcd > 0 {
+			fact("RSS of etcd, at most", "%s", mega(r.Etcd))
+		}
+		for _, name := range slices.Sorted(maps.Keys(r.CPU)) {
+			fact("processors used: "+name, "%.2f", r.CPU[name])
 		}
 		for _, p := range r.plots() {
 			s.Plots = append(s.Plots, p.svg())
