@@ -71,6 +71,7 @@ type result struct {
 	At         time.Time
 	SetUp      time.Duration // of all connections
 	Steady     time.Duration
+	SteadyAt   float64          // seconds since the machines were switched on
 	Whole      [4]time.Duration // p50, p95, p99, longest, from the first report to the last
 	Window     [4]time.Duration // while all machines install
 	Updates    float64          // a second, in the window
@@ -264,6 +265,7 @@ func (r *result) steady(ctx context.Context, t *target, rec *recorder, _ *observ
 		return nil, nil
 	}
 	first, began := t.observe(), time.Now()
+	r.SteadyAt = began.Sub(rec.began).Seconds()
 	rec.steady.Store(true)
 	stalls, err := stall(ctx, t.addr, t.token, r.Stalled)
 	if err != nil {
@@ -356,7 +358,7 @@ func (r *result) compare(ctx context.Context, t *target, c *crowd, ids []string)
 
 // verdicts judges what a site did.
 func (r *result) verdicts() {
-	r.judge(len(r.Lost) == 0, "statuses lost", "none", fmt.Sprintf("%d of %d", len(r.Lost), r.Statuses))
+	r.judge(len(r.Lost) == 0, "statuses lost", "none", fmt.Sprintf("%d of %s", len(r.Lost), grouped(int64(r.Statuses))))
 	r.judge(r.Backwards == 0, "progress that moved backwards", "none", fmt.Sprint(r.Backwards))
 	r.judge(r.Broken == 0 && r.Resyncs == 0, "clients cut off or told to read anew", "none", fmt.Sprintf("%d, %d", r.Broken, r.Resyncs))
 	if r.P99 > 0 {
@@ -385,8 +387,14 @@ func (r *result) verdicts() {
 	}
 }
 
-func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
-func mega(n int64) string           { return fmt.Sprintf("%.0f MB", float64(n)/1e6) }
+func millis(d time.Duration) string {
+	if d >= time.Second {
+		return fmt.Sprintf("%.3g s", d.Seconds())
+	}
+	return fmt.Sprintf("%.3g ms", float64(d.Microseconds())/1000)
+}
+
+func mega(n int64) string { return fmt.Sprintf("%.0f MB", float64(n)/1e6) }
 
 func (r *result) table() string {
 	var b strings.Builder
