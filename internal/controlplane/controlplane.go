@@ -274,6 +274,7 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 		c.synced(c.orch.Run),
 		c.synced(c.orch.RunBatches),
 		c.synced(func(ctx context.Context) error { return keeper.Run(lpmos.WithActor(ctx, self)) }),
+		c.synced(c.summarize),
 		c.compact,
 		c.keepCertificates,
 		func(ctx context.Context) error { return service.Serve(ctx, c.srv, c.l) },
@@ -299,6 +300,18 @@ func (c *ControlPlane) release() {
 	if c.blobs != nil {
 		c.blobs.Close()
 	}
+}
+
+// summarize writes the summaries of tasks that an earlier version left without:
+// the next start is quicker for it.
+func (c *ControlPlane) summarize(ctx context.Context) error {
+	if n, err := c.store.MendSummaries(ctx); err != nil && ctx.Err() == nil {
+		c.log.Warn("mend summaries", "err", err)
+	} else if n > 0 {
+		c.log.Info("summaries of tasks mended", "tasks", n)
+	}
+	<-ctx.Done()
+	return nil
 }
 
 // PublishBootImage makes regions serve another boot image.

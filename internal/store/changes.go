@@ -13,6 +13,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/lpmos/lpmos"
 )
@@ -42,6 +44,7 @@ type Scope string
 
 // All is everything the control plane follows. A listing of it is without
 // events, idempotency keys, batches and the audit, and see Change.Left.
+// Summaries of tasks are no changes: what they say, their tasks do.
 const All Scope = prefix
 
 // RegionScope is what one region follows beside GlobalScope.
@@ -62,8 +65,9 @@ func (s Scope) end() string {
 	return string(s) + "\x00"
 }
 
-// listPage is how many keys one range of a listing asks for.
-const listPage = 2000
+// A page of a listing has about this many bytes; what a client takes at once is
+// bounded (see Open), and values are not.
+const pageBytes = 4 << 20
 
 // Changes lists the scope and then follows it. The first batch is a Reset, and
 // so is the one after history was compacted past a consumer that was cut off.
@@ -102,97 +106,145 @@ func (s *Store) Changes(ctx context.Context, scope Scope) iter.Seq2[Batch, error
 	}
 }
 
+// list reads the scope as it is at one revision. Several ranges are asked for
+// at a time: while one is taken apart here, the store answers for the next.
 func (s *Store) list(ctx context.Context, scope Scope) (Batch, error) {
-	out := Batch{Reset: true}
-	bounds, err := s.bounds(ctx, scope, &out.Rev)
+	rev, keys, err := s.size(ctx, scope)
 	if err != nil {
 		return Batch{}, err
 	}
-	// While one range is taken apart here, the store answers for the next.
-	parts := make([][]Change, len(bounds)-1)
+	var parts []func(context.Context) ([]Change, error)
+	add := func(from, end string) {
+		parts = append(parts, func(ctx context.Context) ([]Change, error) { return s.listRange(ctx, scope, from, end, rev) })
+	}
+	if scope == All && keys > s.many {
+		// For every page etcd walks over all keys that are left of the range it is
+		// asked for, to count them: a few ranges are quicker than one.
+		add(prefix, prefix+"agents/")
+		add(prefix+"agents/", prefix+"agents0")
+		add(prefix+"agents0", prefix+"regions/")
+		add(prefix+"regions/", prefix+"summaries/")
+		s.mu.Lock()
+		s.checked, s.wanting = true, nil
+		s.mu.Unlock()
+		for _, p := range allSlices() {
+			parts = append(parts, func(ctx context.Context) ([]Change, error) {
+				out, ok, err := s.listSummed(ctx, p, rev)
+				if ok || err != nil {
+					return out, err
+				}
+				s.mu.Lock()
+				s.wanting = append(s.wanting, p)
+				s.mu.Unlock()
+				from, end := p.within("tasks/")
+				return s.listRange(ctx, scope, from, end, rev)
+			})
+		}
+		add(prefix+"tasks0", scope.end())
+	} else {
+		add(string(scope), scope.end())
+	}
+	found := make([][]Change, len(parts))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(listers)
-	for i := range parts {
+	for i, part := range parts {
 		g.Go(func() (err error) {
-			parts[i], err = s.listRange(ctx, scope, bounds[i], bounds[i+1], out.Rev)
+			found[i], err = part(ctx)
 			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return Batch{}, err
 	}
-	out.Changes = slices.Concat(parts...)
-	return out, nil
+	return Batch{Rev: rev, Reset: true, Changes: slices.Concat(found...)}, nil
 }
 
 // listers is how many ranges of a listing are asked for at a time.
 const listers = 3
 
-// manyKeys is from how many keys on a listing is divided.
+// manyKeys is from how many keys on a listing is divided and goes by the
+// summaries of tasks.
 const manyKeys = 20_000
 
-// bounds divides a scope into ranges that are listed one after the other. For
-// every page etcd walks over all keys that are left of the range it is asked
-// for, to count them: the pages of one range of a million keys would cost more
-// than everything else. Ids of tasks are evenly spread.
-func (s *Store) bounds(ctx context.Context, scope Scope, rev *int64) ([]string, error) {
-	end := scope.end()
-	cctx, cancel := context.WithTimeout(ctx, 2*s.timeout)
+// size is the store's revision, and how many keys a scope has.
+func (s *Store) size(ctx context.Context, scope Scope) (rev, keys int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*s.timeout)
 	defer cancel()
-	r, err := s.c.Get(cctx, string(scope), clientv3.WithRange(end), clientv3.WithCountOnly())
+	r, err := s.c.Get(ctx, string(scope), clientv3.WithRange(scope.end()), clientv3.WithCountOnly())
 	if err != nil {
-		return nil, s.wrap("list "+string(scope), err)
+		return 0, 0, s.wrap("list "+string(scope), err)
 	}
-	*rev = r.Header.Revision
-	out := []string{string(scope)}
-	if scope == All && r.Count > manyKeys {
-		out = append(out, prefix+"agents/", prefix+"agents0", prefix+"regions/")
-		for i := range 256 {
-			out = append(out, fmt.Sprintf("%stasks/%02x", prefix, i))
-		}
-	}
-	return append(out, end), nil
+	return r.Header.Revision, r.Count, nil
 }
 
-// listRange is the keys from one to before another, as they were at rev.
-func (s *Store) listRange(ctx context.Context, scope Scope, from, end string, rev int64) (out []Change, err error) {
+// pages calls f with each of our keys from one to before another, as they were
+// at rev.
+func (s *Store) pages(ctx context.Context, from, end string, rev int64, f func(k Key, value []byte, rev int64)) error {
+	limit := int64(200)
 	for {
 		cctx, cancel := context.WithTimeout(ctx, 2*s.timeout)
-		r, err := s.c.Get(cctx, from, clientv3.WithRange(end), clientv3.WithLimit(listPage), clientv3.WithRev(rev))
+		r, err := s.c.Get(cctx, from, clientv3.WithRange(end), clientv3.WithLimit(limit), clientv3.WithRev(rev))
 		cancel()
-		if errors.Is(err, rpctypes.ErrCompacted) {
-			return nil, fmt.Errorf("list %s: history was compacted meanwhile: %w", scope, err)
+		switch {
+		case errors.Is(err, rpctypes.ErrCompacted):
+			return fmt.Errorf("list %s: history was compacted meanwhile: %w", from, err)
+		case status.Code(err) == codes.ResourceExhausted && limit > 1:
+			limit = max(1, limit/8) // values grew a lot
+			continue
+		case err != nil:
+			return s.wrap("list "+from, err)
 		}
-		if err != nil {
-			return nil, s.wrap("list "+string(scope), err)
-		}
-		out = slices.Grow(out, len(r.Kvs))
+		size := 1
 		for _, kv := range r.Kvs {
-			k, ok := ParseKey(string(kv.Key))
-			if !ok || scope == All && (k.Kind == KindEvent || k.Kind == KindIdempotency || k.Kind == KindEnrollment || k.Kind == KindTries || k.Kind == KindBatchRequest || k.Kind == KindAuditEntry || k.Kind == KindSignedHead) {
-				continue // nobody follows them
-			}
-			out = append(out, Change{Key: k, Value: kv.Value, Rev: kv.ModRevision})
-			if scope == All && k.Kind == KindStatus && !lpmos.Status(kv.Value).Live() {
-				leave(out, k.TaskID)
+			size += len(kv.Key) + len(kv.Value)
+			if k, ok := ParseKey(string(kv.Key)); ok {
+				f(k, kv.Value, kv.ModRevision)
 			}
 		}
 		if !r.More {
-			return out, nil
+			return nil
 		}
 		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
+		limit = min(max(1, pageBytes*int64(len(r.Kvs))/int64(size)), 20_000)
 	}
 }
 
-// leave drops the large values of the task that all ends with. Its status is
-// the last of its keys.
-func leave(all []Change, id string) {
-	for i := len(all) - 1; i >= 0 && all[i].Key.TaskID == id; i-- {
-		switch all[i].Key.Kind {
-		case KindHardware, KindPlan, KindLogs, KindPrevious, KindTaskTemplate, KindTaskSetup:
-			all[i].Value, all[i].Left = nil, true
+// listRange is the listing of a part of a scope.
+func (s *Store) listRange(ctx context.Context, scope Scope, from, end string, rev int64) (out []Change, err error) {
+	err = s.pages(ctx, from, end, rev, func(k Key, value []byte, at int64) {
+		if k.Kind == KindSummary || scope == All && unlisted(k.Kind) {
+			return
+		}
+		if c := (Change{Key: k, Value: value, Rev: at}); scope == All {
+			out = listed(out, c)
+		} else {
+			out = append(out, c)
+		}
+	})
+	return out, err
+}
+
+// unlisted are the kinds that nobody follows from their beginning.
+func unlisted(k Kind) bool {
+	switch k {
+	case KindEvent, KindIdempotency, KindEnrollment, KindTries, KindBatchRequest, KindAuditEntry, KindSignedHead:
+		return true
+	}
+	return false
+}
+
+// listed appends a key to a listing of All. With its status, the last of its
+// keys, a task that has ended loses its large values.
+func listed(all []Change, c Change) []Change {
+	all = append(all, c)
+	if c.Key.Kind == KindStatus && !lpmos.Status(c.Value).Live() {
+		for i := len(all) - 1; i >= 0 && all[i].Key.TaskID == c.Key.TaskID; i-- {
+			if large(all[i].Key.Kind) {
+				all[i].Value, all[i].Left = nil, true
+			}
 		}
 	}
+	return all
 }
 
 // follow yields one batch for each revision from rev on. It reports done when
@@ -213,7 +265,7 @@ func (s *Store) follow(ctx context.Context, scope Scope, rev int64, yield func(B
 		var b Batch
 		for _, e := range r.Events {
 			k, ok := ParseKey(string(e.Kv.Key))
-			if !ok {
+			if !ok || k.Kind == KindSummary {
 				continue
 			}
 			if b.Rev != e.Kv.ModRevision {

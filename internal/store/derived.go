@@ -200,6 +200,7 @@ func (s *Store) DeleteTask(ctx context.Context, id string) error {
 		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(Key{Kind: KindStatus, TaskID: id}.String()), "=", rec.statusRev)},
 		[]clientv3.Op{
 			clientv3.OpDelete(taskPrefix(id), clientv3.WithPrefix()),
+			clientv3.OpDelete(Key{Kind: KindSummary, TaskID: id}.String()),
 			clientv3.OpDelete(Key{Kind: KindOrder, Region: rec.Task.RegionID, TaskID: id}.String()),
 			clientv3.OpDelete(Key{Kind: KindSecrets, Region: rec.Task.RegionID, TaskID: id}.String()),
 		}, nil)

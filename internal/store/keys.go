@@ -31,6 +31,7 @@ const (
 	KindTaskSetup    Kind = "tasks/{id}/pinned_system"
 	KindPrevious     Kind = "tasks/{id}/previous"
 	KindEvent        Kind = "tasks/{id}/events/{seq}"
+	KindSummary      Kind = "summaries/{id}"
 
 	KindAgentInfo   Kind = "agents/{mac}/info"
 	KindAgentSeen   Kind = "agents/{mac}/last_seen"
@@ -82,6 +83,7 @@ const (
 // Kinds are all patterns, in the order of docs/keyspace.md.
 var Kinds = []Kind{
 	KindMetadata, KindStatus, KindHardware, KindPlan, KindApproval, KindProgress, KindLogs, KindError, KindReceipt, KindTaskTemplate, KindTaskSetup, KindPrevious, KindEvent,
+	KindSummary,
 	KindAgentInfo, KindAgentSeen, KindAgentTask, KindMachineTask, KindLock, KindTPM,
 	KindOrder, KindBoot, KindDiscovered, KindHeartbeat, KindCapabilities, KindRegionStatus, KindIdentity, KindSecrets, KindPermits,
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,
@@ -137,7 +139,7 @@ func ParseKey(s string) (Key, bool) {
 	}
 	parts := strings.Split(rest, "/")
 next:
-	for _, p := range patterns {
+	for _, p := range patterns[parts[0]] {
 		if len(p.parts) != len(parts) {
 			continue
 		}
@@ -162,10 +164,12 @@ type pattern struct {
 	parts []string
 }
 
-var patterns = func() []pattern {
-	var out []pattern
+// patterns are all, by their first part, which in none of them varies.
+var patterns = func() map[string][]pattern {
+	out := map[string][]pattern{}
 	for _, k := range Kinds {
-		out = append(out, pattern{k, strings.Split(string(k), "/")})
+		parts := strings.Split(string(k), "/")
+		out[parts[0]] = append(out[parts[0]], pattern{k, parts})
 	}
 	return out
 }()

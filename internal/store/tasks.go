@@ -398,14 +398,18 @@ func (r *Record) apply(ctx context.Context, m Move, now time.Time, edit func(*Re
 
 	put := func(k Key, v any) clientv3.Op { return clientv3.OpPut(k.String(), string(encode(v))) }
 	key := func(k Kind) Key { return Key{Kind: k, TaskID: t.ID} }
+	meta := encode(metadata{
+		t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt, t.Drift,
+		t.Committed, t.Alarm, t.TPM, t.Approvals,
+	})
 	ops := []clientv3.Op{
 		clientv3.OpPut(key(KindStatus).String(), string(to)),
-		put(key(KindMetadata), metadata{
-			t.ID, t.Spec, t.Attempt, t.CreatedAt, t.CreatedBy, t.BatchID, t.Found, now, t.Claims, t.ClaimUUID, e.Seq, e.Hash, t.HardwareAt, t.Drift,
-			t.Committed, t.Alarm, t.TPM, t.Approvals,
-		}),
+		clientv3.OpPut(key(KindMetadata).String(), string(meta)),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}
+	var sum summary
+	sum.add(KindStatus, []byte(to))
+	sum.add(KindMetadata, meta)
 	for _, part := range []struct {
 		kind    Kind
 		was, is any
@@ -419,16 +423,42 @@ func (r *Record) apply(ctx context.Context, m Move, now time.Time, edit func(*Re
 		{kind: KindReceipt, was: before.Receipt, is: t.Receipt, gone: t.Receipt == nil},
 		{kind: KindPrevious, was: before.Previous, is: t.Previous, gone: t.Previous == nil},
 	} {
-		if was, is := encode(part.was), encode(part.is); !bytes.Equal(was, is) {
-			if part.gone {
-				ops = append(ops, clientv3.OpDelete(key(part.kind).String()))
-			} else {
-				ops = append(ops, clientv3.OpPut(key(part.kind).String(), string(is)))
-			}
+		was, is := encode(part.was), encode(part.is)
+		if !part.gone {
+			sum.add(part.kind, is)
+		}
+		// Progress is folded into the task at any time before it ends, also after
+		// it was read here: what the summary says of it is written with it.
+		last := part.kind == KindProgress && !to.Live()
+		switch {
+		case bytes.Equal(was, is) && !last:
+		case part.gone:
+			ops = append(ops, clientv3.OpDelete(key(part.kind).String()))
+		default:
+			ops = append(ops, clientv3.OpPut(key(part.kind).String(), string(is)))
 		}
 	}
-	if !slices.Equal(before.LogTail, t.LogTail) {
+	if len(t.LogTail) > 0 {
+		sum.add(KindLogs, nil)
+	}
+	switch {
+	case slices.Equal(before.LogTail, t.LogTail) && to.Live(): // else see above
+	case len(t.LogTail) == 0:
+		ops = append(ops, clientv3.OpDelete(key(KindLogs).String()))
+	default:
 		ops = append(ops, clientv3.OpPut(key(KindLogs).String(), strings.Join(t.LogTail, "\n")))
+	}
+	if t.TemplateText != nil {
+		sum.add(KindTaskTemplate, nil)
+	}
+	if t.Setup != nil {
+		sum.add(KindTaskSetup, nil)
+	}
+	switch k := (Key{Kind: KindSummary, TaskID: t.ID}).String(); {
+	case !to.Live():
+		ops = append(ops, clientv3.OpPut(k, sum.text(e.Seq)))
+	case !from.Live():
+		ops = append(ops, clientv3.OpPut(k, liveSummary))
 	}
 	ops = append(ops, r.secretOps(sealed)...)
 	if t.TPM != nil && before.TPM == nil && m.Cause == lpmos.CauseApproved {

@@ -2,7 +2,7 @@
 // table for each, with how it was taken:
 //
 //	go run ./test/bench              # everything; needs root and QEMU
-//	go run ./test/bench -vm=false    # boot scripts, processes, emergency stop, sizes, image pipeline
+//	go run ./test/bench -vm=false    # boot scripts, processes, a long history, emergency stop, sizes, image pipeline
 //
 // Run it from the repository on a machine that does nothing else: figures of a
 // busy one are printed all the same.
@@ -38,6 +38,7 @@ type part struct {
 var parts = []part{
 	{name: "scripts", run: (*bench).scripts},
 	{name: "process", run: (*bench).processes},
+	{name: "history", run: (*bench).history},
 	{name: "stop", run: (*bench).stops},
 	{name: "sizes", run: (*bench).sizes},
 	{name: "copy", run: (*bench).copies},
@@ -49,7 +50,7 @@ var parts = []part{
 func main() {
 	vm := flag.Bool("vm", true, "also measure virtual machines (root, QEMU)")
 	cache := flag.String("cache-dir", env("LPMOS_CACHE_DIR", ".cache"), "where packages and finished builds are kept")
-	only := flag.String("only", "", "one of scripts, process, stop, sizes, copy, import, phases, guest; several separated by commas")
+	only := flag.String("only", "", "one of scripts, process, history, stop, sizes, copy, import, phases, guest; several separated by commas")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()

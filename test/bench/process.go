@@ -25,6 +25,7 @@ import (
 type site struct {
 	cmd   *exec.Cmd
 	api   *apiclient.Client
+	url   string
 	ready time.Duration
 }
 
@@ -47,7 +48,8 @@ func (b *bench) up(data string) (*site, error) {
 		"--agent-addr", "127.0.0.1:0", "--tftp-addr", "off", "--bootimage-dir", filepath.Join(b.dir, "none"))}
 	var said bytes.Buffer
 	s.cmd.Stdout, s.cmd.Stderr = &said, &said
-	if s.api, err = apiclient.New("http://"+addr, nil); err != nil {
+	s.url = "http://" + addr
+	if s.api, err = apiclient.New(s.url, nil); err != nil {
 		return nil, err
 	}
 	s.api.UseTokenFile(filepath.Join(data, controlplane.LocalTokenFile))

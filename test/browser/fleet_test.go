@@ -108,7 +108,7 @@ func newFleet(t testing.TB) *fleet {
 	if _, err := f.api.SetApprovalPolicy(f.ctx, lpmos.ApprovalPolicy{
 		Rules:  []lpmos.ApprovalRule{{Labels: []string{"production"}, Approvers: 2, ReauthMinutes: 1}, {ErasesData: true, Regions: []string{"lon-1"}, NotCreator: true}},
 		Labels: map[string][]string{"production": {f.mac["eyes"].String(), "b0:7b:25:c4:70:10"}},
-	}); err != nil {
+	}, ""); err != nil {
 		t.Fatal(err)
 	}
 	add("rejected", "log-02", blank, time.Second)

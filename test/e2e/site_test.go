@@ -77,13 +77,14 @@ func (s *site) newControlPlane(addr, dir string, more ...string) (*process, stri
 }
 
 // newRegion is step 3: REGION_ID=dc1 regional-client.
-func (s *site) newRegion(id, dir string) *region {
+func (s *site) newRegion(id, dir string, more ...string) *region {
 	s.t.Helper()
 	ports := freePorts(s.t, 2)
 	r := &region{boot: "http://" + ports[0]}
-	r.process = start(s.t, "regional-client", []string{"REGION_ID=" + id},
-		"--etcd-endpoints="+s.etcdAddr, "--control-plane-url="+s.url, "--boot-addr="+ports[0], "--agent-addr="+ports[1],
-		"--tftp-addr=off", "--data-dir="+dir)
+	r.process = start(s.t, "regional-client", []string{"REGION_ID=" + id}, append([]string{
+		"--etcd-endpoints=" + s.etcdAddr, "--control-plane-url=" + s.url, "--boot-addr=" + ports[0], "--agent-addr=" + ports[1],
+		"--tftp-addr=off", "--data-dir=" + dir,
+	}, more...)...)
 	return r
 }
 

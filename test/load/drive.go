@@ -24,6 +24,9 @@ type scenario struct {
 	Ramp        time.Duration
 	Install     time.Duration
 	Every       time.Duration // between two progress reports of a machine
+	// Beside runs etcd as a process of its own, as for replicas; else it is in the
+	// control plane's.
+	Beside bool
 
 	// Aims.
 	P99       time.Duration
@@ -46,8 +49,8 @@ type target struct {
 
 // observation is what is seen from outside.
 type observation struct {
-	control, region, machines, self usage
-	goroutines                      int // of the control plane, 0 if it does not say
+	control, etcd, region, machines, self usage
+	goroutines                            int // of the control plane, 0 if it does not say
 }
 
 // sample is one second.
@@ -57,6 +60,7 @@ type sample struct {
 	Messages   float64 // a second, to all clients
 	Updates    float64 // progress reports a second that reached a browser
 	RSS        float64 // of the control plane, MB
+	Anon       float64 // of that, what are no pages of files
 	CPU        float64 // of the control plane, processors
 	Goroutines float64
 }
@@ -67,6 +71,7 @@ type result struct {
 	At         time.Time
 	SetUp      time.Duration // of all connections
 	Steady     time.Duration
+	SteadyAt   float64          // seconds since the machines were switched on
 	Whole      [4]time.Duration // p50, p95, p99, longest, from the first report to the last
 	Window     [4]time.Duration // while all machines install
 	Updates    float64          // a second, in the window
@@ -79,6 +84,8 @@ type result struct {
 	Broken     int
 	Stalls     []time.Duration // until each was cut off; 0 for not at all
 	RSS        [3]int64        // before the clients, the most, after them
+	Anon       int64           // of the most, what are no pages of files
+	Etcd       int64           // RSS of etcd, the most, where it is a process of its own
 	Goroutines [3]int
 	Left       int // goroutines of the hub after the clients went; -1 for unknown
 	CPU        map[string]float64
@@ -192,6 +199,7 @@ func (sc scenario) drive(ctx context.Context, t *target, say func(string, ...any
 		time.Sleep(200 * time.Millisecond)
 	}
 	r.RSS = [3]int64{before.control.rss, max(look.rss, before.control.rss), after.control.rss}
+	r.Anon, r.Etcd = look.anon, look.etcd
 	r.Goroutines = [3]int{before.goroutines, look.goroutines, after.goroutines}
 	return r, nil
 }
@@ -200,7 +208,8 @@ func (sc scenario) drive(ctx context.Context, t *target, say func(string, ...any
 type observer struct {
 	mu         sync.Mutex // guards what follows
 	samples    []sample
-	rss        int64
+	rss, anon  int64 // of the control plane
+	etcd       int64
 	goroutines int
 }
 
@@ -217,9 +226,12 @@ func (o *observer) run(ctx context.Context, t *target, c *crowd, began time.Time
 		now, seen, n := time.Now(), t.observe(), c.messages.Load()
 		took := now.Sub(at).Seconds()
 		o.mu.Lock()
-		o.rss, o.goroutines = max(o.rss, seen.control.rss), max(o.goroutines, seen.goroutines)
+		if seen.control.rss > o.rss {
+			o.rss, o.anon = seen.control.rss, seen.control.anon
+		}
+		o.etcd, o.goroutines = max(o.etcd, seen.etcd.rss), max(o.goroutines, seen.goroutines)
 		o.samples = append(o.samples, sample{
-			At: now.Sub(began).Seconds(), Messages: float64(n-messages) / took, RSS: float64(seen.control.rss) / 1e6,
+			At: now.Sub(began).Seconds(), Messages: float64(n-messages) / took, RSS: float64(seen.control.rss) / 1e6, Anon: float64(seen.control.anon) / 1e6,
 			CPU: (seen.control.cpu - last.control.cpu).Seconds() / took, Goroutines: float64(seen.goroutines),
 		})
 		o.mu.Unlock()
@@ -253,6 +265,7 @@ func (r *result) steady(ctx context.Context, t *target, rec *recorder) ([]*stall
 		return nil, nil
 	}
 	first, began := t.observe(), time.Now()
+	r.SteadyAt = began.Sub(rec.began).Seconds()
 	rec.steady.Store(true)
 	stalls, err := stall(ctx, t.addr, t.token, r.Stalled)
 	if err != nil {
@@ -269,6 +282,9 @@ func (r *result) steady(ctx context.Context, t *target, rec *recorder) ([]*stall
 	r.Steady = time.Since(began)
 	cpu := func(name string, a, b usage) { r.CPU[name] = (b.cpu - a.cpu).Seconds() / r.Steady.Seconds() }
 	cpu("control plane", first.control, last.control)
+	if r.Beside {
+		cpu("etcd", first.etcd, last.etcd)
+	}
 	cpu("region", first.region, last.region)
 	cpu("machines", first.machines, last.machines)
 	cpu("sockets", first.self, last.self)
@@ -342,7 +358,7 @@ func (r *result) compare(ctx context.Context, t *target, c *crowd, ids []string)
 
 // verdicts judges what a site did.
 func (r *result) verdicts() {
-	r.judge(len(r.Lost) == 0, "statuses lost", "none", fmt.Sprintf("%d of %d", len(r.Lost), r.Statuses))
+	r.judge(len(r.Lost) == 0, "statuses lost", "none", fmt.Sprintf("%d of %s", len(r.Lost), grouped(int64(r.Statuses))))
 	r.judge(r.Backwards == 0, "progress that moved backwards", "none", fmt.Sprint(r.Backwards))
 	r.judge(r.Broken == 0 && r.Resyncs == 0, "clients cut off or told to read anew", "none", fmt.Sprintf("%d, %d", r.Broken, r.Resyncs))
 	if r.P99 > 0 {
@@ -371,8 +387,14 @@ func (r *result) verdicts() {
 	}
 }
 
-func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
-func mega(n int64) string           { return fmt.Sprintf("%.0f MB", float64(n)/1e6) }
+func millis(d time.Duration) string {
+	if d >= time.Second {
+		return fmt.Sprintf("%.3g s", d.Seconds())
+	}
+	return fmt.Sprintf("%.3g ms", float64(d.Microseconds())/1000)
+}
+
+func mega(n int64) string { return fmt.Sprintf("%.0f MB", float64(n)/1e6) }
 
 func (r *result) table() string {
 	var b strings.Builder
@@ -395,7 +417,13 @@ func (r *result) table() string {
 	if r.RSS[1] > 0 {
 		line("RSS before, most, after", "%s  %s  %s", mega(r.RSS[0]), mega(r.RSS[1]), mega(r.RSS[2]))
 	}
-	for _, name := range []string{"control plane", "region", "machines", "sockets", "hub"} {
+	if r.Anon > 0 {
+		line("of the most, no pages of files", "%s", mega(r.Anon))
+	}
+	if r.Etcd > 0 {
+		line("RSS of etcd, most", "%s", mega(r.Etcd))
+	}
+	for _, name := range []string{"control plane", "etcd", "region", "machines", "sockets", "hub"} {
 		if v, ok := r.CPU[name]; ok {
 			line("processors used: "+name, "%.2f", v)
 		}

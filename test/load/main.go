@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -18,6 +19,7 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/controlplane"
+	"github.com/lpmos/lpmos/internal/embedetcd"
 	"github.com/lpmos/lpmos/internal/sim"
 	"github.com/lpmos/lpmos/test/fixture"
 )
@@ -34,7 +36,7 @@ var scenarios = []scenario{
 		Ramp: 25 * time.Second, Install: 80 * time.Second, Every: 2 * time.Second,
 		P99: 250 * time.Millisecond, Evicted: 15 * time.Second, RSSGrowth: 150 * megabyte,
 	}, {
-		Name: "many", Title: "10,000 clients on one replica, ten on each of 1,000 tasks; 20 see all; 10 stalled", Machines: 1000, Clients: 10_000, All: 20, Stalled: 10,
+		Name: "many", Title: "10,000 clients on one replica, ten on each of 1,000 tasks; 20 see all; 10 stalled", Machines: 1000, Clients: 10_000, All: 20, Stalled: 10, Beside: true,
 		Ramp: 25 * time.Second, Install: 80 * time.Second, Every: 2 * time.Second,
 		P99: time.Second, Evicted: 15 * time.Second, RSS: 300 * megabyte,
 	},
@@ -56,12 +58,16 @@ func main() {
 	only := flag.String("only", "", "scenarios by name, separated by commas: own, many, fanout-1000, fanout-10000 (default: all)")
 	keep := flag.String("keep", "", "keep the programs' data in this directory")
 	hubServer := flag.Int("hub-server", 0, "be the hub of a fan-out, with so many messages a second (used by this program itself)")
+	etcdDir := flag.String("etcd", "", "be an etcd with its data in this directory (used by this program itself)")
 	hubSeconds := flag.Int("hub-seconds", 20, "for so long")
 	flag.Parse()
 	var err error
-	if *hubServer > 0 {
+	switch {
+	case *hubServer > 0:
 		err = serveHub(*hubServer, *hubSeconds, os.Stdin, os.Stdout)
-	} else {
+	case *etcdDir != "":
+		err = serveEtcd(*etcdDir)
+	default:
 		err = run(*bin, *out, *only, *keep)
 	}
 	if err != nil {
@@ -169,7 +175,24 @@ func onSite(ctx context.Context, bin, keep string, sc scenario, say func(string,
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	control, err := start(ctx, filepath.Join(bin, "control-plane"), "--etcd-endpoints=embedded", "--listen-addr="+addrs[0], "--data-dir="+filepath.Join(dir, "control"), "--log-level=warn")
+	endpoint, socket := "embedded", filepath.Join(dir, "control", "etcd", "etcd.sock")
+	etcd := &process{name: "etcd", cmd: &exec.Cmd{Process: &os.Process{Pid: -1}}}
+	if sc.Beside {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		if etcd, err = start(ctx, self, "-etcd="+filepath.Join(dir, "etcd")); err != nil {
+			return nil, err
+		}
+		defer etcd.stop(syscall.SIGKILL)
+		socket = filepath.Join(dir, "etcd", "etcd.sock")
+		endpoint = "unix://" + socket
+		if err := waitFor(ctx, "etcd", func() error { _, err := os.Stat(socket); return err }); err != nil {
+			return nil, fmt.Errorf("%w\n%s", err, &etcd.said)
+		}
+	}
+	control, err := start(ctx, filepath.Join(bin, "control-plane"), "--etcd-endpoints="+endpoint, "--listen-addr="+addrs[0], "--data-dir="+filepath.Join(dir, "control"), "--log-level=warn")
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +216,7 @@ func onSite(ctx context.Context, bin, keep string, sc scenario, say func(string,
 	if err := fixture.Publish(ctx, t.api, filepath.Join(dir, "fixture"), t.image); err != nil {
 		return nil, err
 	}
-	regional, err := start(ctx, filepath.Join(bin, "regional-client"), "--region-id="+region, "--etcd-endpoints=unix://"+filepath.Join(dir, "control", "etcd", "etcd.sock"),
+	regional, err := start(ctx, filepath.Join(bin, "regional-client"), "--region-id="+region, "--etcd-endpoints=unix://"+socket,
 		"--control-plane-url=http://"+addrs[0], "--boot-addr="+addrs[1], "--agent-addr="+addrs[2], "--tftp-addr=off", "--data-dir="+filepath.Join(dir, "region"), "--log-level=warn")
 	if err != nil {
 		return nil, err
@@ -234,7 +257,7 @@ func onSite(ctx context.Context, bin, keep string, sc scenario, say func(string,
 	}
 	self := &process{name: "load", cmd: &exec.Cmd{Process: &os.Process{Pid: os.Getpid()}}}
 	t.observe = func() observation {
-		return observation{control: control.usage(), region: regional.usage(), machines: machines.usage(), self: self.usage(), goroutines: goroutines("http://" + addrs[0])}
+		return observation{control: control.usage(), etcd: etcd.usage(), region: regional.usage(), machines: machines.usage(), self: self.usage(), goroutines: goroutines("http://" + addrs[0])}
 	}
 	r, err := sc.drive(ctx, t, say)
 	if err != nil {
@@ -257,6 +280,21 @@ func onSite(ctx context.Context, bin, keep string, sc scenario, say func(string,
 	}
 	r.verdicts()
 	return r, nil
+}
+
+// serveEtcd is an etcd as `lpmos up` has it, in a process of its own.
+func serveEtcd(dir string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	e, err := embedetcd.Start(ctx, embedetcd.Config{Dir: dir}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case err = <-e.Err():
+	}
+	return errors.Join(err, e.Close())
 }
 
 func waitFor(ctx context.Context, what string, ready func() error) error {

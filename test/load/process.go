@@ -93,6 +93,7 @@ func (p *process) ended() error {
 // usage is what a process uses of the machine.
 type usage struct {
 	rss     int64         // bytes
+	anon    int64         // of them, those that are no pages of files
 	cpu     time.Duration // since its start
 	threads int
 }
@@ -108,6 +109,9 @@ func (p *process) usage() (u usage) {
 		case strings.HasPrefix(line, "VmRSS:"):
 			n, _ := strconv.ParseInt(f[1], 10, 64)
 			u.rss = n << 10
+		case strings.HasPrefix(line, "RssAnon:"):
+			n, _ := strconv.ParseInt(f[1], 10, 64)
+			u.anon = n << 10
 		case strings.HasPrefix(line, "Threads:"):
 			u.threads, _ = strconv.Atoi(f[1])
 		}

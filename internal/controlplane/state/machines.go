@@ -651,13 +651,23 @@ func (s *State) applyFleet(c store.Change, moved map[string]bool) {
 	switch c.Key.Kind {
 	case store.KindMetadata, store.KindStatus, store.KindHardware, store.KindReportAgent, store.KindReceipt, store.KindPrevious:
 		moved[c.Key.TaskID] = true
-	case store.KindDiscovered:
-		d, err := pointer[kept](c)
-		s.report(err, c)
-		s.fleet.setFound(c.Key.Region, c.Key.MAC, d)
-	case store.KindAgentInfo:
-		m, err := pointer[kept](c)
-		s.report(err, c)
-		s.fleet.setInfo(c.Key.MAC, m)
+	case store.KindDiscovered, store.KindAgentInfo:
+		if !s.listing { // else see readListing
+			s.fleet.setSeen(c.Key, s.readSeen(c))
+		}
+	}
+}
+
+func (s *State) readSeen(c store.Change) *kept {
+	k, err := pointer[kept](c)
+	s.report(err, c)
+	return k
+}
+
+func (f *fleet) setSeen(key store.Key, k *kept) {
+	if key.Kind == store.KindDiscovered {
+		f.setFound(key.Region, key.MAC, k)
+	} else {
+		f.setInfo(key.MAC, k)
 	}
 }

@@ -71,11 +71,40 @@ func (s *State) prepare(q api.Query, now time.Time) *matcher {
 			slow = append(slow, c)
 		}
 	}
-	m.rest = append(m.rest, slow...)
+	m.rest = append(m.rest, s.sifted(slow)...)
 	for i := range lpmos.Statuses {
 		m.few = m.few || !m.statuses[i]
 	}
 	return m
+}
+
+// sampled is how many rows conditions are tried on.
+const sampled = 100
+
+// sifted puts those conditions first that let the fewest rows through, as a few
+// say that are taken from everywhere: what comes later is asked of what is left.
+func (s *State) sifted(all []condition) []condition {
+	if len(all) < 2 || len(s.rows) < 10*sampled {
+		return all
+	}
+	type sieve struct {
+		condition
+		through int
+	}
+	sieves := make([]sieve, len(all))
+	for i, c := range all {
+		sieves[i].condition = c
+		for n := range sampled {
+			if c(&s.rows[n*len(s.rows)/sampled]) {
+				sieves[i].through++
+			}
+		}
+	}
+	slices.SortStableFunc(sieves, func(a, b sieve) int { return a.through - b.through })
+	for i := range sieves {
+		all[i] = sieves[i].condition
+	}
+	return all
 }
 
 // condition makes one term ready; quick ones look at the row alone.
@@ -124,7 +153,7 @@ func (s *State) condition(t query.Term, now time.Time) (c condition, quick bool)
 			digits[i] = query.HexDigits(v)
 		}
 		return func(r *row) bool {
-			return slices.ContainsFunc(digits, func(d string) bool { return strings.Contains(r.search, d) }) && hasMAC(r.t, digits, t.Exact)
+			return slices.ContainsFunc(digits, func(d string) bool { return strings.Contains(r.search[r.macs:], d) }) && hasMAC(r.t, digits, t.Exact)
 		}, false
 	case "id":
 		return begins(values, t.Exact, func(t *task) string { return t.ID }), false

@@ -18,6 +18,7 @@ type row struct {
 	search  string // lower case: what words are looked for in
 	created int64  // Unix nanoseconds
 	updated int64
+	macs    uint32 // where in search the addresses stand, as digits alone
 	region  uint16 // index into State.names
 	os      uint16
 	attempt uint16
@@ -62,7 +63,7 @@ func (s *State) place(t *task) {
 		return
 	}
 	r := row{
-		t: t, search: t.row.search, created: t.CreatedAt.UnixNano(), updated: t.UpdatedAt.UnixNano(),
+		t: t, search: t.row.search, macs: t.row.macs, created: t.CreatedAt.UnixNano(), updated: t.UpdatedAt.UnixNano(),
 		region: s.name(t.RegionID), os: s.name(t.OSType), attempt: uint16(min(t.Attempt, 1<<16-1)), status: st, percent: -1,
 	}
 	if p := t.progress(); p != nil {
@@ -179,9 +180,10 @@ func (s *State) settle() {
 func (t *task) index() {
 	parts := make([]string, 0, 32)
 	parts = append(parts, t.ID, t.Hostname, t.TargetMAC.String(), t.OSType+"/"+t.OSVersion+"/"+t.Arch, t.RegionID, t.CreatedBy, t.BatchID, t.Notes)
+	digits := hexOf(t.TargetMAC) // without colons, for whoever types it so
 	for _, m := range t.Claims {
 		if m != t.TargetMAC {
-			parts = append(parts, m.String(), hexOf(m))
+			parts, digits = append(parts, m.String()), digits+"\n"+hexOf(m)
 		}
 	}
 	if t.Found == nil && t.Hardware != nil {
@@ -199,12 +201,12 @@ func (t *task) index() {
 	if e := t.Error; e != nil {
 		parts = append(parts, e.Code, e.Cause)
 	}
-	parts = append(parts, hexOf(t.TargetMAC))
 	parts = slices.DeleteFunc(parts, func(p string) bool { return p == "" })
-	t.row.search = strings.ToLower(strings.Join(parts, "\n"))
+	text := strings.ToLower(strings.Join(parts, "\n")) + "\n"
+	t.row.search, t.row.macs = text+digits, uint32(len(text))
 }
 
-// hexOf is a MAC without colons, for whoever types it so.
+// hexOf is a MAC without colons.
 func hexOf(m lpmos.MAC) string { return hex.EncodeToString(m[:]) }
 
 // summary is what a row shows of hardware and plan.

@@ -15,6 +15,7 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -159,9 +160,7 @@ func (s *State) apply(b store.Batch) api.Update {
 	var statuses []string
 	for _, c := range b.Changes {
 		s.applyFleet(c, moved)
-		switch c.Key.Kind {
-		case store.KindMetadata, store.KindStatus, store.KindHardware, store.KindPlan, store.KindApproval,
-			store.KindProgress, store.KindLogs, store.KindError, store.KindReceipt, store.KindTaskTemplate, store.KindTaskSetup, store.KindPrevious:
+		if taskPart(c.Key.Kind) {
 			s.applyTask(c, touched)
 			if c.Value == nil || c.Left {
 				continue
@@ -174,6 +173,9 @@ func (s *State) apply(b store.Batch) api.Update {
 					u.Events = append(u.Events, api.Event{Type: api.EventHardware, TaskID: t.ID, RegionID: t.RegionID, Hardware: t.Hardware})
 				}
 			}
+			continue
+		}
+		switch c.Key.Kind {
 		case store.KindReportAgent, store.KindReportHardware, store.KindReportProgress, store.KindReportPermit,
 			store.KindReportLog, store.KindReportResult, store.KindReportBooted:
 			if e, ok := s.applyReport(c); ok {
@@ -207,13 +209,16 @@ func (s *State) apply(b store.Batch) api.Update {
 			}
 		}
 	}
+	if s.listing {
+		s.readListing(b.Changes)
+	}
 	for id := range moved {
 		s.fleet.setTask(id, s.tasks[id])
 	}
 	s.fleet.flush()
 	for id, words := range touched {
 		if t := s.tasks[id]; t != nil {
-			if words {
+			if words && !s.listing {
 				t.index()
 			}
 			s.place(t)
@@ -280,9 +285,12 @@ func (s *State) applyTask(c store.Change, touched map[string]bool) {
 	case store.KindLogs:
 		t.leftLog = c.Left
 	}
-	if c.Left {
-		return
+	if !c.Left && !s.listing { // else see readListing
+		s.read(t, c)
 	}
+}
+
+func (s *State) read(t *task, c store.Change) {
 	if err := store.SetPart(&t.Task, c.Key, c.Value); err != nil {
 		s.log.Error("value in the store cannot be read", "key", c.Key.String(), "err", err)
 		return
@@ -291,6 +299,50 @@ func (s *State) applyTask(c store.Change, touched map[string]bool) {
 	if c.Key.Kind == store.KindProgress {
 		t.recall()
 	}
+}
+
+// readListing reads what a listing says of tasks and machines, on all
+// processors: it is most of what is to be done before the first page can be
+// shown. What is said of one task is read in order, by one of them.
+func (s *State) readListing(all []store.Change) {
+	seen := make([]*kept, len(all))
+	var wg sync.WaitGroup
+	readers := runtime.GOMAXPROCS(0)
+	for reader := range readers {
+		wg.Go(func() {
+			mine := func(id string) bool { return int(id[len(id)-1])%readers == reader }
+			for i := range all {
+				switch c := all[i]; {
+				case c.Value == nil:
+				case taskPart(c.Key.Kind) && mine(c.Key.TaskID):
+					s.read(s.tasks[c.Key.TaskID], c)
+				case (c.Key.Kind == store.KindAgentInfo || c.Key.Kind == store.KindDiscovered) && i%readers == reader:
+					seen[i] = s.readSeen(c)
+				}
+			}
+			for id, t := range s.tasks {
+				if mine(id) {
+					t.index()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i, k := range seen {
+		if k != nil {
+			s.fleet.setSeen(all[i].Key, k)
+		}
+	}
+}
+
+// taskPart reports whether keys of this kind are a part of a task.
+func taskPart(k store.Kind) bool {
+	switch k {
+	case store.KindMetadata, store.KindStatus, store.KindHardware, store.KindPlan, store.KindApproval,
+		store.KindProgress, store.KindLogs, store.KindError, store.KindReceipt, store.KindTaskTemplate, store.KindTaskSetup, store.KindPrevious:
+		return true
+	}
+	return false
 }
 
 // recall adds to a report when the stages before it began, which after a

@@ -379,9 +379,9 @@ func TestBrowserApproveWhileItChanges(t *testing.T) {
 	b.until("say that it changed", `!document.querySelector('page-changed').hidden && document.querySelector('#notes').value === 'ticket 4471'`)
 	b.do("approve all the same", chromedp.Click(chromedp.CSS("button[value=true]")))
 	b.until("the refusal", `document.querySelector('h1')?.textContent.startsWith('Nothing was approved')`)
-	if !eval[bool](b, `document.activeElement.id === 'summary'`) {
-		t.Error("the outcome does not take the focus")
-	}
+	// A browser gives the focus when it first draws the page, which is after it
+	// has read it.
+	b.until("the outcome takes the focus", `document.activeElement.id === 'summary'`)
 	if got := s.tasks[idBlank].Status; got != lpmos.AwaitingApproval {
 		t.Errorf("task is %s", got)
 	}
@@ -467,6 +467,25 @@ func TestBrowserEveryPage(t *testing.T) {
 				b.picture(name)
 			}
 		}
+	}
+
+	// On paper a page is ink on white, whatever was chosen for the screen, and
+	// without what only a screen can do.
+	b.do("emulate", chromedp.EmulateViewport(794, 1123)) // A4
+	for _, path := range []string{"/tasks", "/tasks/" + idData + "/approve", "/tasks/" + idInstalling} {
+		b.open(path)
+		eval[string](b, `document.documentElement.dataset.theme = 'dark'`)
+		if _, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Media: "print"}); err != nil {
+			t.Fatal(err)
+		}
+		b.until("print in light colours", `getComputedStyle(document.body).color === 'rgb(18, 22, 27)'`)
+		if shown := eval[string](b, `[...document.querySelectorAll('.rail, .topbar, .bulk, .filters, .decision .button, .copy-button, .page-head .buttons')].filter((el) => el.checkVisibility()).map((el) => el.className).join(', ')`); shown != "" {
+			t.Errorf("%s is printed with %s", path, shown)
+		}
+		if cut := eval[string](b, `[...document.querySelectorAll('main *')].filter((el) => el.checkVisibility() && ['auto', 'scroll'].includes(getComputedStyle(el).overflowX) && el.scrollWidth > el.clientWidth + 1).map((el) => el.className).join(', ')`); cut != "" {
+			t.Errorf("%s is printed with %s cut off", path, cut)
+		}
+		b.picture("print" + strings.ReplaceAll(path, "/", "-"))
 	}
 }
 

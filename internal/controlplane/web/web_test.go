@@ -252,6 +252,33 @@ func TestScriptsMakeNoMarkupFromText(t *testing.T) {
 	}
 }
 
+// Who asked their system for less motion gets none: the style sheet has a rule
+// for whatever moves by itself, and no script moves anything.
+func TestNothingMovesForWhoWantsNoMotion(t *testing.T) {
+	css, err := staticFiles.ReadFile("static/app.css")
+	if err != nil {
+		t.Fatal(err)
+	}
+	still := regexp.MustCompile(`@media \(prefers-reduced-motion: reduce\) \{\s*\*, \*::before, \*::after \{ animation: none !important; transition: none !important; \}`)
+	if !still.Match(css) {
+		t.Error("app.css does not stop animations and transitions for prefers-reduced-motion")
+	}
+	moves := regexp.MustCompile(`behavior: ['"]smooth|\.animate\(|startViewTransition|scroll-behavior|@view-transition`)
+	err = fs.WalkDir(staticFiles, "static", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := staticFiles.ReadFile(name)
+		if m := moves.Find(b); m != nil {
+			t.Errorf("%s moves things with %q, which the rule does not stop", name, m)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestRoutes(t *testing.T) {
 	s := newSite(t, testNow)
 	w := newTestWeb(t, s)
