@@ -125,7 +125,7 @@ func lookDuringARun(t *testing.T, f *fleet, machines int) {
 		err = fixture.Publish(f.ctx, f.api, dir, img)
 	}
 	if err == nil {
-		_, err = f.api.SetLimits(f.ctx, lpmos.Limits{PermitsPerMinute: 100_000}) // all are to install at once
+		_, err = f.api.SetLimits(f.ctx, lpmos.Limits{PermitsPerMinute: 100_000}, "") // all are to install at once
 	}
 	if err != nil {
 		t.Fatal(err)
