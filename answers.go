@@ -155,6 +155,10 @@ func (a answers) preseed() (string, error) {
 	say("netcfg/get_domain", "string", domain)
 	say("netcfg/hostname", "string", host)
 	say("netcfg/wireless_wep", "string", "")
+	// What DHCP says counts; where it names no router or no name server, a mirror
+	// in the machine's own network needs none.
+	say("netcfg/no_default_route", "boolean", "true")
+	say("netcfg/get_nameservers", "string", "")
 	say("hw-detect/load_firmware", "boolean", "true")
 	if a.installer.Repository != "" {
 		u, err := url.Parse(a.installer.Repository)

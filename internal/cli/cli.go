@@ -181,7 +181,7 @@ var groups = []struct {
 	id, title string
 	commands  []string
 }{
-	{"operate", "Operate a site:", []string{"task", "machine", "region", "image", "profile", "template", "stop", "resume", "limits"}},
+	{"operate", "Operate a site:", []string{"task", "machine", "region", "image", "profile", "template", "stop", "resume", "limits", "policy"}},
 	{"run", "Run a site:", []string{"up", "doctor", "bootimage", "user", "token", "audit", "login", "logout", "whoami"}},
 	{"try", "Try it out:", []string{"lab", "sim"}},
 }

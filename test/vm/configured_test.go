@@ -29,7 +29,7 @@ func TestConfiguredDebian(t *testing.T) {
 	rest(t)
 	w := onSite(t, "debian-12", nil)
 	profile := w.put(lpmos.Setup{
-		Users:    []lpmos.Account{{Name: "ops", Gecos: "Operations & Co", Groups: []string{"adm"}, Sudo: true}},
+		Users:    []lpmos.Account{{Name: "ops", Gecos: "Operations", Groups: []string{"adm"}, Sudo: true}},
 		Timezone: "Asia/Shanghai", Kernel: []string{"mitigations=off"},
 		Network: &lpmos.Network{Interfaces: []lpmos.Interface{{Name: "lan0", NIC: "boot", PerMachine: true}}, DNS: []string{"10.77.0.1"}, Search: []string{"lab.example"}},
 		Scripts: []lpmos.Script{{Name: "mark", Text: "#!/bin/sh\nset -eu\nid ops\nuseradd --no-create-home first-boot-ran\n"}},

@@ -69,25 +69,22 @@ func TestDebianInstaller(t *testing.T) {
 				t.Fatalf("the plan's first file is %+v", plan.Effect.Files[0])
 			}
 			w.approve(id)
-			task := w.waitFor(m, id, installLimit, "a report of the installer", func(task lpmos.Task) bool {
-				return task.Progress != nil && strings.Contains(task.Progress.Message, "main-menu")
-			})
-			if task.Status != lpmos.Installing || task.Attempt != 1 {
-				t.Errorf("the task is %s, attempt %d; want installing, the first", task.Status, task.Attempt)
-			}
 			// It asks for the mirror of its answers, and nobody for anything else.
 			var lines []string
-			w.until(bootLimit, "the installer asks the mirror that its answers name", func() (err error) {
+			w.until(installLimit, "the installer asks the mirror that its answers name", func() (err error) {
 				if lines, err = w.client.Logs(t.Context(), id); err == nil && !strings.Contains(strings.Join(lines, "\n"), "10.77.0.1:9") {
 					err = fmt.Errorf("the log ends with %q", lines[max(0, len(lines)-5):])
 				}
 				return err
 			})
 			all := strings.Join(lines, "\n")
-			for _, want := range []string{"the distribution's installer", "preseed.cfg", "Menu item 'choose-mirror' selected"} {
+			for _, want := range []string{"installer loaded", "preseed.cfg", "Menu item 'choose-mirror' selected"} {
 				if !strings.Contains(all, want) {
-					t.Errorf("the log does not hold %q", want)
+					t.Errorf("the log does not hold %q:\n%s", want, all)
 				}
+			}
+			if task := w.task(id); task.Status != lpmos.Installing || task.Attempt != 1 || task.Progress == nil || task.Progress.Stage != lpmos.Partitioning {
+				t.Errorf("the task is %s, attempt %d, progress %+v; want installing, the first, before any partition", task.Status, task.Attempt, task.Progress)
 			}
 			m.PowerOff()
 			for i, hash := range before {
