@@ -358,7 +358,7 @@ func TestFailedInstallation(t *testing.T) {
 
 type panicking struct{}
 
-func (panicking) Open(context.Context, string, int64, int64) (*agentapi.BlobReader, error) {
+func (panicking) Open(context.Context, string, agentapi.Part) (*agentapi.BlobReader, error) {
 	panic("impossible")
 }
 
