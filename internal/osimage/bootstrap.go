@@ -94,7 +94,7 @@ const updateInitramfs = "update-initramfs.conf"
 // scratch space, at its place below it, and returns where.
 func (b *builder) overlayFile(name string) (string, error) {
 	var text []byte
-	err := error(fs.ErrNotExist)
+	err := fs.ErrNotExist
 	for _, dir := range slices.Backward(b.overlays()) {
 		if text, err = files.ReadFile("files/" + dir + "/" + name); !errors.Is(err, fs.ErrNotExist) {
 			break

@@ -74,7 +74,7 @@ func systemTree(t testing.TB) []byte {
 	entries := []tar.Header{
 		directory("."), directory("./boot"), regular("./boot/vmlinuz-test", "kernel"), regular("./boot/initrd.img-test", "initrd"),
 		directory("./etc"), regular("./etc/machine-id", "0123456789abcdef0123456789abcdef\n"), regular("./etc/fstab", "old\n"),
-		regular("./etc/group", "root:x:0:\nadm:x:4:\n"), regular("./etc/passwd", "root:x:0:0::/:/bin/sh\ndaemon:x:7:7::/:/bin/false\n"),
+		regular("./etc/passwd", "root:x:0:0::/:/bin/sh\ndaemon:x:7:7::/:/bin/false\n"),
 		directory("./usr"), directory("./usr/bin"), {Name: "./bin", Typeflag: tar.TypeSymlink, Linkname: "usr/bin", Mode: 0o777},
 		with(regular("./bin/ping", "ping"), func(h *tar.Header) { h.Mode, h.PAXRecords["SCHILY.xattr.security.capability"] = 0o755, capability }),
 		with(regular("./usr/bin/su", "su"), func(h *tar.Header) { h.Mode = 0o4755 }),
@@ -84,6 +84,9 @@ func systemTree(t testing.TB) []byte {
 			h.Mode, h.Gid = 0o2755, 101
 			h.PAXRecords = map[string]string{"SCHILY.acl.access": "user::rwx,group::r-x,group:adm:r-x,mask::r-x,other::r-x", "SCHILY.acl.default": "user::rwx\ngroup::r-x\ngroup:adm:r-x\nmask::r-x\nother::r-x\n"}
 		}),
+		regular("./var/log/journal/system", "inherits nothing"),
+		// A filesystem lists its directories in no order: here the names come last.
+		regular("./etc/group", "root:x:0:\nadm:x:4:\n"),
 		with(regular("./var/log/huge", string(sparse)), func(h *tar.Header) { h.Uid, h.Gid = 100_000, 4 }),
 		{Name: "./var/pipe", Typeflag: tar.TypeFifo, Mode: 0o600}, {Name: "./var/console", Typeflag: tar.TypeChar, Mode: 0o600, Devmajor: 5, Devminor: 1},
 		{Name: "./var/disk", Typeflag: tar.TypeBlock, Mode: 0o660, Devmajor: 259, Devminor: 70000},
@@ -266,6 +269,9 @@ func TestInstallTree(t *testing.T) {
 			if err != nil || string(b[:n]) != want[1] {
 				t.Errorf("%s of %s = %q, %v; want %q", want[0], name, b[:max(n, 0)], err, want[1])
 			}
+		}
+		if n, err := syscall.Getxattr(filepath.Join(dir, "var/log/journal/system"), "system.posix_acl_access", nil); err != syscall.ENODATA {
+			t.Errorf("a file has an ACL of %d bytes (%v) that it inherited", n, err)
 		}
 	})
 }

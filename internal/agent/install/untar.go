@@ -90,6 +90,7 @@ type unpacker struct {
 
 	files, bytes int64
 	dirs         []dirTime          // times of directories, set when nothing is put into them any more
+	acls         []namedACL         // set at the end
 	samples      map[string]fileSum // by name
 	every        int64
 	names        map[string]map[string]int // "user", "group": ids by name, for ACLs
@@ -100,6 +101,11 @@ type dirTime struct {
 	name string
 	at   time.Time
 }
+
+// namedACL is an ACL with names of users and groups: the lists of these may come
+// later in the archive than what has it, and what is put into a directory must
+// not inherit it.
+type namedACL struct{ name, kind, text string }
 
 type fileSum struct {
 	size int64
@@ -135,16 +141,16 @@ func (u *unpacker) run(r io.Reader) error {
 			return corrupt("its archive has more than %d entries", maxUnpackedFiles)
 		}
 		if err := u.entry(h, t); err != nil {
-			if _, ok := errors.AsType[*Failure](err); ok {
-				return err
-			}
-			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-				return &Failure{Code: "image_too_large", Cause: "The filesystem is full at " + quoted(h.Name) + ".", NextStep: "Choose a larger disk, or a layout with more room there.", Err: err}
-			}
-			if errors.Is(err, syscall.EIO) {
-				return writeFailed("the disk", err)
-			}
-			return &Failure{Code: "image_unsuitable", Cause: fmt.Sprintf("The entry %s of the image cannot be unpacked: %v.", quoted(h.Name), err), NextStep: nextImage, Err: err}
+			return entryFailed(h.Name, err)
+		}
+	}
+	for _, a := range u.acls {
+		acl, err := u.acl(a.text)
+		if err == nil {
+			err = u.set(a.name, []xattr{{"system.posix_acl_" + a.kind, acl}})
+		}
+		if err != nil {
+			return entryFailed(a.name, err)
 		}
 	}
 	for _, d := range slices.Backward(u.dirs) {
@@ -153,6 +159,20 @@ func (u *unpacker) run(r io.Reader) error {
 		}
 	}
 	return nil
+}
+
+// entryFailed says what it means that an entry could not be written.
+func entryFailed(name string, err error) error {
+	if _, ok := errors.AsType[*Failure](err); ok {
+		return err
+	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return &Failure{Code: "image_too_large", Cause: "The filesystem is full at " + quoted(name) + ".", NextStep: "Choose a larger disk, or a layout with more room there.", Err: err}
+	}
+	if errors.Is(err, syscall.EIO) {
+		return writeFailed("the disk", err)
+	}
+	return &Failure{Code: "image_unsuitable", Cause: fmt.Sprintf("The entry %s of the image cannot be unpacked: %v.", quoted(name), err), NextStep: nextImage, Err: err}
 }
 
 func quoted(name string) string { return fmt.Sprintf("%q", lpmos.Shorten(name, 200)) }
@@ -357,17 +377,12 @@ func (u *unpacker) attributes(name string, h *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	if len(attrs) > 0 {
-		err := u.in(name, func(dir int, base string) error {
-			for _, a := range attrs {
-				if err := lsetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", dir, base), a.name, a.value); err != nil {
-					return fmt.Errorf("set its attribute %s: %w", a.name, err)
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return err
+	if err := u.set(name, attrs); err != nil {
+		return err
+	}
+	for _, kind := range []string{"access", "default"} {
+		if text, ok := h.PAXRecords["SCHILY.acl."+kind]; ok {
+			u.acls = append(u.acls, namedACL{name, kind, text})
 		}
 	}
 	if h.Typeflag == tar.TypeDir || h.Typeflag == tar.TypeSymlink {
@@ -381,8 +396,23 @@ type xattr struct {
 	value []byte
 }
 
-// xattrs are an entry's extended attributes, as GNU tar and bsdtar write them:
-// ACLs are either the kernel's own attribute or text beside it.
+// set sets extended attributes, which may be none.
+func (u *unpacker) set(name string, attrs []xattr) error {
+	if len(attrs) == 0 {
+		return nil
+	}
+	return u.in(name, func(dir int, base string) error {
+		for _, a := range attrs {
+			if err := lsetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", dir, base), a.name, a.value); err != nil {
+				return fmt.Errorf("set its attribute %s: %w", a.name, err)
+			}
+		}
+		return nil
+	})
+}
+
+// xattrs are an entry's extended attributes, as GNU tar and bsdtar write them.
+// ACLs are either the kernel's own attribute, among these, or text beside it.
 func (u *unpacker) xattrs(h *tar.Header) ([]xattr, error) {
 	var out []xattr
 	for key, value := range h.PAXRecords {
@@ -397,12 +427,6 @@ func (u *unpacker) xattrs(h *tar.Header) ([]xattr, error) {
 				continue // Linux has no others on links
 			}
 			out = append(out, xattr{name, []byte(value)})
-		case key == "SCHILY.acl.access" || key == "SCHILY.acl.default":
-			acl, err := u.acl(value)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, xattr{"system.posix_acl_" + strings.TrimPrefix(key, "SCHILY.acl."), acl})
 		case key == "RHT.security.selinux":
 			out = append(out, xattr{"security.selinux", []byte(strings.TrimRight(value, "\x00") + "\x00")})
 		}
@@ -473,7 +497,7 @@ func (u *unpacker) acl(text string) ([]byte, error) {
 }
 
 // id is a user's or group's number: given as such, or a name of the image's own
-// list, which is unpacked before the directories that have ACLs.
+// list.
 func (u *unpacker) id(list, name string) (uint32, error) {
 	if n, err := strconv.ParseUint(name, 10, 32); err == nil {
 		return uint32(n), nil
