@@ -113,7 +113,9 @@ ends with exit code 4. A file without a version replaces what there is.`,
 		if err != nil {
 			return err
 		}
-		return a.print(out, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "profile %s: stored\n", clip(plain(out.Ref()), maxCell)) })
+		return a.print(out, func(w *tabwriter.Writer, _ bool) {
+			fmt.Fprintf(w, "profile %s: stored\n", clip(plain(out.Ref()), maxCell))
+		})
 	})
 	return cmd
 }
@@ -180,7 +182,9 @@ ends with exit code 4. Tasks that exist are never changed.`,
 		if err != nil {
 			return err
 		}
-		return a.print(out, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "profile %s: stored\n", clip(plain(out.Ref()), maxCell)) })
+		return a.print(out, func(w *tabwriter.Writer, _ bool) {
+			fmt.Fprintf(w, "profile %s: stored\n", clip(plain(out.Ref()), maxCell))
+		})
 	})
 	return cmd
 }

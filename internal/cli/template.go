@@ -102,7 +102,9 @@ Tasks that exist keep the template they were created with.`,
 		if err != nil {
 			return err
 		}
-		return a.print(out, func(w *tabwriter.Writer, _ bool) { fmt.Fprintf(w, "template %s: stored\n", clip(plain(out.Ref()), maxCell)) })
+		return a.print(out, func(w *tabwriter.Writer, _ bool) {
+			fmt.Fprintf(w, "template %s: stored\n", clip(plain(out.Ref()), maxCell))
+		})
 	})
 	return cmd
 }
