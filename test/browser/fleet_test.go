@@ -7,6 +7,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/site"
+	"github.com/lpmos/lpmos/test/fixture"
 )
 
 // fleet is a site with a task in every state that its pages can show.
@@ -16,6 +17,9 @@ type fleet struct {
 	mac   map[string]lpmos.MAC // of their machines
 	batch string               // of two more
 }
+
+// opsKey is the key that the fleet's people log in with.
+const opsKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEJ5c3RlbUtleUZvckRvY3VtZW50YXRpb25Pbmx5MDE= ops@bastion"
 
 // lost is how long an install of the fleet may be silent before it fails; the
 // ones that go on report every second.
@@ -27,7 +31,23 @@ func newFleet(t testing.TB) *fleet {
 		c.Region.RegionID = "fra-1"
 		c.ControlPlane.Deadlines.InstallingDeadline = lost
 	})
-	f.publish("debian", "12", "Debian 12 (bookworm)", 256<<20)
+	img := f.publish("debian", "12", "Debian 12 (bookworm)", 256<<20)
+	at := time.Now().Add(-26 * time.Hour).UTC().Truncate(time.Second)
+	img.Badges = []lpmos.Badge{
+		{Firmware: "bios", Passed: true, Text: "called home 41s after power-on", Digest: img.Digest, At: at},
+		{Firmware: "uefi", Passed: true, Text: "called home 58s after power-on", Digest: img.Digest, At: at},
+		{Firmware: "uefi-secure-boot", Text: "The installed system did not call home within 10 min; its console says: error: shim_lock protocol not found", Digest: img.Digest, At: at},
+	}
+	installer, err := fixture.Installer(f.dir, "debian", "12-installer", "Debian 12 (its own installer)", lpmos.TemplatePreseed)
+	if err == nil {
+		err = f.api.PutImage(f.ctx, img)
+	}
+	if err == nil {
+		err = fixture.PutImage(f.ctx, f.api, f.dir, installer)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	n := 0
 	if _, err := f.api.PutTemplate(f.ctx, lpmos.Template{Name: "base", Kind: lpmos.TemplateUserData, Description: "What every server gets",
 		Text: "#cloud-config\npackages: [chrony]\nwrite_files:\n- {path: /etc/motd, content: 'serial {{serial}}'}\n"}, 0); err != nil {
@@ -36,11 +56,21 @@ func newFleet(t testing.TB) *fleet {
 	if _, err := f.api.PutProfile(f.ctx, lpmos.Profile{Name: "storage", Description: "Ceph servers of the second row", OSType: "debian", OSVersion: "12", Hostname: "ceph-{mac6}"}, 0); err != nil {
 		t.Fatal(err)
 	}
-	add := func(name, host string, hw func(*lpmos.Hardware), takes time.Duration) (off func()) {
+	accounts := &lpmos.Setup{Timezone: "Europe/Berlin", Locale: "de_DE.UTF-8", NTP: []string{"ntp.example.net"}, Users: []lpmos.Account{
+		{Name: "ops", Gecos: "Operations", Groups: []string{"adm"}, Sudo: true, SSHKeys: []string{opsKey}, PasswordHash: lpmos.NewSecret("$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7")},
+		{Name: "app"},
+	}}
+	if _, err := f.api.PutProfile(f.ctx, lpmos.Profile{Name: "accounts", Description: "Who may sign in on every server", OSType: "debian", OSVersion: "12-installer", System: accounts}, 0); err != nil {
+		t.Fatal(err)
+	}
+	add := func(name, host string, hw func(*lpmos.Hardware), takes time.Duration, more ...func(*lpmos.Spec)) (off func()) {
 		mac := lpmos.MAC{0xb0, 0x7b, 0x25, 0xc4, byte(n), 0x10}
 		f.mac[name] = mac
-		f.id[name] = f.create(lpmos.Spec{RegionID: "fra-1", TargetMAC: mac, OSType: "debian", OSVersion: "12", Hostname: host, Notes: "Ticket 4471: replaces " + host + "-old",
-			SSHKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEJ5c3RlbUtleUZvckRvY3VtZW50YXRpb25Pbmx5MDE= ops@bastion"}})
+		spec := lpmos.Spec{RegionID: "fra-1", TargetMAC: mac, OSType: "debian", OSVersion: "12", Hostname: host, Notes: "Ticket 4471: replaces " + host + "-old", SSHKeys: []string{opsKey}}
+		for _, edit := range more {
+			edit(&spec)
+		}
+		f.id[name] = f.create(spec)
 		serial := fmt.Sprintf("7GXK2M%d", n)
 		n++
 		if hw == nil {
@@ -73,6 +103,14 @@ func newFleet(t testing.TB) *fleet {
 	add("data", "db-07", func(h *lpmos.Hardware) { h.Disks = append(h.Disks[:1], h.Disks[2:]...) }, time.Second)
 	add("blank", "ceph-osd-41", blank, time.Second)
 	add("blank2", "ceph-osd-42", blank, time.Second)
+	add("installer", "git-01", blank, time.Second, func(s *lpmos.Spec) { s.OSVersion, s.Profile = "12-installer", "accounts" })
+	add("eyes", "ledger-01", blank, time.Second)
+	if _, err := f.api.SetApprovalPolicy(f.ctx, lpmos.ApprovalPolicy{
+		Rules:  []lpmos.ApprovalRule{{Labels: []string{"production"}, Approvers: 2, ReauthMinutes: 1}, {ErasesData: true, Regions: []string{"lon-1"}, NotCreator: true}},
+		Labels: map[string][]string{"production": {f.mac["eyes"].String(), "b0:7b:25:c4:70:10"}},
+	}); err != nil {
+		t.Fatal(err)
+	}
 	add("rejected", "log-02", blank, time.Second)
 	if _, err := f.api.Decide(f.ctx, f.id["rejected"], false, "", "wrong rack"); err != nil {
 		t.Fatal(err)

@@ -212,6 +212,14 @@ func TestForeignPages(t *testing.T) {
 	}
 	b.Click(`button[name=approved][value=true]`)
 	w.until(id, lpmos.Approved, lpmos.Installing, lpmos.Verifying, lpmos.Completed)
+
+	// What was shown is not shown again once nobody is signed in: no cache has it.
+	b.Open("/tasks/" + id + "/approve")
+	b.Open("/account")
+	b.Click(`main form[action="/logout"] button`)
+	b.Until("be signed out", 30*time.Second, `location.pathname === '/login' && document.readyState === 'complete'`)
+	tab.Eval[bool](b, `history.go(-2) ?? true`)
+	b.Until("be asked to sign in", 30*time.Second, `location.pathname === '/login' && location.search.includes('`+id+`') && document.querySelector('#p') !== null`)
 }
 
 // Whose session is ended elsewhere is led to the sign-in page, and back.

@@ -1,15 +1,22 @@
 package browser
 
 import (
+	"context"
 	"crypto/rand"
+	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/sim"
 	"github.com/lpmos/lpmos/test/browser/tab"
+	"github.com/lpmos/lpmos/test/fixture"
 )
 
 // page is one page of the web interface as TestPages looks at it.
@@ -48,6 +55,8 @@ var pages = []page{
 	{name: "approve-data", path: task("data", "/approve")},
 	{name: "approve-blank", path: task("blank", "/approve")},
 	{name: "approve-problem", path: task("problem", "/approve")},
+	{name: "approve-eyes", path: task("eyes", "/approve")},
+	{name: "approve-installer", path: task("installer", "/approve")},
 	{name: "create", path: at("/tasks/create")},
 	{name: "approve-together", path: func(f *fleet) string { return "/tasks/approve?ids=" + f.id["blank"] + "," + f.id["blank2"] }},
 	{name: "batch", path: func(f *fleet) string { return "/batches/" + f.batch }},
@@ -58,6 +67,7 @@ var pages = []page{
 	{name: "images", path: at("/images")},
 	{name: "profiles", path: at("/profiles")},
 	{name: "profile", path: at("/profiles/storage")},
+	{name: "profile-accounts", path: at("/profiles/accounts")},
 	{name: "templates", path: at("/templates")},
 	{name: "template", path: at("/templates/base")},
 	{name: "stop", path: at("/stop")},
@@ -84,7 +94,7 @@ func selectAll(b *tab.Tab, action string) {
 	b.Visible(".bulk-form")
 }
 
-// TestPages is W14, and looks at every page while machines install: axe finds no violation, nothing scrolls
+// TestPages looks at every page: axe finds no violation, nothing scrolls
 // sideways, and neither the console nor the content security policy complains.
 // The pictures go to pages/ below where LPMOS_SCREENSHOTS says, relative to the
 // repository; without it dark pages are looked at in English alone. LPMOS_PAGE
@@ -100,6 +110,67 @@ func TestPages(t *testing.T) {
 			}
 			t.Run(lang+" "+theme, func(t *testing.T) { lookAtPages(t, f, axe, lang, theme) })
 		}
+	}
+	if os.Getenv("LPMOS_PAGE") == "" {
+		t.Run("while 200 machines install", func(t *testing.T) { lookDuringARun(t, f, 200) }) // W14
+	}
+}
+
+// lookDuringARun opens every page while so many machines report, are approved,
+// install and end: the console stays silent, and nothing is blocked.
+func lookDuringARun(t *testing.T, f *fleet, machines int) {
+	dir := t.TempDir()
+	img, err := fixture.Placeholder(dir, "simulated", "1", "Simulated 1")
+	if err == nil {
+		err = fixture.Publish(f.ctx, f.api, dir, img)
+	}
+	if err == nil {
+		_, err = f.api.SetLimits(f.ctx, lpmos.Limits{PermitsPerMinute: 100_000}) // all are to install at once
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := sim.New(sim.Config{RegionURL: f.boot, Machines: machines, Seed: 14, Ramp: 5 * time.Second, Install: 25 * time.Second}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	op := sim.NewOperator(f.api, lpmos.Spec{RegionID: "fra-1", OSType: img.OS, OSVersion: img.Version}, all.MACs())
+	ctx, cancel := context.WithTimeout(f.ctx, 4*time.Minute)
+	if _, err := op.Create(ctx); err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		if err := op.Approve(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	wg.Go(func() {
+		defer close(ended)
+		if err := all.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	b := tab.New(t, f.url)
+	b.SignIn(f.api, "operator")
+	for _, p := range pages {
+		if !p.out {
+			b.Allow = append(b.Allow, p.allow...)
+			b.Open(p.path(f))
+		}
+	}
+	b.Open("/tasks")
+	b.Live()
+	<-ended
+	b.Open("/dashboard")
+	b.Live()
+	l, err := f.api.Tasks(ctx, url.Values{"status": {string(lpmos.Completed)}, "limit": {"1"}})
+	if err != nil || l.Total < machines {
+		t.Errorf("%d tasks are completed, %v; want at least %d", l.Total, err, machines)
 	}
 }
 
