@@ -17,6 +17,8 @@ import (
 	"html/template"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/lpmos/lpmos"
@@ -381,7 +383,15 @@ func (w *Web) show(rw http.ResponseWriter, r *http.Request, status int, name str
 	p.Site, p.Version, p.Person = w.cfg.SiteName, w.cfg.Version, w.cfg.Person(r)
 	p.Insecure = w.cfg.Insecure
 	p.Theme, p.Lang, p.Return, p.Now = theme(r), w.tag, "/dashboard", w.cfg.Now()
-	if r.Method == http.MethodGet {
+	switch {
+	case r.Method != http.MethodGet:
+	case r.URL.Path == "/login" || strings.HasPrefix(r.URL.Path, "/login/"):
+		// The codes of a link or a provider that came along stay out of the page.
+		p.Return = "/login"
+		if back := r.URL.Query().Get("return"); back != "" {
+			p.Return += "?" + url.Values{"return": {localPath(back)}}.Encode()
+		}
+	default:
 		p.Return = r.URL.RequestURI()
 	}
 	p.Awaiting = w.reader.Counts()[lpmos.AwaitingApproval]
