@@ -25,9 +25,6 @@ import (
 	"github.com/lpmos/lpmos/test/fixture"
 )
 
-// historyTasks is how many tasks the project promises to feel like a hundred.
-const historyTasks = 100_000
-
 // history measures how long a control plane with a long history takes until it
 // answers, and how long for a page of it.
 func (b *bench) history() error {
@@ -40,7 +37,7 @@ func (b *bench) history() error {
 	if err := s.stop(); err != nil {
 		return fmt.Errorf("stop: %w", err)
 	}
-	bytes, stored, mended, err := remember(b.ctx, filepath.Join(data, "etcd"), historyTasks)
+	bytes, stored, mended, err := remember(b.ctx, filepath.Join(data, "etcd"), b.tasks)
 	if err != nil {
 		return fmt.Errorf("store tasks: %w", err)
 	}
@@ -65,8 +62,8 @@ func (b *bench) history() error {
 		if err != nil {
 			return err
 		}
-		if page.Total != historyTasks {
-			return fmt.Errorf("%d tasks are there; want %d", page.Total, historyTasks)
+		if page.Total != b.tasks {
+			return fmt.Errorf("%d tasks are there; want %d", page.Total, b.tasks)
 		}
 		if len(ready) == runs-1 {
 			time.Sleep(5 * time.Second) // for what follows a start
@@ -79,7 +76,7 @@ func (b *bench) history() error {
 		}
 		ready = append(ready, s.ready)
 		rows = append(rows, []string{
-			fmt.Sprint(historyTasks), fmt.Sprintf("%d MB", bytes/1e6), fmt.Sprintf("%d MB", db.Size()/1e6), fmt.Sprintf("%.1f s", s.ready.Seconds()),
+			fmt.Sprint(b.tasks), fmt.Sprintf("%d MB", bytes/1e6), fmt.Sprintf("%d MB", db.Size()/1e6), fmt.Sprintf("%.1f s", s.ready.Seconds()),
 			fmt.Sprintf("%.1f s", used.Seconds()), fmt.Sprintf("%.0f MiB", float64(rss)/(1<<20)), fmt.Sprint(page.Total),
 		})
 	}

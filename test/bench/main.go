@@ -26,6 +26,7 @@ type bench struct {
 	ctx   context.Context
 	dir   string // scratch; the built programs are in it
 	cache string
+	tasks int // of the long history
 }
 
 // part is one table.
@@ -51,10 +52,11 @@ func main() {
 	vm := flag.Bool("vm", true, "also measure virtual machines (root, QEMU)")
 	cache := flag.String("cache-dir", env("LPMOS_CACHE_DIR", ".cache"), "where packages and finished builds are kept")
 	only := flag.String("only", "", "one of scripts, process, history, stop, sizes, copy, import, phases, guest; several separated by commas")
+	tasks := flag.Int("tasks", 100_000, "tasks of the long history")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *vm, *cache, *only); err != nil {
+	if err := run(ctx, *vm, *cache, *only, *tasks); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -67,7 +69,7 @@ func env(name, otherwise string) string {
 	return otherwise
 }
 
-func run(ctx context.Context, vm bool, cache, only string) error {
+func run(ctx context.Context, vm bool, cache, only string, tasks int) error {
 	dir, err := os.MkdirTemp("", "lpmos-bench-")
 	if err != nil {
 		return err
@@ -76,7 +78,7 @@ func run(ctx context.Context, vm bool, cache, only string) error {
 	if cache, err = filepath.Abs(cache); err != nil {
 		return err
 	}
-	b := &bench{ctx: ctx, dir: dir, cache: cache}
+	b := &bench{ctx: ctx, dir: dir, cache: cache, tasks: tasks}
 	fmt.Printf("%s, %s/%s, %d processors, load %s\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), load())
 	for name, source := range map[string]string{"lpmos": "./cmd/lpmos", "agent": "./cmd/agent"} {
 		if err := b.build(name, source); err != nil {
