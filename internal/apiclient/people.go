@@ -90,10 +90,10 @@ func (c *Client) Users(ctx context.Context) ([]User, error) {
 
 func userPath(name string) string { return v1 + "/users/" + url.PathEscape(name) }
 
-// User reads one.
-func (c *Client) User(ctx context.Context, name string) (u User, err error) {
-	err = c.get(ctx, userPath(name), &u)
-	return u, err
+// User reads one, and the ETag of what it may do.
+func (c *Client) User(ctx context.Context, name string) (u User, etag string, err error) {
+	etag, err = c.getTagged(ctx, userPath(name), &u)
+	return u, etag, err
 }
 
 // Access is what a user is to be allowed. Regions nil stands for all.
@@ -114,9 +114,9 @@ func (c *Client) CreateUser(ctx context.Context, name string, a Access) (u User,
 	return u, err
 }
 
-// SetAccess changes what a user may do.
-func (c *Client) SetAccess(ctx context.Context, name string, a Access) (u User, err error) {
-	err = c.send(ctx, http.MethodPut, userPath(name), a, &u)
+// SetAccess changes what a user may do; etag is as in SetLimits.
+func (c *Client) SetAccess(ctx context.Context, name string, a Access, etag string) (u User, err error) {
+	err = c.sendWith(ctx, http.MethodPut, userPath(name), ifMatch(etag), a, &u)
 	return u, err
 }
 

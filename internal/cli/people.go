@@ -419,7 +419,7 @@ func (a *app) userShow() *cobra.Command {
 		Long:    "Show prints what one user may do.",
 		Example: "  lpmos user show anna",
 		RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
-			u, err := c.User(ctx, args[0])
+			u, _, err := c.User(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -480,7 +480,7 @@ Disabling ends all sessions; tokens do not work meanwhile.`,
 	cmd.Flags().BoolVar(&access.Disabled, "disabled", false, "cannot sign in; --disabled=false lets them in again")
 	cmd.MarkFlagsMutuallyExclusive("regions", "all-regions")
 	cmd.RunE = a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
-		was, err := c.User(ctx, args[0])
+		was, etag, err := c.User(ctx, args[0])
 		if err != nil {
 			return err
 		}
@@ -497,7 +497,7 @@ Disabling ends all sessions; tokens do not work meanwhile.`,
 		case !changed("regions"):
 			access.Regions = was.Regions
 		}
-		u, err := c.SetAccess(ctx, args[0], access)
+		u, err := c.SetAccess(ctx, args[0], access, etag)
 		if err != nil {
 			return err
 		}
@@ -516,7 +516,7 @@ func (a *app) userReset() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			u, err := c.User(ctx, args[0])
+			u, _, err := c.User(ctx, args[0])
 			u.OneTimePassword = password // told even if the rest cannot be
 			if err != nil {
 				u.Name = args[0]

@@ -391,7 +391,7 @@ func TestSessions(t *testing.T) {
 	t.Run("ends when the user is disabled, and does not come back", func(t *testing.T) {
 		s := login()
 		for _, disabled := range []bool{true, false} {
-			if _, err := a.SetAccess(t.Context(), "anna", Access{Role: lpmos.Approver, Disabled: disabled}); err != nil {
+			if _, err := a.SetAccess(t.Context(), "anna", Access{Role: lpmos.Approver, Disabled: disabled}, ""); err != nil {
 				t.Fatal(err)
 			}
 			if p := ask(a, s, ""); p.SignedIn() {
@@ -401,13 +401,13 @@ func TestSessions(t *testing.T) {
 	})
 	t.Run("takes a smaller role at once", func(t *testing.T) {
 		s := login()
-		if _, err := a.SetAccess(t.Context(), "anna", Access{Role: lpmos.Viewer}); err != nil {
+		if _, err := a.SetAccess(t.Context(), "anna", Access{Role: lpmos.Viewer}, ""); err != nil {
 			t.Fatal(err)
 		}
 		if p := ask(a, s, ""); p.Role != lpmos.Viewer || p.May(Approve) == nil {
 			t.Errorf("it is %+v", p)
 		}
-		if _, err := a.SetAccess(t.Context(), "anna", Access{Role: lpmos.Approver}); err != nil {
+		if _, err := a.SetAccess(t.Context(), "anna", Access{Role: lpmos.Approver}, ""); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -517,7 +517,7 @@ func TestTokens(t *testing.T) {
 		t.Errorf("a token's token = %+v, %v; want no more than its own", child, err)
 	}
 	// It never does more than its user may.
-	if _, err := a.SetAccess(t.Context(), "anna", Access{Role: lpmos.Viewer, Regions: []string{"dc2"}}); err != nil {
+	if _, err := a.SetAccess(t.Context(), "anna", Access{Role: lpmos.Viewer, Regions: []string{"dc2"}}, ""); err != nil {
 		t.Fatal(err)
 	}
 	if got := ask(a, "", secret); got.Role != lpmos.Viewer || got.Sees("dc1") || got.Sees("dc2") {
@@ -803,9 +803,9 @@ func TestLastAdminStays(t *testing.T) {
 	user(t, a, "anna", lpmos.Admin)
 	user(t, a, "local-admin", lpmos.Admin, "dc1")
 	ctx := t.Context()
-	_, demote := a.SetAccess(ctx, "anna", Access{Role: lpmos.Viewer})
-	_, limit := a.SetAccess(ctx, "anna", Access{Role: lpmos.Admin, Regions: []string{"dc1"}})
-	_, disable := a.SetAccess(ctx, "anna", Access{Role: lpmos.Admin, Disabled: true})
+	_, demote := a.SetAccess(ctx, "anna", Access{Role: lpmos.Viewer}, "")
+	_, limit := a.SetAccess(ctx, "anna", Access{Role: lpmos.Admin, Regions: []string{"dc1"}}, "")
+	_, disable := a.SetAccess(ctx, "anna", Access{Role: lpmos.Admin, Disabled: true}, "")
 	for what, err := range map[string]error{"demoted": demote, "limited": limit, "disabled": disable, "deleted": a.DeleteUser(ctx, "anna")} {
 		if !errors.Is(err, lpmos.ErrConflict) {
 			t.Errorf("the last admin was %s: %v", what, err)

@@ -196,7 +196,7 @@ func TestSignInExternal(t *testing.T) {
 		if _, _, err := in(t, a, identity(lpmos.Viewer)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.SetAccess(t.Context(), "anna", Access{Role: lpmos.Viewer, Disabled: true}); err != nil {
+		if _, err := a.SetAccess(t.Context(), "anna", Access{Role: lpmos.Viewer, Disabled: true}, ""); err != nil {
 			t.Fatal(err)
 		}
 		_, _, err := in(t, a, identity(lpmos.Admin))
@@ -214,7 +214,7 @@ func TestSignInExternal(t *testing.T) {
 		if _, _, err := a.ChangePassword(t.Context(), p, "", good, ""); !errors.Is(err, lpmos.ErrConflict) {
 			t.Errorf("ChangePassword = %v", err)
 		}
-		if _, err := a.SetAccess(t.Context(), "anna", Access{Role: lpmos.Admin}); !errors.Is(err, lpmos.ErrConflict) {
+		if _, err := a.SetAccess(t.Context(), "anna", Access{Role: lpmos.Admin}, ""); !errors.Is(err, lpmos.ErrConflict) {
 			t.Errorf("SetAccess = %v", err)
 		}
 		if _, err := a.Reauthenticate(t.Context(), p, good); !isField(err, "password") {

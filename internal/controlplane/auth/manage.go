@@ -58,9 +58,17 @@ type Access struct {
 	Disabled bool
 }
 
+// AccessOf is what was decided about u.
+func AccessOf(u lpmos.User) Access { return Access{u.Role, u.Regions, u.Disabled} }
+
+// Tag names what a says, as lpmos.Limits.Tag does.
+func (a Access) Tag() string { return lpmos.DigestOf(a) }
+
 // SetAccess changes what a user may do. Disabling ends all sessions; a smaller
-// role holds from the next request on, and within seconds on open sockets.
-func (a *Auth) SetAccess(ctx context.Context, name string, to Access) (lpmos.User, error) {
+// role holds from the next request on, and within seconds on open sockets. If
+// based is not "" and not the tag of what the user may do now, the error is an
+// lpmos.ErrChanged.
+func (a *Auth) SetAccess(ctx context.Context, name string, to Access, based string) (lpmos.User, error) {
 	if err := lpmos.ValidateAccess(to.Role, to.Regions); err != nil {
 		return lpmos.User{}, err
 	}
@@ -75,6 +83,9 @@ func (a *Auth) SetAccess(ctx context.Context, name string, to Access) (lpmos.Use
 		}
 	}
 	return a.update(ctx, name, "user changed", func(u *lpmos.User) error {
+		if based != "" && based != AccessOf(*u).Tag() {
+			return fmt.Errorf("user %s: %w: look at it again", name, lpmos.ErrChanged)
+		}
 		if to.Disabled && !u.Disabled {
 			u.Epoch++
 		}

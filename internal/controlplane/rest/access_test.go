@@ -230,6 +230,7 @@ func TestPeople(t *testing.T) {
 		t.Errorf("%d users; want 1", n)
 	}
 	want[struct{}](p, "GET", "/api/v1/users/anna", "", 200)
+	p.keepsOthers("/api/v1/users/anna", `{"role":"operator","regions":["dc1"],"disabled":true}`, `{"role":"operator","regions":["dc1"]}`)
 
 	p.problem("POST", "/api/v1/login", `{"username":"anna","password":"wrong"}`, 401, real...)
 	p.problem("POST", "/api/v1/login", `{"username":"nobody","password":"wrong"}`, 401, real...)

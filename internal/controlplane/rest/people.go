@@ -25,7 +25,7 @@ type People interface {
 	Users() []lpmos.User
 	User(name string) (lpmos.User, bool)
 	CreateUser(ctx context.Context, name string, role lpmos.Role, regions []string) (u lpmos.User, password string, err error)
-	SetAccess(ctx context.Context, name string, to auth.Access) (lpmos.User, error)
+	SetAccess(ctx context.Context, name string, to auth.Access, based string) (lpmos.User, error)
 	ResetPassword(ctx context.Context, name string) (password string, err error)
 	DeleteUser(ctx context.Context, name string) error
 	Tokens(user string) []auth.TokenInfo
@@ -197,6 +197,15 @@ func (a *API) getUser(c *gin.Context) {
 		a.fail(c, fmt.Errorf("user %s: %w", lpmos.Shorten(c.Param("name"), 64), lpmos.ErrNotFound))
 		return
 	}
+	a.user(c, u, nil)
+}
+
+func (a *API) user(c *gin.Context, u lpmos.User, err error) {
+	if err != nil {
+		a.fail(c, err)
+		return
+	}
+	c.Header("ETag", tagOf(auth.AccessOf(u).Tag()))
 	c.JSON(http.StatusOK, a.userBody(u))
 }
 
@@ -206,15 +215,12 @@ func (a *API) putUser(c *gin.Context) {
 		Regions  []string   `json:"regions,omitzero"`
 		Disabled bool       `json:"disabled,omitempty"`
 	}
-	if !a.decode(c, &req) {
+	based, ok := a.matched(c)
+	if !ok || !a.decode(c, &req) {
 		return
 	}
-	u, err := a.who.SetAccess(c.Request.Context(), c.Param("name"), auth.Access{Role: req.Role, Regions: req.Regions, Disabled: req.Disabled})
-	if err != nil {
-		a.fail(c, err)
-		return
-	}
-	c.JSON(http.StatusOK, a.userBody(u))
+	u, err := a.who.SetAccess(c.Request.Context(), c.Param("name"), auth.Access{Role: req.Role, Regions: req.Regions, Disabled: req.Disabled}, based)
+	a.user(c, u, err)
 }
 
 func (a *API) deleteUser(c *gin.Context) {

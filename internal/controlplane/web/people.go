@@ -34,7 +34,7 @@ type People interface {
 	Users() []lpmos.User
 	User(name string) (lpmos.User, bool)
 	CreateUser(ctx context.Context, name string, role lpmos.Role, regions []string) (u lpmos.User, password string, err error)
-	SetAccess(ctx context.Context, name string, to auth.Access) (lpmos.User, error)
+	SetAccess(ctx context.Context, name string, to auth.Access, based string) (lpmos.User, error)
 	ResetPassword(ctx context.Context, name string) (password string, err error)
 	DeleteUser(ctx context.Context, name string) error
 	Tokens(user string) []auth.TokenInfo
@@ -402,11 +402,12 @@ type userForm struct {
 	Limited  bool
 	Regions  string // separated by spaces or commas
 	Disabled bool
+	Based    string // tag of what the form showed first
 }
 
 func readUser(r *http.Request) userForm {
 	f := r.PostForm
-	return userForm{Name: strings.TrimSpace(f.Get("name")), Role: lpmos.Role(f.Get("role")), Limited: f.Get("where") == "some", Regions: strings.TrimSpace(f.Get("regions")), Disabled: f.Get("disabled") == "yes"}
+	return userForm{Name: strings.TrimSpace(f.Get("name")), Role: lpmos.Role(f.Get("role")), Limited: f.Get("where") == "some", Regions: strings.TrimSpace(f.Get("regions")), Disabled: f.Get("disabled") == "yes", Based: f.Get("based")}
 }
 
 // in is what a form says of regions: nil for all.
@@ -515,7 +516,7 @@ func (w *Web) showUser(rw http.ResponseWriter, r *http.Request, status int, name
 		return
 	}
 	if f == nil {
-		f = &userForm{Name: u.Name, Role: u.Role, Limited: u.Regions != nil, Regions: strings.Join(u.Regions, ", "), Disabled: u.Disabled}
+		f = &userForm{Name: u.Name, Role: u.Role, Limited: u.Regions != nil, Regions: strings.Join(u.Regions, ", "), Disabled: u.Disabled, Based: auth.AccessOf(u).Tag()}
 	}
 	row := w.userRow(u)
 	v := usersView{Form: *f, Roles: w.roleChoices(f.Role), Regions: w.reader.Regions(), Problems: problems, Row: &row, Told: told, Command: "lpmos user show " + u.Name}
@@ -529,7 +530,11 @@ func (w *Web) setAccess(rw http.ResponseWriter, r *http.Request) {
 	f, name := readUser(r), r.PathValue("name")
 	ctx, cancel := actionContext(r)
 	defer cancel()
-	_, err := w.cfg.People.SetAccess(ctx, name, auth.Access{Role: f.Role, Regions: f.in(), Disabled: f.Disabled})
+	_, err := w.cfg.People.SetAccess(ctx, name, auth.Access{Role: f.Role, Regions: f.in(), Disabled: f.Disabled}, f.Based)
+	if errors.Is(err, lpmos.ErrChanged) {
+		w.userDone(rw, r, name, nil, err) // with what it is now
+		return
+	}
 	w.userDone(rw, r, name, &f, err)
 }
 
