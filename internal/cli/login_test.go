@@ -62,7 +62,7 @@ func TestLogin(t *testing.T) {
 	if own := tokens(); len(own) != 1 || own[0].ExpiresAt.Sub(own[0].CreatedAt).Hours() != 48 {
 		t.Errorf("anna's tokens are %+v; want one, for two days", own)
 	}
-	if now, err := p.api.User(t.Context(), "anna"); err != nil || now.Sessions > 2 {
+	if now, _, err := p.api.User(t.Context(), "anna"); err != nil || now.Sessions > 2 {
 		t.Errorf("anna has %d sessions, %v; want none but those of the logins that failed", now.Sessions, err)
 	}
 	p.want(ExitOK, "Signed out of ", "", "logout")

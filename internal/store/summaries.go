@@ -129,7 +129,7 @@ func (s *Store) listSummed(ctx context.Context, p slice, rev int64) (out []Chang
 				clientv3.OpGet(t+"events0", clientv3.WithRange(clientv3.GetPrefixRangeEnd(t)), clientv3.WithRev(rev)),
 				clientv3.OpGet(t, clientv3.WithPrefix(), clientv3.WithRev(rev), clientv3.WithCountOnly()))
 		}
-		r, err := s.commit(ctx, nil, ops, nil)
+		r, err := s.txn(ctx, nil, ops, nil)
 		if err != nil {
 			return nil, false, err
 		}

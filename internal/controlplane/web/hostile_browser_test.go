@@ -77,6 +77,7 @@ func TestBrowserHostileRecordsAreInert(t *testing.T) {
 				"/tasks/create?mode=many": 0, "/machines": 0,
 			} {
 				b.open(path)
+				eval[bool](b, `[...document.querySelectorAll('main details')].every((d) => d.open = true)`)
 				// In texts and in fields of forms, whole.
 				n := eval[int](b, `((text) => {
 					const fields = [...document.querySelectorAll('input:not([type=hidden]), textarea')].filter((f) => f.value.includes(text.replaceAll('\r', '')))
@@ -92,7 +93,7 @@ func TestBrowserHostileRecordsAreInert(t *testing.T) {
 					t.Errorf("%s: %d elements were made of text", path, n)
 				}
 				if over := eval[int](b, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); over > 0 {
-					t.Errorf("%s scrolls sideways by %d px", path, over)
+					t.Errorf("%s scrolls sideways by %d px: %s", path, over, eval[string](b, `[...document.querySelectorAll('main *')].filter((el) => el.getBoundingClientRect().right > document.documentElement.clientWidth && !el.closest('.scroller')).map((el) => el.tagName + '.' + el.className).join(' ')`))
 				}
 				b.picture("hostile-" + name + strings.NewReplacer("/", "-", "?", "-", "=", "-").Replace(path))
 			}
