@@ -34,6 +34,7 @@ import (
 	"github.com/lpmos/lpmos/internal/agent/callhome"
 	"github.com/lpmos/lpmos/internal/agent/demo"
 	"github.com/lpmos/lpmos/internal/agent/install"
+	"github.com/lpmos/lpmos/internal/agentapi"
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/controlplane"
 	regional "github.com/lpmos/lpmos/internal/region"
@@ -123,16 +124,23 @@ func (d doomed) Install(_ context.Context, job install.Job) error {
 	return &install.Failure{Code: "disk_gone", Cause: "The disk does not answer.", NextStep: "Look at its cable."}
 }
 
+// boots gives machine n its boot, once its region knows of its task.
+func (s *site) boots(r *region, n int, uuid string) (cfg agentapi.BootConfig) {
+	s.t.Helper()
+	waitFor(s.t, "the machine's boot", 30*time.Second, func() (err error) {
+		cfg, err = demo.Boot(s.t.Context(), r.boot, mac(n), uuid)
+		return err
+	})
+	return cfg
+}
+
 // fails has a task's machine go through an attempt that fails, and returns what
 // it was given.
 func (s *site) fails(r *region, n int, id string) install.Job {
 	s.t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	d := doomed{demo.Hardware(mac(n), "test"), make(chan install.Job, 1)}
-	cfg, err := demo.Boot(s.t.Context(), r.boot, mac(n), d.hw.System.UUID)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	cfg := s.boots(r, n, d.hw.System.UUID)
 	client, err := agent.NewClient(cfg, log)
 	if err != nil {
 		s.t.Fatal(err)
@@ -242,10 +250,7 @@ func TestNoSecretAnywhere(t *testing.T) {
 	}
 
 	// The wire of a machine: its credential, and with the permit its call home.
-	cfg, err := demo.Boot(ctx, r.boot, mac(2), "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	cfg := s.boots(r, 2, "")
 	c.values["credential of a boot"] = cfg.Credential
 	machine := s.agent(r, mac(1), 2*time.Second)
 	s.approve(id)

@@ -320,6 +320,7 @@ func TestProgress(t *testing.T) {
 	t.Run("of a flood costs 429 and two writes in three seconds", func(t *testing.T) { // T10
 		synctest.Test(t, func(t *testing.T) {
 			c, r, a := setup(t)
+			synctest.Wait() // what setup began is written
 			before := c.writes.Load()
 			codes := map[int]int{}
 			for i := range 3000 {
