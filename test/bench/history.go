@@ -96,11 +96,11 @@ var limitedTo = []string{"dc1", "dc7", "dc13", "dc19", "dc25"}
 // pages measures the list of tasks, as the API and as the web interface answer
 // it.
 func (s *site) pages(ctx context.Context) ([][]string, error) {
-	limited, err := s.api.CreateToken(ctx, apiclient.NewToken{Name: "limited", Role: lpmos.Viewer, Regions: limitedTo})
+	limited, err := s.viewer(ctx, "limited", limitedTo...)
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.api.CreateToken(ctx, apiclient.NewToken{Name: "all", Role: lpmos.Viewer})
+	all, err := s.viewer(ctx, "all")
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +111,7 @@ func (s *site) pages(ctx context.Context) ([][]string, error) {
 		{"by host", "status:completed", "host"}, {"by last change", "!status:failed", "-updated"}, {"stuck", "is:stuck", ""},
 	} {
 		row := []string{q.name, ""}
-		for _, token := range []string{all.Token, limited.Token} {
+		for _, token := range []string{all, limited} {
 			for _, path := range []string{"/api/v1/tasks", "/tasks"} {
 				took, body, err := s.timed(ctx, path+"?"+url.Values{"q": {q.text}, "sort": {q.sort}}.Encode(), token)
 				if err != nil {
@@ -135,6 +135,31 @@ func (s *site) pages(ctx context.Context) ([][]string, error) {
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// viewer makes a user who may look at some regions, all if none is named, and
+// returns a token of theirs.
+func (s *site) viewer(ctx context.Context, name string, regions ...string) (string, error) {
+	const password = "a password for the benchmark"
+	u, err := s.api.CreateUser(ctx, name, apiclient.Access{Role: lpmos.Viewer, Regions: regions})
+	if err != nil {
+		return "", err
+	}
+	c, err := apiclient.New(s.url, nil)
+	if err != nil {
+		return "", err
+	}
+	if _, err := c.Login(ctx, name, u.OneTimePassword); err != nil {
+		return "", err
+	}
+	if err := c.ChangePassword(ctx, u.OneTimePassword, password); err != nil {
+		return "", err
+	}
+	if _, err := c.Login(ctx, name, password); err != nil {
+		return "", err
+	}
+	t, err := c.CreateToken(ctx, apiclient.NewToken{Name: "bench", Role: lpmos.Viewer})
+	return t.Token, err
+}
 
 // timed asks for something again and again, and gives how long each took,
 // shortest first, and the last answer.
