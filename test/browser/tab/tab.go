@@ -81,9 +81,6 @@ func New(t testing.TB, url string) *Tab {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		for _, n := range b.noise {
-			if strings.Contains(n, quicker) {
-				continue
-			}
 			if !slices.ContainsFunc(b.Allow, func(a string) bool { return strings.Contains(n, a) }) {
 				t.Errorf("the console says %s", n)
 			}
@@ -91,10 +88,6 @@ func New(t testing.TB, url string) *Tab {
 	})
 	return b
 }
-
-// quicker is what Chromium remarks when who types was quicker than the page's
-// autofocus, which comes with its first drawing: nothing is wrong then.
-const quicker = "Autofocus processing was blocked because a document already has a focused element"
 
 // ScriptsOff turns JavaScript off for what is opened from now on.
 func (b *Tab) ScriptsOff() {
@@ -158,7 +151,8 @@ func (b *Tab) Open(path string) {
 	b.t.Helper()
 	b.Do("open "+path, chromedp.Navigate(b.URL+path), chromedp.WaitReady(chromedp.CSS("main")))
 	if !b.bare {
-		b.Until("load "+path, 20*time.Second, `document.readyState === 'complete'`)
+		// Autofocus comes with the first drawing: nobody types before it.
+		b.Until("load "+path, 20*time.Second, `document.readyState === 'complete' && (window.drawn ??= (requestAnimationFrame(() => { window.drawn = true }), false))`)
 	}
 }
 
