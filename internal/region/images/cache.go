@@ -168,6 +168,18 @@ func (c *Cache) Close() error {
 // could not be had; when ctx ends the transfer goes on for the next who asks.
 // The caller closes the reader; until then the blob is not removed.
 func (c *Cache) Open(ctx context.Context, digest string) (io.ReadSeekCloser, int64, error) {
+	return c.await(ctx, digest, false)
+}
+
+// Follow is Open for those who compare the digests of parts themselves: it does
+// not wait for the end of a transfer. What is read is not verified then, the size
+// is what the source says, and reading waits for what is still on its way. A
+// reader keeps what it reads, even if it is removed from the cache meanwhile.
+func (c *Cache) Follow(ctx context.Context, digest string) (io.ReadSeekCloser, int64, error) {
+	return c.await(ctx, digest, true)
+}
+
+func (c *Cache) await(ctx context.Context, digest string, early bool) (io.ReadSeekCloser, int64, error) {
 	if !lpmos.ValidDigest(digest) {
 		return nil, 0, fmt.Errorf("open blob: %w", lpmos.ErrNotFound)
 	}
@@ -176,13 +188,27 @@ func (c *Cache) Open(ctx context.Context, digest string) (io.ReadSeekCloser, int
 		if err != nil || j == nil {
 			return f, size, err
 		}
-		select {
-		case <-j.done:
-			if j.err != nil {
-				return nil, 0, j.err
+		for waiting := true; waiting; {
+			var more <-chan struct{}
+			if early {
+				more = j.grown()
+				if size := j.total.Load(); size >= 0 {
+					// A transfer that has just ended has taken the name away.
+					if f, err := c.root.Open(digest + partialSuffix); err == nil {
+						return &follower{ctx: ctx, file: f, job: j, size: size}, size, nil
+					}
+				}
 			}
-		case <-ctx.Done():
-			return nil, 0, ctx.Err()
+			select {
+			case <-more:
+			case <-j.done:
+				if j.err != nil {
+					return nil, 0, j.err
+				}
+				waiting = false
+			case <-ctx.Done():
+				return nil, 0, ctx.Err()
+			}
 		}
 	}
 }
@@ -214,41 +240,6 @@ func (c *Cache) open(digest string) (io.ReadSeekCloser, int64, *job, error) {
 		c.work.Go(func() { c.run(digest, j) })
 	}
 	return nil, 0, j, nil
-}
-
-// Follow is Open for those who compare the digests of parts themselves: it does
-// not wait for the end of a transfer. What is read is not verified then, the size
-// is what the source says, and reading waits for what is still on its way. A
-// reader keeps what it reads, even if it is removed from the cache meanwhile.
-func (c *Cache) Follow(ctx context.Context, digest string) (io.ReadSeekCloser, int64, error) {
-	if !lpmos.ValidDigest(digest) {
-		return nil, 0, fmt.Errorf("open blob: %w", lpmos.ErrNotFound)
-	}
-	for {
-		f, size, j, err := c.open(digest)
-		if err != nil || j == nil {
-			return f, size, err
-		}
-		for waiting := true; waiting; {
-			more := j.grown()
-			if size := j.total.Load(); size >= 0 {
-				// A transfer that has just ended has taken the name away.
-				if f, err := c.root.Open(digest + partialSuffix); err == nil {
-					return &follower{ctx: ctx, file: f, job: j, size: size}, size, nil
-				}
-			}
-			select {
-			case <-more:
-			case <-j.done:
-				if j.err != nil {
-					return nil, 0, j.err
-				}
-				waiting = false
-			case <-ctx.Done():
-				return nil, 0, ctx.Err()
-			}
-		}
-	}
 }
 
 // follower reads a blob while it is fetched.
