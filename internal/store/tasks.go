@@ -70,9 +70,12 @@ type Move struct {
 	Vet bool
 }
 
-// maxRaces is how often a transition is tried again when another writer was
-// quicker. Each try re-reads and re-decides.
-const maxRaces = 20
+// maxRaces is how often a write is tried when another writer was quicker. Each
+// try re-reads and re-decides. Whoever loses a race lost it to somebody's
+// progress, and who won is the first to know where the next starts: replicas
+// that all administer at once lose many in a row, so this is a net under a bug,
+// not a limit on them. The caller's context bounds the time.
+const maxRaces = 1000
 
 // NewTask is a task that is to be stored.
 type NewTask struct {
