@@ -73,6 +73,12 @@ func (u User) May(role Role, region string) bool {
 	return !u.Barred() && u.Role.Includes(role) && (u.Regions == nil || slices.Contains(u.Regions, region))
 }
 
+// Keeper reports whether u can let others in whatever happens elsewhere: an
+// admin of all regions who needs no identity provider.
+func (u User) Keeper() bool {
+	return u.Role == Admin && u.Regions == nil && !u.Disabled && u.External == nil
+}
+
 // SignIn is one browser, or one program, in which a person signed in.
 type SignIn struct {
 	User      string    `json:"user"`

@@ -245,6 +245,15 @@ func (l ledger[T]) deed(k Key, was, now *T) deed {
 // its error ends the attempt and is returned. What stays as it was is not
 // written.
 func amend[T any](ctx context.Context, s *Store, l ledger[T], k Key, edit func(v *T, rev int64) (keep bool, err error)) (rev int64, err error) {
+	return amendWhile(ctx, s, l, k, func(v *T, rev int64) (bool, []clientv3.Cmp, error) {
+		keep, err := edit(v, rev)
+		return keep, nil, err
+	})
+}
+
+// amendWhile is amend with what else has to hold when it is written: edit
+// answers that, and is asked again when it did not.
+func amendWhile[T any](ctx context.Context, s *Store, l ledger[T], k Key, edit func(v *T, rev int64) (keep bool, conds []clientv3.Cmp, err error)) (rev int64, err error) {
 	key := k.String()
 	for range maxRaces {
 		before, at, err := readVersion[T](ctx, s, key)
@@ -255,7 +264,7 @@ func amend[T any](ctx context.Context, s *Store, l ledger[T], k Key, edit func(v
 		if err != nil {
 			return 0, fmt.Errorf("decode %s: %w", key, err)
 		}
-		keep, err := edit(&after, at)
+		keep, conds, err := edit(&after, at)
 		if err != nil {
 			return 0, err
 		}
@@ -269,7 +278,7 @@ func amend[T any](ctx context.Context, s *Store, l ledger[T], k Key, edit func(v
 			now, op = nil, clientv3.OpDelete(key)
 		}
 		d := l.deed(k, was, now)
-		r, err := s.administer(ctx, d, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", at)}, []clientv3.Op{op}, nil)
+		r, err := s.administer(ctx, d, append(conds, clientv3.Compare(clientv3.ModRevision(key), "=", at)), []clientv3.Op{op}, nil)
 		if err != nil {
 			return 0, fmt.Errorf("store %s: %w", d.subject, err)
 		}

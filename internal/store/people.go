@@ -61,15 +61,13 @@ func (s *Store) CreateFirstUser(ctx context.Context, u lpmos.User) (bool, error)
 }
 
 // UpdateUser changes a user, however many do at once. change may be called
-// several times; its error ends the attempt and is returned.
+// several times; its error ends the attempt and is returned. What would leave
+// nobody of whom lpmos.User.Keeper is true is an lpmos.ErrConflict.
 func (s *Store) UpdateUser(ctx context.Context, name string, change func(*lpmos.User) error) (u lpmos.User, rev int64, err error) {
 	if _, err := userKey(name); err != nil {
 		return u, 0, err
 	}
-	rev, err = amend(ctx, s, users, Key{Kind: KindUser, Name: name}, func(v *lpmos.User, at int64) (bool, error) {
-		if at == 0 {
-			return true, fmt.Errorf("user %s: %w", name, lpmos.ErrNotFound)
-		}
+	rev, err = s.amendUser(ctx, name, func(v *lpmos.User) (bool, error) {
 		err := change(v)
 		u = *v
 		return true, err
@@ -77,12 +75,52 @@ func (s *Store) UpdateUser(ctx context.Context, name string, change func(*lpmos.
 	return u, rev, err
 }
 
-// DeleteUser removes a user.
+// DeleteUser removes a user. The last of whom lpmos.User.Keeper is true is an
+// lpmos.ErrConflict.
 func (s *Store) DeleteUser(ctx context.Context, name string) (int64, error) {
 	if _, err := userKey(name); err != nil {
 		return 0, err
 	}
-	return erase(ctx, s, users, Key{Kind: KindUser, Name: name}, "user "+name)
+	return s.amendUser(ctx, name, func(*lpmos.User) (bool, error) { return false, nil })
+}
+
+// amendUser is amend of a user that is there. Who ceases to be a keeper leaves
+// another behind, who is compared in the same transaction: of two who take it
+// from each other at once, one is too late.
+func (s *Store) amendUser(ctx context.Context, name string, edit func(*lpmos.User) (keep bool, err error)) (int64, error) {
+	return amendWhile(ctx, s, users, Key{Kind: KindUser, Name: name}, func(v *lpmos.User, rev int64) (bool, []clientv3.Cmp, error) {
+		if rev == 0 {
+			return false, nil, fmt.Errorf("user %s: %w", name, lpmos.ErrNotFound)
+		}
+		was := v.Keeper()
+		keep, err := edit(v)
+		if err != nil || !was || keep && v.Keeper() {
+			return keep, nil, err
+		}
+		other, err := s.anotherKeeper(ctx, name)
+		return keep, []clientv3.Cmp{other}, err
+	})
+}
+
+// anotherKeeper finds a keeper beside one, and answers the comparison that holds
+// as long as they stand as they do now.
+func (s *Store) anotherKeeper(ctx context.Context, than string) (clientv3.Cmp, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	r, err := s.c.Get(ctx, prefix+"users/", clientv3.WithPrefix())
+	if err != nil {
+		return clientv3.Cmp{}, s.wrap("read users", err)
+	}
+	for _, kv := range r.Kvs {
+		u, err := decode[lpmos.User](kv.Value)
+		if err != nil {
+			return clientv3.Cmp{}, fmt.Errorf("decode %s: %w", kv.Key, err)
+		}
+		if u.Name != than && u.Keeper() {
+			return clientv3.Compare(clientv3.ModRevision(string(kv.Key)), "=", kv.ModRevision), nil
+		}
+	}
+	return clientv3.Cmp{}, &lpmos.ConflictError{Problem: than + " is the last admin of all regions: make another first"}
 }
 
 // erase removes a value that is there.

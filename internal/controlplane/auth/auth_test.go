@@ -84,15 +84,35 @@ func (m *memory) UpdateUser(_ context.Context, name string, change func(*lpmos.U
 	if !ok {
 		return u, 0, lpmos.ErrNotFound
 	}
+	was := u.Keeper()
 	if err := change(&u); err != nil {
 		return u, 0, err
+	}
+	if was && !u.Keeper() && m.last(name) {
+		return u, 0, lpmos.ErrConflict
 	}
 	m.users[name] = u
 	m.rev++
 	return u, m.rev, nil
 }
 
+// last reports whether there is no keeper beside one.
+func (m *memory) last(name string) bool {
+	for _, u := range m.users {
+		if u.Name != name && u.Keeper() {
+			return false
+		}
+	}
+	return true
+}
+
 func (m *memory) DeleteUser(_ context.Context, name string) (int64, error) {
+	m.mu.Lock()
+	last := m.users[name].Keeper() && m.last(name)
+	m.mu.Unlock()
+	if last {
+		return 0, lpmos.ErrConflict
+	}
 	return drop(m, m.users, name)
 }
 

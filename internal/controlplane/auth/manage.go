@@ -72,11 +72,6 @@ func (a *Auth) SetAccess(ctx context.Context, name string, to Access, based stri
 	if err := lpmos.ValidateAccess(to.Role, to.Regions); err != nil {
 		return lpmos.User{}, err
 	}
-	if to.Role != lpmos.Admin || to.Regions != nil || to.Disabled {
-		if err := a.notTheLast(name); err != nil {
-			return lpmos.User{}, err
-		}
-	}
 	if u, ok := a.dir.user(name); ok && (u.Role != to.Role || !slices.Equal(u.Regions, to.Regions) || (u.Regions == nil) != (to.Regions == nil)) {
 		if err := a.notExternal(name, "the role and regions by the groups there: only disabling is decided here"); err != nil {
 			return lpmos.User{}, err
@@ -128,9 +123,6 @@ func (a *Auth) update(ctx context.Context, name, what string, change func(*lpmos
 
 // DeleteUser removes a user, and with it all sessions and tokens.
 func (a *Auth) DeleteUser(ctx context.Context, name string) error {
-	if err := a.notTheLast(name); err != nil {
-		return err
-	}
 	rev, err := a.store.DeleteUser(ctx, name)
 	if err != nil {
 		return err
@@ -161,20 +153,6 @@ func (a *Auth) signInsOf(user string) (ids []string) {
 		}
 	}
 	return ids
-}
-
-// notTheLast refuses what would leave nobody who can let others in, also when no
-// identity provider answers.
-func (a *Auth) notTheLast(name string) error {
-	for _, u := range a.dir.allUsers() {
-		if u.Name != name && u.Role == lpmos.Admin && u.Regions == nil && !u.Disabled && u.External == nil {
-			return nil
-		}
-	}
-	if u, ok := a.dir.user(name); !ok || u.Role != lpmos.Admin || u.Regions != nil || u.Disabled || u.External != nil {
-		return nil // not one of them
-	}
-	return &lpmos.ConflictError{Problem: name + " is the last admin of all regions: make another first"}
 }
 
 // TokenInfo is a token as it is shown.

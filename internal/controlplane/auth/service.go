@@ -39,6 +39,7 @@ const (
 type Store interface {
 	CreateUser(ctx context.Context, u lpmos.User) (rev int64, err error)
 	CreateFirstUser(ctx context.Context, u lpmos.User) (bool, error)
+	// UpdateUser and DeleteUser leave one lpmos.User.Keeper at least.
 	UpdateUser(ctx context.Context, name string, change func(*lpmos.User) error) (lpmos.User, int64, error)
 	DeleteUser(ctx context.Context, name string) (int64, error)
 	CreateSignIn(ctx context.Context, id string, s lpmos.SignIn, ttl time.Duration) (int64, error)

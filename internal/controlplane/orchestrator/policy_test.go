@@ -101,6 +101,55 @@ func TestFourEyes(t *testing.T) {
 	}
 }
 
+// A label counts as it is when somebody approves, not as it was when the task
+// was made, and by whatever names the machine: an address that the task does not
+// name, or its UUID.
+func TestFourEyesByLabel(t *testing.T) {
+	const boot, second = "52:54:00:00:0e:01", "52:54:00:00:0e:02"
+	policy := func(machines ...string) lpmos.ApprovalPolicy {
+		return lpmos.ApprovalPolicy{Rules: []lpmos.ApprovalRule{{Labels: []string{"production"}, Approvers: 2, NotCreator: true}},
+			Labels: map[string][]string{"production": machines}}
+	}
+	const other = "52:54:00:00:0f:ff"
+	for name, machine := range map[string]string{"its address": boot, "another address of it": second, "its UUID": hardware(boot).System.UUID} {
+		t.Run(name, func(t *testing.T) {
+			s, task := policySite(t, policy(other))
+			s.ok(s.sess.PutHardware(t.Context(), task.ID, 1, hardware(boot, second)))
+			s.eventually("both addresses are known", func() bool {
+				task, _ = s.state.Task(task.ID)
+				return task.Hardware != nil && len(task.Hardware.NICs) == 2 && task.Plan != nil && task.Plan.HardwareDigest == task.Hardware.Digest()
+			})
+			if task.ApprovalNeeds != nil {
+				t.Errorf("before it is labelled it takes %+v", task.ApprovalNeeds)
+			}
+			if _, err := s.SetApprovalPolicy(t.Context(), policy(other, machine), "", "root"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.approves(task, "olga"); bar(err) != lpmos.BarCreator {
+				t.Errorf("who asked for it, before it was labelled, approves: %v", err)
+			}
+			if got, err := s.approves(task, "anna"); err != nil || got.Status != lpmos.AwaitingApproval || len(got.Approvals) != 1 {
+				t.Fatalf("the first of two = %s, %+v, %v", got.Status, got.Approvals, err)
+			}
+			if got, err := s.approves(task, "ben"); err != nil || got.Status != lpmos.Approved || len(got.Approval.Approvers) != 2 {
+				t.Errorf("the second of two = %s, %v", got.Status, err)
+			}
+		})
+	}
+	t.Run("a label that was taken away asks for nothing", func(t *testing.T) {
+		s, task := policySite(t, policy(boot))
+		if _, err := s.approves(task, "anna"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.SetApprovalPolicy(t.Context(), policy(other), "", "root"); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.approves(task, "olga"); err != nil || got.Status != lpmos.Approved {
+			t.Errorf("who asked for it approves a machine without a label = %s, %v; want approved", got.Status, err)
+		}
+	})
+}
+
 // Many approve at once: two approvals count, and they are two people's.
 func TestTwoOfManyApproversAtOnce(t *testing.T) {
 	s, task := policySite(t, twoEyes)
