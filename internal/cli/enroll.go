@@ -70,9 +70,10 @@ was stolen is ended by revoke, not by this.`,
 func (a *app) regionRevoke() *cobra.Command {
 	return &cobra.Command{
 		Use: "revoke REGION", Short: "End a region's certificates and connections", Args: exactly(1), ValidArgsFunction: a.completeRegions,
-		Long: `Revoke ends all certificates that a region was ever given: its etcd users are
-deleted, its connections end, and the control plane refuses it. Its tasks stay as
-they are, and nothing boots there until it is enrolled again.`,
+		Long: `Revoke ends all certificates that a region was ever given, and the tokens of
+region enroll that nobody used yet: its etcd users are deleted, its connections
+end, and the control plane refuses it. Its tasks stay as they are, and nothing
+boots there until it is enrolled again.`,
 		Example: "  lpmos region revoke dc1",
 		RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
 			if err := c.RevokeRegion(ctx, args[0]); err != nil {

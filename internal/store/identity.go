@@ -24,6 +24,15 @@ type Identity struct {
 	// Revoked is the number of the newest user that was ended: it and those
 	// before it never come back.
 	Revoked int `json:"revoked,omitzero"`
+	// Invited counts the enrollment tokens, ever. Withdrawn is the number of the
+	// newest that ended with the region: it and those before it are good no more.
+	Invited   int `json:"invited,omitzero"`
+	Withdrawn int `json:"withdrawn,omitzero"`
+}
+
+// Withdrew reports whether a token was ended.
+func (id Identity) Withdrew(e Enrollment) bool {
+	return id.Withdrawn > 0 && e.Number <= id.Withdrawn
 }
 
 // RegionCertificate is one that was given to a region and has not ended.
@@ -39,6 +48,7 @@ type RegionCertificate struct {
 // is stored under is the SHA-256 of a secret that is not.
 type Enrollment struct {
 	Region    string    `json:"region_id"`
+	Number    int       `json:"number,omitzero"` // of the region's tokens, from 1 on
 	ExpiresAt time.Time `json:"expires_at"`
 	By        string    `json:"by"`
 	UsedAt    time.Time `json:"used_at,omitzero"`
@@ -51,16 +61,32 @@ type Enrollment struct {
 // keepEnrollment is how long a token is known after it expired, to say so.
 const keepEnrollment = 7 * 24 * time.Hour
 
-// PutEnrollment stores a token's hash, 64 hexadecimal digits.
+// PutEnrollment stores a token's hash, 64 hexadecimal digits, as the newest of
+// its region.
 func (s *Store) PutEnrollment(ctx context.Context, hash string, e Enrollment) error {
 	lease, err := s.grant(ctx, time.Until(e.ExpiresAt)+keepEnrollment)
 	if err != nil {
 		return err
 	}
-	key := Key{Kind: KindEnrollment, Name: hash}.String()
-	_, err = s.administer(ctx, enrollment("region.enroll", nil, &e), []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
-		[]clientv3.Op{clientv3.OpPut(key, string(encode(e)), clientv3.WithLease(lease))}, nil)
-	return err
+	key, idKey := Key{Kind: KindEnrollment, Name: hash}.String(), Key{Kind: KindIdentity, Region: e.Region}.String()
+	for range maxRaces {
+		id, rev, err := readVersion[Identity](ctx, s, idKey)
+		if err != nil {
+			return err
+		}
+		id.Invited++
+		e.Number = id.Invited
+		r, err := s.administer(ctx, enrollment("region.enroll", nil, &e),
+			[]clientv3.Cmp{
+				clientv3.Compare(clientv3.CreateRevision(key), "=", 0),
+				clientv3.Compare(clientv3.ModRevision(idKey), "=", rev),
+			},
+			[]clientv3.Op{clientv3.OpPut(key, string(encode(e)), clientv3.WithLease(lease)), clientv3.OpPut(idKey, string(encode(id)))}, nil)
+		if err != nil || r.Succeeded {
+			return err
+		}
+	}
+	return fmt.Errorf("store enrollment token: %w: too many writers at once", lpmos.ErrUnavailable)
 }
 
 // enrollment is the deed of making or using an enrollment token.

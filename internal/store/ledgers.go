@@ -81,13 +81,14 @@ var identities = ledger[Identity]{
 			Certificates []certificate `json:"certificates"`
 			RotateAfter  time.Time     `json:"rotate_after,omitzero"`
 			RevokedAt    time.Time     `json:"revoked_at,omitzero"`
-		}{id.Users, certificates, id.RotateAfter, id.RevokedAt}
+			Withdrawn    int           `json:"withdrawn,omitzero"` // tokens up to this one
+		}{id.Users, certificates, id.RotateAfter, id.RevokedAt, id.Withdrawn}
 	},
 	action: func(was, now *Identity) string {
 		switch {
 		case was == nil || now == nil:
 			return "region.certificate"
-		case len(now.Certificates) == 0 && len(was.Certificates) > 0:
+		case len(now.Certificates) == 0 && len(was.Certificates) > 0, now.Withdrawn > was.Withdrawn:
 			return "region.revoke"
 		case !now.RotateAfter.Equal(was.RotateAfter):
 			return "region.rotate"

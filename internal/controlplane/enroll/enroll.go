@@ -6,7 +6,7 @@
 // makes a key, which never leaves it, and trades token and certificate request
 // for the certificate; later certificates it gets with the one before. Several
 // are good at once, so that nothing stops while one follows another. Revoking
-// ends all of a region's, and its connections.
+// ends all of a region's, with its tokens and its connections.
 //
 // What is stored: the token's hash, and the serial numbers of the certificates.
 // A Service may be used concurrently, by any number of replicas.
@@ -195,6 +195,8 @@ func (s *Service) redeem(ctx context.Context, region, token, keyHash string) (in
 			return &lpmos.ConflictError{Problem: "this enrollment token was used already, at " + e.UsedAt.UTC().Format(time.RFC3339) + ": if that was not you, revoke the region (lpmos region revoke " + region + ") and enroll it again"}
 		case !e.UsedAt.IsZero() && e.User <= id.Revoked:
 			return revoked(region)
+		case id.Withdrew(e):
+			return fmt.Errorf("%w: this enrollment token ended when region %s was revoked: make another (lpmos region enroll %s)", lpmos.ErrForbidden, region, region)
 		}
 		return nil
 	})
@@ -263,7 +265,8 @@ func (s *Service) Rotate(ctx context.Context, region, by string) error {
 	return err
 }
 
-// Revoke ends a region's certificates, its etcd users and its connections.
+// Revoke ends a region's certificates, its etcd users and its connections, and
+// the tokens that nobody used yet.
 func (s *Service) Revoke(ctx context.Context, region, by string) error {
 	if err := validRegion(region); err != nil {
 		return err
@@ -273,13 +276,13 @@ func (s *Service) Revoke(ctx context.Context, region, by string) error {
 	}
 	users := 0
 	err := s.store.EditIdentity(ctx, region, func(id *store.Identity) error {
-		if id.Users == 0 {
+		if id.Users == 0 && id.Invited == 0 {
 			return fmt.Errorf("enrolled region %s: %w", region, lpmos.ErrNotFound)
 		}
 		if len(id.Certificates) > 0 {
 			id.RevokedAt = s.cfg.Now().UTC()
 		}
-		id.Certificates, id.Revoked = nil, id.Users
+		id.Certificates, id.Revoked, id.Withdrawn = nil, id.Users, id.Invited
 		users = id.Users
 		return nil
 	})

@@ -153,6 +153,7 @@ func TestEnrollRegion(t *testing.T) {
 	})
 	t.Run("ends when it is revoked", func(t *testing.T) {
 		region := o.as(first.Certificate)
+		unused := o.token("dc1")
 		o.empty("POST", "/api/v1/regions/dc1/revoke", 204)
 		if o.cuts != 1 {
 			t.Errorf("connections were cut %d times", o.cuts)
@@ -166,9 +167,18 @@ func TestEnrollRegion(t *testing.T) {
 		if p := o.problem("POST", certificate, body, 403); !strings.Contains(p.Detail, "revoked") {
 			t.Errorf("the detail with the token of before is %q", p.Detail)
 		}
+		if p := o.problem("POST", certificate, o.requestKeepingKey(unused), 403); !strings.Contains(p.Detail, "ended when region dc1 was revoked") {
+			t.Errorf("the detail with a token that nobody used yet is %q", p.Detail)
+		}
 		o.problem("POST", "/api/v1/regions/dc9/revoke", "", 404)
 		o.problem("POST", "/api/v1/regions/DC9/revoke", "", 400)
 		o.problem("POST", "/api/v1/regions/dc1/rotate", "", 404)
+	})
+	t.Run("that was only invited is revoked, too", func(t *testing.T) {
+		invited := o.token("dc4")
+		o.empty("POST", "/api/v1/regions/dc4/revoke", 204)
+		o.problem("POST", "/api/v1/regions/dc4/certificate", o.requestKeepingKey(invited), 403)
+		want[capi.RegionCertificate](o.plane, "POST", "/api/v1/regions/dc4/certificate", o.requestKeepingKey(o.token("dc4")), 200)
 	})
 	t.Run("comes back as another user", func(t *testing.T) {
 		c := want[capi.RegionCertificate](o.plane, "POST", certificate, o.request(o.token("dc1")), 200)
