@@ -141,16 +141,7 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode >= 400 {
-		p := Problem{Status: resp.StatusCode, Title: resp.Status}
-		b, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
-		if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") {
-			if err := json.Unmarshal(b, &p); err != nil {
-				p.Detail = "unreadable problem body: " + err.Error()
-			}
-		} else {
-			p.Detail = strings.TrimSpace(lpmos.Shorten(string(b), 200))
-		}
-		return &p
+		return problemIn(resp)
 	}
 	if t, ok := out.(*tagged); ok {
 		t.etag, out = resp.Header.Get("ETag"), t.out
@@ -166,6 +157,20 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 		return fmt.Errorf("read answer of %s: %w", c.base, err)
 	}
 	return nil
+}
+
+// problemIn reads the problem that an answer is.
+func problemIn(resp *http.Response) *Problem {
+	p := Problem{Status: resp.StatusCode, Title: resp.Status}
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") {
+		if err := json.Unmarshal(b, &p); err != nil {
+			p.Detail = "unreadable problem body: " + err.Error()
+		}
+	} else {
+		p.Detail = strings.TrimSpace(lpmos.Shorten(string(b), 200))
+	}
+	return &p
 }
 
 // tagged takes an answer with its ETag.

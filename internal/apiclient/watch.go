@@ -78,7 +78,7 @@ func (c *Client) watchOnce(ctx context.Context, taskID string, after *int64, yie
 	ws, resp, err := d.DialContext(ctx, u.String(), h)
 	if err != nil {
 		if resp != nil && resp.StatusCode >= 400 && resp.StatusCode < 500 {
-			return &Problem{Status: resp.StatusCode, Title: http.StatusText(resp.StatusCode)}
+			return problemIn(resp)
 		}
 		return fmt.Errorf("connect to %s: %w", u.String(), err)
 	}

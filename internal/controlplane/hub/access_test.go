@@ -1,7 +1,9 @@
 package hub
 
 import (
+	"encoding/json"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,6 +99,73 @@ func TestRegionsLimitWhatIsHeard(t *testing.T) {
 	}
 }
 
+// One user cannot take the room of all, however many sessions and tokens they
+// have; the place of a handshake that failed, or of who left, is free again.
+func TestConnectionsOfOneUser(t *testing.T) {
+	s := serve(t)
+	anna := auth.Principal{Kind: auth.Session, Name: "anna", ID: "1", Role: lpmos.Viewer}
+	s.as(anna)
+	for range 3 * maxOfOne / 2 {
+		r, err := http.Get("http" + s.url[2:] + "/ws") // no upgrade
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Body.Close(); r.StatusCode != http.StatusBadRequest {
+			t.Fatalf("a request that is no handshake = %d; want 400", r.StatusCode)
+		}
+	}
+	origin := http.Header{"Origin": {"http" + s.url[2:]}}
+	try := func(p auth.Principal) (*websocket.Conn, *http.Response) {
+		s.as(p)
+		ws, resp, err := websocket.DefaultDialer.DialContext(t.Context(), s.url, origin)
+		if resp == nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		if ws != nil {
+			t.Cleanup(func() { ws.Close() })
+		}
+		return ws, resp
+	}
+	var first *websocket.Conn
+	for i := range maxOfOne {
+		ws, resp := try(anna)
+		if ws == nil {
+			t.Fatalf("connection %d = %d", i+1, resp.StatusCode)
+		}
+		if first == nil {
+			first = ws
+		}
+	}
+	token := auth.Principal{Kind: auth.Token, Name: "anna", ID: "2", Role: lpmos.Viewer}
+	for what, p := range map[string]auth.Principal{"the same session": anna, "a token of theirs": token} {
+		_, resp := try(p)
+		var said struct{ Title, Detail string }
+		if err := json.NewDecoder(resp.Body).Decode(&said); err != nil || resp.StatusCode != http.StatusTooManyRequests ||
+			resp.Header.Get("Retry-After") == "" || !strings.Contains(said.Detail, "anna has 256 live connections") {
+			t.Errorf("one more by %s = %d, %+v, %v; want 429 and why", what, resp.StatusCode, said, err)
+		}
+	}
+	for what, p := range map[string]auth.Principal{
+		"somebody else": {Kind: auth.Session, Name: "ben", Role: lpmos.Viewer}, "a program of this host by the same name": {Kind: auth.Token, Name: "anna", Role: lpmos.Admin, Own: true},
+	} {
+		if ws, resp := try(p); ws == nil {
+			t.Errorf("%s = %d; want a connection", what, resp.StatusCode)
+		} else {
+			ws.Close()
+		}
+	}
+	first.Close()
+	until(t, "they left", func() bool { return s.Connections() == maxOfOne-1 })
+	if ws, resp := try(token); ws == nil {
+		t.Errorf("in place of who left = %d; want a connection", resp.StatusCode)
+	}
+	s.stop()
+	if len(s.held) != 0 {
+		t.Errorf("after all left these are held: %v", s.held)
+	}
+}
+
 // W05: a session that is ended, or a role that is taken, closes the socket.
 func TestRevocationCloses(t *testing.T) {
 	s := serve(t)
@@ -114,7 +183,7 @@ func TestRevocationCloses(t *testing.T) {
 	s.door.changed++
 	s.door.mu.Unlock()
 	s.tick(time.Now())
-	for end := time.Now().Add(20 * time.Second); s.Connections() != 1 && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); s.Connections() != 1 && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 	}
 	if n, st := s.Connections(), s.Stats(); n != 1 || st.Expelled != 1 {
 		t.Errorf("%d connections, %d expelled; want 1 and 1", n, st.Expelled)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -67,21 +68,16 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		auth.Problem(w, auth.StatusOf(err), "No live connection", err.Error(), 0)
 		return
 	}
-	h.mu.Lock()
-	full, closed := len(h.conns) >= maxConnections, h.closed
-	h.mu.Unlock()
-	if full || closed {
-		if full {
-			h.stats.refused.Add(1)
-		}
-		w.Header().Set("Retry-After", "5")
-		http.Error(w, "no more live connections here now", http.StatusServiceUnavailable)
+	if !h.admit(w, who) {
 		return
 	}
 	m := &meter{}
 	ws, err := h.up.Upgrade(hijacker{w, m}, r, nil)
-	if err != nil {
-		return // the upgrader has answered
+	if err != nil { // the upgrader has answered
+		h.mu.Lock()
+		h.release(who)
+		h.mu.Unlock()
+		return
 	}
 	now := time.Now()
 	c := &conn{hub: h, ws: ws, net: m.Conn, who: who, all: who.Everywhere(), since: h.at(now)}
@@ -102,6 +98,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	h.mu.Lock()
 	if h.closed {
+		h.release(who)
 		h.mu.Unlock()
 		ws.Close()
 		return
@@ -116,6 +113,36 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.mu.Unlock()
 	go h.run(c)
+}
+
+// admit takes a place for a connection of who, or answers why there is none.
+func (h *Hub) admit(w http.ResponseWriter, who auth.Principal) bool {
+	h.mu.Lock()
+	closed, full := h.closed, len(h.conns) >= maxConnections
+	// A program of this host, which measures or demonstrates, may have many.
+	many := !who.Own && h.held[who.Name] >= maxOfOne
+	if !closed && !full && !many {
+		h.held[who.Name]++
+	}
+	h.mu.Unlock()
+	switch {
+	case many:
+		h.stats.refused.Add(1)
+		auth.Problem(w, http.StatusTooManyRequests, "No live connection", fmt.Sprintf("%s has %d live connections here already: close pages or programs that watch", who.Name, maxOfOne), 30*time.Second)
+	case full:
+		h.stats.refused.Add(1)
+		fallthrough
+	case closed:
+		auth.Problem(w, http.StatusServiceUnavailable, "No live connection", "there is no room for more live connections now: try again", 5*time.Second)
+	}
+	return !closed && !full && !many
+}
+
+// release gives the place back. The hub's mutex is held.
+func (h *Hub) release(who auth.Principal) {
+	if h.held[who.Name]--; h.held[who.Name] <= 0 {
+		delete(h.held, who.Name)
+	}
 }
 
 // run serves a client until it leaves. Thousands of goroutines wait below it:
@@ -138,6 +165,7 @@ func (h *Hub) forget(c *conn) {
 	c.net.Close()
 	h.mu.Lock()
 	delete(h.conns, c)
+	h.release(c.who)
 	for t := range c.topics {
 		t.leave(c)
 	}

@@ -38,6 +38,7 @@ import (
 // Limits of a connection.
 const (
 	maxConnections   = 20_000
+	maxOfOne         = 256       // connections of one user, with all their sessions and tokens
 	maxRead          = 4 << 10   // bytes of one message
 	readBuffer       = 256       // bytes; what clients send is small
 	sendBuffer       = 128 << 10 // bytes the kernel keeps for a client that is behind
@@ -82,6 +83,7 @@ type Hub struct {
 
 	mu      sync.Mutex // guards what follows
 	conns   map[*conn]struct{}
+	held    map[string]int // connections by user, those that are being made too
 	all     topic
 	tasks   map[string]*topic
 	regions map[string]*topic
@@ -103,7 +105,7 @@ type Stats struct {
 	Connections   int   // now
 	Subscriptions int   // topics that somebody reads now
 	Accepted      int64 // connections
-	Refused       int64 // connections, because there were too many
+	Refused       int64 // connections, because nobody who may asked, or there were too many
 	Published     int64 // messages, each counted once
 	Sent          int64 // messages written to clients
 	Writes        int64 // system calls that took; Sent/Writes is the size of a batch
@@ -128,7 +130,7 @@ type counters struct {
 func New(read reader, keep keeper, log *slog.Logger) *Hub {
 	h := &Hub{
 		read: read, keep: keep, log: log, some: map[string]*counted{}, patience: writeTimeout, pace: paceTime, epoch: time.Now(),
-		conns: map[*conn]struct{}{}, tasks: map[string]*topic{}, regions: map[string]*topic{},
+		conns: map[*conn]struct{}{}, held: map[string]int{}, tasks: map[string]*topic{}, regions: map[string]*topic{},
 	}
 	h.writers.most = max(1, runtime.GOMAXPROCS(0)/2) // the clients and the rest want to run, too
 	h.writers.buffers.New = func() any { b := make([]byte, 0, batchBytes); return &b }
