@@ -104,7 +104,7 @@ func (b *builder) buildBase(ctx context.Context, dir string) (baseRecord, error)
 	t.file(grubboot.BootImg, 0o644, grub["boot.img"])
 	t.file(grubboot.CoreImg, 0o644, grub["core.img"])
 	t.file(grubboot.LoaderEFI, 0o644, grub["BOOTX64.EFI"])
-	initrd, err := compress(t.cpio())
+	initrd, err := compress(t.archive())
 	if err != nil {
 		return baseRecord{}, fmt.Errorf("compress initrd: %w", err)
 	}

@@ -21,12 +21,13 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/cpio"
 	"github.com/lpmos/lpmos/internal/debpkg"
 )
 
 // builderVersion is part of every cache key. It changes with whatever this
 // package would make differently from the same packages.
-const builderVersion = "4"
+const builderVersion = "5"
 
 // kernelArgs are the kernel's parameters: both consoles, the serial one last,
 // which makes it /dev/console; a panic restarts the machine after 30 s. The
@@ -40,7 +41,7 @@ const kernelArgs = "console=tty0 console=ttyS0,115200 quiet panic=30 cryptomgr.n
 const ipxeSuite = "trixie"
 
 // ipxeFiles are the network boot programs, by the name they are served under.
-var ipxeFiles = []string{"undionly.kpxe", "snponly.efi", "ipxe.efi"}
+var ipxeFiles = []string{"undionly.kpxe", "snponly.efi"}
 
 // Config is what a boot image is built from.
 type Config struct {
@@ -262,7 +263,7 @@ func (b *builder) assemble(ctx context.Context) (lpmos.BootImage, Report, error)
 	b.progress("pack agent")
 	t := tree{}
 	t.file("/init", 0o755, b.agent)
-	segment, err := compress(t.cpio())
+	segment, err := compress(t.archive())
 	if err != nil {
 		return lpmos.BootImage{}, Report{}, fmt.Errorf("compress agent: %w", err)
 	}
@@ -339,7 +340,7 @@ func readAgent(name string) ([]byte, error) {
 	return b, nil
 }
 
-// compress makes one zstd frame, with zeros behind it up to archiveAlign. The window stays at 8 MiB, the most that
+// compress makes one zstd frame, with zeros behind it up to cpio.Align. The window stays at 8 MiB, the most that
 // Linux decodes (lib/decompress_unzstd.c, ZSTD_WINDOWSIZE_MAX).
 func compress(b []byte) ([]byte, error) {
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(8<<20), zstd.WithEncoderConcurrency(1))
@@ -348,7 +349,7 @@ func compress(b []byte) ([]byte, error) {
 	}
 	defer enc.Close()
 	out := bytes.NewBuffer(enc.EncodeAll(b, nil))
-	pad(out, archiveAlign)
+	cpio.Pad(out, cpio.Align)
 	return out.Bytes(), nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/cpio"
 	"github.com/lpmos/lpmos/internal/debpkg"
 )
 
@@ -69,7 +70,7 @@ func testBuilder(t *testing.T, out, cache string, agent []byte) *builder {
 	dir := filepath.Join(cache, "base", b.in.digest())
 	base := tree{}
 	base.file("/etc/mke2fs.conf", 0o644, []byte("[defaults]\n"))
-	packed, err := compress(base.cpio())
+	packed, err := compress(base.archive())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +177,7 @@ func readInitrd(tb testing.TB, b []byte) tree {
 		}
 		// A frame ends where zeros lead to the next one or to the end.
 		end := len(b)
-		for i := archiveAlign; i < len(b); i += archiveAlign {
+		for i := cpio.Align; i < len(b); i += cpio.Align {
 			if bytes.HasPrefix(b[i:], magic) {
 				end = i
 				break

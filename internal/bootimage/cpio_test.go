@@ -11,9 +11,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/lpmos/lpmos/internal/cpio"
 )
 
-// readCPIO is the reverse of tree.cpio, as strict as the kernel: it also
+// readCPIO is the reverse of tree.archive, as strict as the kernel: it also
 // returns the entries' order.
 func readCPIO(tb testing.TB, b []byte) (tree, []string) {
 	tb.Helper()
@@ -77,9 +79,9 @@ func sample(keys []string) tree {
 
 func TestCPIO(t *testing.T) {
 	in := sample([]string{"init", "empty", "lib", "tmp", "deep"})
-	b := in.cpio()
-	if len(b)%archiveAlign != 0 {
-		t.Errorf("archive has %d bytes; want a multiple of %d", len(b), archiveAlign)
+	b := in.archive()
+	if len(b)%cpio.Align != 0 {
+		t.Errorf("archive has %d bytes; want a multiple of %d", len(b), cpio.Align)
 	}
 	got, order := readCPIO(t, b)
 	if d := cmp.Diff(in, got, cmp.AllowUnexported(node{}), cmpopts.EquateEmpty()); d != "" {
@@ -100,7 +102,7 @@ func TestCPIO(t *testing.T) {
 		}
 	})
 	t.Run("does not depend on the order of adding", func(t *testing.T) {
-		if other := sample([]string{"deep", "tmp", "lib", "empty", "init"}).cpio(); !bytes.Equal(other, b) {
+		if other := sample([]string{"deep", "tmp", "lib", "empty", "init"}).archive(); !bytes.Equal(other, b) {
 			t.Error("the same content gave another archive")
 		}
 	})

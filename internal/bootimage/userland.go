@@ -12,15 +12,13 @@ import (
 
 // toolPackages are resolved with everything they depend on; grub-common is not
 // shipped but brings grub-mkimage.
-var toolPackages = []string{"fdisk", "e2fsprogs", "dosfstools", "zstd", "util-linux", "efibootmgr", "grub-common", "xfsprogs", "mdadm", "lvm2", "cryptsetup-bin", "libgcc-s1"}
+var toolPackages = []string{"fdisk", "e2fsprogs", "dosfstools", "zstd", "util-linux", "grub-common", "xfsprogs", "mdadm", "lvm2", "cryptsetup-bin", "libgcc-s1"}
 
 // tools are the programs the agent may run, at these paths for good.
 var tools = []string{
-	"/usr/sbin/sfdisk", "/usr/sbin/partx", "/usr/sbin/wipefs", "/usr/sbin/blkdiscard", "/usr/sbin/blkid", "/usr/sbin/blockdev",
-	"/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/sbin/resize2fs", "/usr/sbin/tune2fs", "/usr/sbin/dumpe2fs",
-	"/usr/sbin/mkfs.fat", "/usr/sbin/fsck.fat", "/usr/sbin/mkfs.xfs", "/usr/sbin/xfs_growfs", "/usr/sbin/mkswap",
-	"/usr/sbin/mdadm", "/usr/sbin/lvm", "/usr/sbin/cryptsetup",
-	"/usr/bin/efibootmgr", "/usr/bin/zstd",
+	"/usr/sbin/sfdisk", "/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/sbin/resize2fs", "/usr/sbin/tune2fs",
+	"/usr/sbin/mkfs.fat", "/usr/sbin/mkfs.xfs", "/usr/sbin/xfs_growfs", "/usr/sbin/mkswap",
+	"/usr/sbin/mdadm", "/usr/sbin/lvm", "/usr/sbin/cryptsetup", "/usr/bin/zstd",
 }
 
 // loadedLibraries are those that no program names as its own: the C library
@@ -29,18 +27,13 @@ var loadedLibraries = []string{"libgcc_s.so.1"}
 
 // toolLinks are other names of the same programs.
 var toolLinks = map[string]string{
-	"/usr/sbin/mkfs.ext4":  "mke2fs",
-	"/usr/sbin/fsck.ext4":  "e2fsck",
-	"/usr/sbin/mkfs.vfat":  "mkfs.fat",
-	"/usr/sbin/fsck.vfat":  "fsck.fat",
-	"/usr/sbin/efibootmgr": "../bin/efibootmgr",
-	"/usr/sbin/zstd":       "../bin/zstd",
-	"/bin":                 "usr/bin",
-	"/sbin":                "usr/sbin",
-	"/lib":                 "usr/lib",
-	"/lib64":               "usr/lib64",
-	"/etc/mtab":            "../proc/self/mounts",
-	"/var/run":             "../run",
+	"/usr/sbin/mkfs.vfat": "mkfs.fat",
+	"/bin":                "usr/bin",
+	"/sbin":               "usr/sbin",
+	"/lib":                "usr/lib",
+	"/lib64":              "usr/lib64",
+	"/etc/mtab":           "../proc/self/mounts",
+	"/var/run":            "../run",
 }
 
 // mountpoints are empty directories the agent mounts on or writes to.

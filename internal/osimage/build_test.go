@@ -343,8 +343,8 @@ func TestCPIO(t *testing.T) {
 	if err := os.Symlink("busybox", filepath.Join(root, "bin/sh")); err != nil {
 		t.Fatal(err)
 	}
-	var b bytes.Buffer
-	if err := writeCPIO(&b, root, 1000); err != nil {
+	b, err := initramfs(root, 1000)
+	if err != nil {
 		t.Fatal(err)
 	}
 	type entry struct {
@@ -353,7 +353,7 @@ func TestCPIO(t *testing.T) {
 	}
 	var got []entry
 	for at := 0; ; {
-		h := b.Bytes()[at : at+110]
+		h := b[at : at+110]
 		if string(h[:6]) != "070701" {
 			t.Fatalf("no header at %d", at)
 		}
@@ -365,16 +365,16 @@ func TestCPIO(t *testing.T) {
 			return n
 		}
 		align := func(n int) int { return (n + 3) &^ 3 }
-		name := b.Bytes()[at+110 : at+110+int(field(11))-1]
+		name := b[at+110 : at+110+int(field(11))-1]
 		start := align(at + 110 + int(field(11)))
 		end := start + int(field(6))
 		if string(name) == "TRAILER!!!" {
-			if end != b.Len() {
-				t.Errorf("%d bytes follow the trailer", b.Len()-end)
+			if rest := bytes.Trim(b[end:], "\x00"); len(rest) != 0 {
+				t.Errorf("%d bytes follow the trailer", len(rest))
 			}
 			break
 		}
-		got = append(got, entry{string(name), fmt.Sprintf("%o", field(1)), string(b.Bytes()[start:end]), field(5)})
+		got = append(got, entry{string(name), fmt.Sprintf("%o", field(1)), string(b[start:end]), field(5)})
 		at = align(end)
 	}
 	want := []entry{{".", "40700", "", 1000}, {"bin", "40755", "", 1000}, {"bin/sh", "120777", "busybox", 1000}, {"init", "100755", "#!x\n12", 1000}}

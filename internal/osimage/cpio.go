@@ -1,79 +1,47 @@
 package osimage
 
 import (
-	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"slices"
+
+	"github.com/lpmos/lpmos/internal/cpio"
 )
 
-// writeCPIO writes the tree below root as an archive the kernel unpacks as
-// initramfs: format newc (Linux, Documentation/driver-api/early-userspace/
-// buffer-format.rst). Names are sorted, everything belongs to root and has the
-// time mtime, so the same tree gives the same bytes. It knows directories,
-// files and links; the kernel makes /dev/console itself.
-func writeCPIO(w io.Writer, root string, mtime int64) error {
-	var names []string
-	err := filepath.Walk(root, func(p string, _ os.FileInfo, err error) error {
-		names = append(names, p)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	slices.Sort(names)
-	for i, p := range names {
-		info, err := os.Lstat(p)
+// initramfs is the tree below root as an archive the kernel unpacks. Names are
+// sorted and everything has the time mtime, so the same tree gives the same bytes.
+func initramfs(root string, mtime int64) ([]byte, error) {
+	var entries []cpio.Entry
+	err := filepath.Walk(root, func(p string, info os.FileInfo, err error) error {
 		if err != nil {
 			return err
 		}
-		var mode uint32
-		var body []byte
+		e := cpio.Entry{Time: mtime}
 		switch {
 		case info.IsDir():
-			mode = 0o040000
+			e.Mode = cpio.Dir
 		case info.Mode()&os.ModeSymlink != 0:
-			mode = 0o120000
-			to, err := os.Readlink(p)
-			if err != nil {
-				return err
-			}
-			body = []byte(to)
+			var to string
+			to, err = os.Readlink(p)
+			e.Mode, e.Data = cpio.Link, []byte(to)
 		case info.Mode().IsRegular():
-			mode = 0o100000
-			if body, err = os.ReadFile(p); err != nil {
-				return err
-			}
+			e.Mode = cpio.File
+			e.Data, err = os.ReadFile(p)
 		default:
-			return fmt.Errorf("archive %s: it is neither directory, file nor link", p)
+			err = fmt.Errorf("archive %s: it is neither directory, file nor link", p)
 		}
-		name, err := filepath.Rel(root, p)
 		if err != nil {
 			return err
 		}
-		if err := cpioEntry(w, i+1, mode|uint32(info.Mode().Perm()), mtime, name, body); err != nil {
+		e.Mode |= uint32(info.Mode().Perm())
+		if e.Name, err = filepath.Rel(root, p); err != nil {
 			return err
 		}
+		entries = append(entries, e)
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	return cpioEntry(w, 0, 0, 0, "TRAILER!!!", nil)
-}
-
-// cpioEntry writes a header of 13 numbers, the name and the content, the
-// latter two padded to four bytes.
-func cpioEntry(w io.Writer, ino int, mode uint32, mtime int64, name string, body []byte) error {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
-		ino, mode, 0, 0, 1, mtime, len(body), 0, 0, 0, 0, len(name)+1, 0, name)
-	pad := func() {
-		for b.Len()%4 != 0 {
-			b.WriteByte(0)
-		}
-	}
-	pad()
-	b.Write(body)
-	pad()
-	_, err := w.Write(b.Bytes())
-	return err
+	return cpio.Archive(entries...), nil
 }

@@ -1,7 +1,6 @@
 package osimage
 
 import (
-	"bytes"
 	"context"
 	"debug/elf"
 	"fmt"
@@ -66,8 +65,8 @@ func arrangeTiny(ctx context.Context, b *builder, packages string) (string, erro
 	if err := copyFile(filepath.Join(packages, "boot", kernel), filepath.Join(boot, kernel)); err != nil {
 		return "", err
 	}
-	var archive bytes.Buffer
-	if err := writeCPIO(&archive, early, sourceEpoch); err != nil {
+	archive, err := initramfs(early, sourceEpoch)
+	if err != nil {
 		return "", fmt.Errorf("make initramfs: %w", err)
 	}
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression))
@@ -75,7 +74,7 @@ func arrangeTiny(ctx context.Context, b *builder, packages string) (string, erro
 		return "", err
 	}
 	defer enc.Close()
-	err = os.WriteFile(filepath.Join(boot, "initrd.img-"+release), enc.EncodeAll(archive.Bytes(), nil), 0o644)
+	err = os.WriteFile(filepath.Join(boot, "initrd.img-"+release), enc.EncodeAll(archive, nil), 0o644)
 	if err != nil {
 		return "", err
 	}

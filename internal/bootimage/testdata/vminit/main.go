@@ -49,13 +49,11 @@ func run() error {
 		return err
 	}
 	for _, c := range [][]string{
-		{"/usr/bin/zstd", "--version"}, {"/usr/sbin/sfdisk", "--version"}, {"/usr/sbin/partx", "--version"},
-		{"/usr/sbin/wipefs", "--version"}, {"/usr/sbin/blkdiscard", "--version"}, {"/usr/sbin/blkid", "--version"},
-		{"/usr/sbin/blockdev", "--getsize64", "/dev/vda"}, {"/usr/sbin/efibootmgr", "--version"},
-		{"/usr/sbin/mkfs.ext4", "-q", "-F", "-U", "11111111-2222-4333-8444-555555555555", "/dev/vda"},
-		{"/usr/sbin/tune2fs", "-L", "root", "/dev/vda"}, {"/usr/sbin/dumpe2fs", "-h", "/dev/vda"},
+		{"/usr/bin/zstd", "--version"}, {"/usr/sbin/sfdisk", "--version"},
+		{"/usr/sbin/mke2fs", "-q", "-t", "ext4", "-F", "-U", "11111111-2222-4333-8444-555555555555", "/dev/vda"},
+		{"/usr/sbin/tune2fs", "-L", "root", "/dev/vda"},
 		{"/usr/sbin/e2fsck", "-f", "-p", "/dev/vda"}, {"/usr/sbin/resize2fs", "/dev/vda"},
-		{"/usr/sbin/mkfs.vfat", "-F", "32", "-i", "AAAA0001", "/dev/nvme0n1"}, {"/sbin/fsck.vfat", "-n", "/dev/nvme0n1"},
+		{"/usr/sbin/mkfs.vfat", "-F", "32", "-i", "AAAA0001", "/dev/nvme0n1"},
 	} {
 		out, err := exec.Command(c[0], c[1:]...).CombinedOutput()
 		if err != nil {
