@@ -2,7 +2,6 @@ package state
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"time"
 
@@ -210,13 +209,6 @@ func recent(granted []time.Time, now time.Time) int {
 		}
 	}
 	return n
-}
-
-// Locks are all locks, by address.
-func (s *State) Locks() map[lpmos.MAC]lpmos.Lock {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return maps.Clone(s.safety.locks)
 }
 
 // Limits are those of config/global.
