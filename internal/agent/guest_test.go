@@ -112,7 +112,7 @@ func TestGuestWatches(t *testing.T) {
 				return l.First >= installerLine && slices.Contains(l.Lines, strings.TrimSpace(c.line))
 			})
 		}
-		for end := time.Now().Add(20 * time.Second); !seen(); time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(time.Minute); !seen(); time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("%q did not reach the region as %s: %+v, %+v", c.line, c.stage, region.progress, region.logs)
 			}

@@ -125,7 +125,7 @@ func (s *region) stop() { s.srv.Close() }
 
 // start listens again where it listened before.
 func (s *region) start() {
-	for range 100 {
+	for range 3000 {
 		ln, err := net.Listen("tcp", s.addr)
 		if err == nil {
 			s.serve(ln)

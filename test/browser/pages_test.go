@@ -135,7 +135,7 @@ func lookDuringARun(t *testing.T, f *fleet, machines int) {
 		t.Fatal(err)
 	}
 	op := sim.NewOperator(f.api, lpmos.Spec{RegionID: "fra-1", OSType: img.OS, OSVersion: img.Version}, all.MACs())
-	ctx, cancel := context.WithTimeout(f.ctx, 4*time.Minute)
+	ctx, cancel := context.WithTimeout(f.ctx, 10*time.Minute)
 	if _, err := op.Create(ctx); err != nil {
 		cancel()
 		t.Fatal(err)

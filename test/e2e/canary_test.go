@@ -127,7 +127,7 @@ func (d doomed) Install(_ context.Context, job install.Job) error {
 // boots gives machine n its boot, once its region knows of its task.
 func (s *site) boots(r *region, n int, uuid string) (cfg agentapi.BootConfig) {
 	s.t.Helper()
-	waitFor(s.t, "the machine's boot", 30*time.Second, func() (err error) {
+	waitFor(s.t, "the machine's boot", 60*time.Second, func() (err error) {
 		cfg, err = demo.Boot(s.t.Context(), r.boot, mac(n), uuid)
 		return err
 	})
@@ -237,7 +237,7 @@ func TestNoSecretAnywhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the batch", 30*time.Second, func() (err error) {
+	waitFor(t, "the batch", 60*time.Second, func() (err error) {
 		if batch, err = s.api.Batch(ctx, batch.ID); err == nil && !batch.Finished {
 			err = lpmos.ErrUnavailable
 		}
@@ -255,7 +255,7 @@ func TestNoSecretAnywhere(t *testing.T) {
 	machine := s.agent(r, mac(1), 2*time.Second)
 	s.approve(id)
 	s.until(id, lpmos.Completed, 90*time.Second)
-	if code := machine.wait(30 * time.Second); code != 0 {
+	if code := machine.wait(60 * time.Second); code != 0 {
 		t.Errorf("agent ended with %d", code)
 	}
 	c.values["secret of the region"], _ = shown.Load().(string)

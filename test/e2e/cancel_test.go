@@ -106,7 +106,7 @@ func newRace(t *testing.T) *race {
 		t.Fatal(err)
 	}
 	r.api.UseToken(s.ControlPlane.LocalToken("test"))
-	waitFor(t, "site", 20*time.Second, func() error { return r.api.Ready(ctx) })
+	waitFor(t, "site", 60*time.Second, func() error { return r.api.Ready(ctx) })
 	dir := t.TempDir()
 	if r.image, err = fixture.Image(ctx, dir, "race", "1", "Race 1", 128<<10); err != nil {
 		t.Fatal(err)
@@ -115,7 +115,7 @@ func newRace(t *testing.T) *race {
 		t.Fatal(err)
 	}
 	(&site{t: t, api: r.api}).online("dc1")
-	waitFor(t, "image in the catalogue", 20*time.Second, func() error {
+	waitFor(t, "image in the catalogue", 60*time.Second, func() error {
 		_, _, err := r.api.Image(ctx, r.image.OS, r.image.Version, r.image.Arch)
 		return err
 	})

@@ -27,7 +27,7 @@ func TestDiscoveredMachineIsOffered(t *testing.T) {
 	s.online("dc1")
 	agent := s.agent(r, mac(31), time.Second)
 	var found lpmos.Machine
-	waitFor(t, "the machine among those that were discovered", 30*time.Second, func() error {
+	waitFor(t, "the machine among those that were discovered", 60*time.Second, func() error {
 		l, err := s.api.Machines(t.Context(), url.Values{"state": {string(lpmos.MachineDiscovered)}})
 		if err == nil && len(l.Machines) != 1 {
 			err = fmt.Errorf("there are %d; the agent said %s", len(l.Machines), agent.out.String())

@@ -88,7 +88,7 @@ func TestEnrolledRegions(t *testing.T) {
 		t.Helper()
 		s.online(id)
 		task := s.create(id, mac(n))
-		waitFor(t, "boot script in "+id, 30*time.Second, func() error {
+		waitFor(t, "boot script in "+id, 60*time.Second, func() error {
 			text, err := regions[id].script(t, mac(n))
 			if err == nil && !strings.Contains(text, "initrd") {
 				err = fmt.Errorf("script is %s", text)
@@ -114,14 +114,14 @@ func TestEnrolledRegions(t *testing.T) {
 		first := start(t, "regional-client", nil, args(t.TempDir())...)
 		s.online("dc3")
 		second := start(t, "regional-client", nil, args(t.TempDir())...)
-		if code := second.wait(30 * time.Second); code == 0 || !strings.Contains(second.out.String(), "used already") {
+		if code := second.wait(60 * time.Second); code == 0 || !strings.Contains(second.out.String(), "used already") {
 			t.Errorf("the token's second use ended with %d: %s", code, second.out.String())
 		}
 		if strings.Contains(second.out.String()+first.out.String()+s.control.out.String(), strings.Split(token.Token, ".")[1]) {
 			t.Error("the token's secret was logged")
 		}
 		wrong := start(t, "regional-client", nil, args(t.TempDir(), "--region-id=dc1")...)
-		if code := wrong.wait(30 * time.Second); code == 0 || !strings.Contains(wrong.out.String(), "is for region dc3") {
+		if code := wrong.wait(60 * time.Second); code == 0 || !strings.Contains(wrong.out.String(), "is for region dc3") {
 			t.Errorf("the token for another region ended with %d: %s", code, wrong.out.String())
 		}
 		first.kill()
@@ -133,7 +133,7 @@ func TestEnrolledRegions(t *testing.T) {
 		}
 		fake := pki.NewToken("dc9", ca.Certificate())
 		p := start(t, "regional-client", nil, "--enroll-token="+fake.String(), "--control-plane-url="+s.url, "--data-dir="+t.TempDir(), "--tftp-addr=off")
-		if code := p.wait(30 * time.Second); code == 0 || !strings.Contains(p.out.String(), "not the control plane that made the token") {
+		if code := p.wait(60 * time.Second); code == 0 || !strings.Contains(p.out.String(), "not the control plane that made the token") {
 			t.Errorf("it ended with %d: %s", code, p.out.String())
 		}
 	})
@@ -159,7 +159,7 @@ func TestEnrolledRegions(t *testing.T) {
 		if err := s.api.RotateRegion(t.Context(), "dc1"); err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, "another certificate", 30*time.Second, func() error {
+		waitFor(t, "another certificate", 60*time.Second, func() error {
 			if serial() == was {
 				return fmt.Errorf("it is the same")
 			}

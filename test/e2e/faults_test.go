@@ -60,7 +60,7 @@ func TestInstallsSurviveKills(t *testing.T) {
 			}
 		}
 	}
-	waitFor(t, "all installs", 120*time.Second, func() error {
+	waitFor(t, "all installs", 180*time.Second, func() error {
 		for _, q := range parts {
 			if q.ended() {
 				q.start()
@@ -80,7 +80,7 @@ func TestInstallsSurviveKills(t *testing.T) {
 	t.Logf("all completed after %.0f s", time.Since(began).Seconds())
 	for i, id := range ids {
 		statuses := s.history(id)
-		if code := agents[i].wait(10 * time.Second); code != 0 {
+		if code := agents[i].wait(time.Minute); code != 0 {
 			t.Errorf("agent %d ended with %d", i, code)
 		}
 		// Whoever was told to read everything anew may have missed some.

@@ -36,7 +36,7 @@ func TestFoundingFlow(t *testing.T) {
 	agent := s.agent(r, mac(1), 6*time.Second)
 	s.approve(id)
 	task := s.until(id, lpmos.Completed, 60*time.Second)
-	if code := agent.wait(10 * time.Second); code != 0 {
+	if code := agent.wait(time.Minute); code != 0 {
 		t.Errorf("agent ended with %d", code)
 	}
 	if task.Attempt != 1 || task.Receipt == nil || task.Receipt.Hostname != task.Hostname || task.Receipt.RootDisk != task.Plan.Effect.Target {
@@ -77,7 +77,7 @@ func TestRegionsAreSeparate(t *testing.T) {
 	tasks := map[string]string{"dc1": s.create("dc1", mac(1)), "dc2": s.create("dc2", mac(2))}
 	machine := map[string]lpmos.MAC{"dc1": mac(1), "dc2": mac(2)}
 	for here, r := range regions {
-		waitFor(t, "boot of a region's own machine", 10*time.Second, func() error {
+		waitFor(t, "boot of a region's own machine", 60*time.Second, func() error {
 			text, err := r.script(t, machine[here])
 			if err == nil && !strings.Contains(text, "initrd") {
 				err = fmt.Errorf("script is %s", text)
@@ -96,7 +96,7 @@ func TestRegionsAreSeparate(t *testing.T) {
 	// The machine of dc2, plugged in at dc1, boots no agent and so reports
 	// nothing.
 	lost := s.agent(regions["dc1"], machine["dc2"], time.Second)
-	waitFor(t, "a wrongly plugged machine", 10*time.Second, func() error {
+	waitFor(t, "a wrongly plugged machine", 60*time.Second, func() error {
 		if !strings.Contains(lost.out.String(), "boot your own disk") {
 			return fmt.Errorf("agent said %s", lost.out.String())
 		}
@@ -138,7 +138,7 @@ func TestReplicas(t *testing.T) {
 	}
 	for _, id := range ids {
 		s.until(id, lpmos.Completed, 60*time.Second)
-		other.until(id, lpmos.Completed, 5*time.Second)
+		other.until(id, lpmos.Completed, 60*time.Second)
 		statuses := s.history(id)
 		first.expect(t, id, statuses)
 		replica.expect(t, id, statuses)
@@ -154,7 +154,7 @@ func TestStandbyTakesOver(t *testing.T) {
 	s.online("dc1")
 	id := s.create("dc1", mac(1))
 	second := s.newRegion("dc1", t.TempDir())
-	waitFor(t, "standing by", 20*time.Second, func() error {
+	waitFor(t, "standing by", 60*time.Second, func() error {
 		if !strings.Contains(second.out.String(), "standing by") {
 			return fmt.Errorf("the second said %s", second.out.String())
 		}
@@ -165,7 +165,7 @@ func TestStandbyTakesOver(t *testing.T) {
 	}
 	first.kill()
 	began := time.Now()
-	waitFor(t, "taking over", 30*time.Second, func() error { _, err := second.script(t, mac(1)); return err })
+	waitFor(t, "taking over", 60*time.Second, func() error { _, err := second.script(t, mac(1)); return err })
 	t.Logf("the standby served %.1f s after the first had died", time.Since(began).Seconds())
 	s.agent(second, mac(1), 2*time.Second)
 	s.approve(id)
@@ -184,7 +184,7 @@ func TestDrain(t *testing.T) {
 	id := s.create("dc1", mac(1))
 	agent := s.agent(r, mac(1), 30*time.Second)
 	s.approve(id)
-	s.until(id, lpmos.Installing, 30*time.Second)
+	s.until(id, lpmos.Installing, 60*time.Second)
 	// A machine in the middle of its download that takes nothing any more.
 	stuck, err := net.Dial("tcp", strings.TrimPrefix(r.boot, "http://"))
 	if err != nil {
@@ -228,7 +228,7 @@ func TestNoEtcd(t *testing.T) {
 		start(t, "control-plane", nil, "--etcd-endpoints="+nobody, "--data-dir="+t.TempDir(), "--listen-addr=127.0.0.1:0"),
 		start(t, "regional-client", []string{"REGION_ID=dc1"}, "--etcd-endpoints="+nobody, "--data-dir="+t.TempDir(), "--boot-addr=127.0.0.1:0", "--agent-addr=127.0.0.1:0", "--tftp-addr=off"),
 	} {
-		code := p.wait(15 * time.Second)
+		code := p.wait(60 * time.Second)
 		text := strings.TrimSpace(p.out.String())
 		if code != 1 || strings.Contains(text, "\n") || !strings.Contains(text, "reach etcd at "+nobody) || !strings.Contains(text, "is it running?") {
 			t.Errorf("%s ended with %d and said %q; want 1 and one line that names the address and the next step", p.name, code, text)

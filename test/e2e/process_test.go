@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -47,20 +49,29 @@ func run(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
-// freePorts asks the system for n ports nobody uses. All are held until the
-// last is known, so they differ.
+// nextPort goes round the ports from which freePorts takes.
+var nextPort atomic.Int64
+
+// freePorts gives n ports nobody uses, and that no connection gets by chance
+// while the program that has one is killed and started again: the system takes
+// those of connections from 32768 on.
 func freePorts(t testing.TB, n int) []string {
 	t.Helper()
+	const first, many = 10_000, 22_000
+	nextPort.CompareAndSwap(0, rand.Int64N(many)) // beside other test programs
 	var addrs []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for range many {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first+nextPort.Add(1)%many))
 		if err != nil {
-			t.Fatal(err)
+			continue // taken
 		}
-		defer l.Close()
-		addrs = append(addrs, l.Addr().String())
+		l.Close()
+		if addrs = append(addrs, l.Addr().String()); len(addrs) == n {
+			return addrs
+		}
 	}
-	return addrs
+	t.Fatalf("no %d free ports", n)
+	return nil
 }
 
 // process is a program that can be killed and started again with the same

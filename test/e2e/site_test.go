@@ -51,7 +51,7 @@ func newSiteIn(t testing.TB, etcdDir, controlDir string) *site {
 	ports := freePorts(t, 3)
 	s := &site{t: t, etcdAddr: ports[0]}
 	s.etcd = start(t, "etcd", nil, "-listen-client-urls=http://"+ports[0], "-listen-peer-urls=http://"+ports[1], "-data-dir="+etcdDir)
-	waitFor(t, "etcd", 20*time.Second, func() error { return dial(s.etcdAddr) })
+	waitFor(t, "etcd", 60*time.Second, func() error { return dial(s.etcdAddr) })
 	s.control, s.url, s.api = s.newControlPlane(ports[2], controlDir)
 	img, err := fixtures()
 	if err != nil {
@@ -72,7 +72,7 @@ func (s *site) newControlPlane(addr, dir string, more ...string) (*process, stri
 		s.t.Fatal(err)
 	}
 	c.UseTokenFile(filepath.Join(dir, controlplane.LocalTokenFile))
-	waitFor(s.t, "control plane", 20*time.Second, func() error { return c.Ready(s.t.Context()) })
+	waitFor(s.t, "control plane", 60*time.Second, func() error { return c.Ready(s.t.Context()) })
 	return p, "http://" + addr, c
 }
 
@@ -91,7 +91,7 @@ func (s *site) newRegion(id, dir string, more ...string) *region {
 // online waits until the control plane counts a region as online.
 func (s *site) online(id string) {
 	s.t.Helper()
-	waitFor(s.t, "region "+id, 30*time.Second, func() error {
+	waitFor(s.t, "region "+id, 60*time.Second, func() error {
 		regions, err := s.api.Regions(s.t.Context())
 		if err != nil {
 			return err
@@ -136,7 +136,7 @@ func (s *site) until(id string, want lpmos.Status, limit time.Duration) (got lpm
 
 func (s *site) approve(id string) {
 	s.t.Helper()
-	task := s.until(id, lpmos.AwaitingApproval, 30*time.Second)
+	task := s.until(id, lpmos.AwaitingApproval, 60*time.Second)
 	if _, err := s.api.Decide(s.t.Context(), id, true, task.Plan.Digest, "looks right"); err != nil {
 		s.t.Fatal(err)
 	}
@@ -235,7 +235,7 @@ func (w *watched) toldAnew() int {
 // checks that its progress only grew.
 func (w *watched) expect(t testing.TB, id string, statuses []string) {
 	t.Helper()
-	waitFor(t, "statuses on the socket", 5*time.Second, func() error {
+	waitFor(t, "statuses on the socket", 60*time.Second, func() error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if !slices.Equal(w.statuses[id], statuses) {

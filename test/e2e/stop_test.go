@@ -111,7 +111,7 @@ func TestStopWithARegionCutOff(t *testing.T) {
 		s.approve(id)
 	}
 	// The near one asks, and is told why it waits.
-	waitFor(t, "the near machine waits", 30*time.Second, func() error { return s.held(ids[1]) })
+	waitFor(t, "the near machine waits", 60*time.Second, func() error { return s.held(ids[1]) })
 	k.set(false)
 	waitFor(t, "the far machine waits, now that its region is back", 60*time.Second, func() error { return s.held(ids[0]) })
 	for _, id := range ids {

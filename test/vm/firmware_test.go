@@ -166,7 +166,7 @@ func (w *world) foreignDHCP() {
 	end(host)
 	ns := fmt.Sprintf("/proc/%d/ns/net", host.Process.Pid)
 	// unshare has to have come to its system call.
-	w.until(10*time.Second, "host of the DHCP server", func() error {
+	w.until(time.Minute, "host of the DHCP server", func() error {
 		comm := w.output("/bin/cat", fmt.Sprintf("/proc/%d/comm", host.Process.Pid))
 		if strings.TrimSpace(string(comm)) != "sleep" {
 			return fmt.Errorf("it is still %s", comm)

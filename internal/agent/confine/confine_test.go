@@ -122,7 +122,7 @@ func TestConfinedEndsWithAllItStarted(t *testing.T) {
 		}
 		return left
 	}
-	for end := time.Now().Add(20 * time.Second); len(found()) > 0; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(found()) > 0; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("processes are left: %v", found())
 		}

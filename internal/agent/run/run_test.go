@@ -58,7 +58,7 @@ func TestRunEndsTheWholeGroup(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range 100 {
+		for range 1500 {
 			stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 			if err != nil || strings.Contains(string(stat), ") Z ") || strings.Contains(string(stat), ") X ") {
 				return false
@@ -71,11 +71,11 @@ func TestRunEndsTheWholeGroup(t *testing.T) {
 		f := filepath.Join(t.TempDir(), "pid")
 		var r Runner
 		start := time.Now()
-		_, err := r.Run(t.Context(), Cmd{Path: sh, Args: []string{"-c", "sleep 600 & echo $! > " + f + "; echo waiting; wait"}, Timeout: 300 * time.Millisecond})
+		_, err := r.Run(t.Context(), Cmd{Path: sh, Args: []string{"-c", "sleep 600 & echo $! > " + f + "; echo waiting; wait"}, Timeout: 2 * time.Second}) // long enough for the shell to say something
 		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), `"waiting"`) {
 			t.Errorf("Run = %v; want a deadline with the last line", err)
 		}
-		if took := time.Since(start); took > 5*time.Second {
+		if took := time.Since(start); took > time.Minute {
 			t.Errorf("Run took %s", took)
 		}
 		if alive(f) {
@@ -97,7 +97,7 @@ func TestRunEndsTheWholeGroup(t *testing.T) {
 		if err != nil || res.ExitCode != 0 {
 			t.Errorf("Run = %+v, %v; want success", res, err)
 		}
-		if time.Since(start) > time.Second {
+		if time.Since(start) > time.Minute {
 			t.Error("Run waited for the background process")
 		}
 		if alive(f) {

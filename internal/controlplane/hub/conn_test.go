@@ -27,9 +27,9 @@ import (
 // until waits for something that other goroutines bring about.
 func until(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not so after 20 s", what)
+			t.Fatalf("%s: not so after a minute", what)
 		}
 	}
 }
@@ -268,7 +268,7 @@ func (s *server) raw() net.Conn {
 // the connection ends without.
 func closeCode(t *testing.T, c net.Conn) int {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(time.Minute))
 	for {
 		var head [2]byte
 		if _, err := io.ReadFull(c, head[:]); err != nil {

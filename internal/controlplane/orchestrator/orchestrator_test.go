@@ -90,7 +90,7 @@ func tiny() lpmos.Image {
 
 func (s *site) eventually(what string, ok func() bool) {
 	s.t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if ok() {
 			return
 		}
@@ -431,7 +431,7 @@ func TestCancelAgainstPermit(t *testing.T) {
 func (s *site) cancelAgainstPermit(mac string, later time.Duration) (canceled bool, err error) {
 	ctx := s.t.Context()
 	reached := func(id string, want lpmos.Status) (t lpmos.Task, err error) {
-		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 			if t, _ = s.state.Task(id); t.Status == want {
 				return t, nil
 			}

@@ -145,7 +145,7 @@ func newTab(t testing.TB, s *fakeSite) *tab {
 	t.Cleanup(stop)
 	ctx, stop := chromedp.NewContext(actx)
 	t.Cleanup(stop)
-	ctx, stop = context.WithTimeout(ctx, 6*time.Minute)
+	ctx, stop = context.WithTimeout(ctx, 12*time.Minute)
 	t.Cleanup(stop)
 	b := &tab{t: t, ctx: ctx, site: s, hub: hub, url: srv.URL, stop: func() { srv.CloseClientConnections(); hub.drop(); stopServer() }}
 	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil {
@@ -175,7 +175,7 @@ func newTab(t testing.TB, s *fakeSite) *tab {
 
 func (b *tab) do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
 	defer cancel()
 	for _, step := range steps {
 		err := chromedp.Do(ctx, step)
@@ -215,7 +215,7 @@ func eval[T any](b *tab, js string) T {
 // until waits for an expression to become true in the page.
 func (b *tab) until(what, js string) {
 	b.t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		// A page that is being loaded again has nothing to ask.
 		ok, err := chromedp.Run(b.ctx, chromedp.Evaluate[bool](js))
@@ -233,7 +233,7 @@ func (b *tab) until(what, js string) {
 func (b *tab) connected() {
 	b.t.Helper()
 	b.until("connect", `document.querySelector('live-badge').dataset.state === 'live'`)
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for len(b.hub.subscriptions()) == 0 {
 		if time.Now().After(deadline) {
 			b.t.Fatal("the page did not subscribe")

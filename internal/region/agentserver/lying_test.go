@@ -331,7 +331,7 @@ func lieTo(t *testing.T, l *liar, serve func(string, []byte) []byte, honest bool
 	// The control plane: it plans what was reported, approves, and answers
 	// permit requests.
 	img := lpmos.Image{OS: "tiny", Version: "1", Arch: "amd64", Digest: lpmos.DigestBytes(text), SizeBytes: 8192, UsedBytes: 4096, BootModes: []string{"bios"}}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	var work sync.WaitGroup
 	work.Go(func() { l.decide(ctx, o.TaskID, img) })
@@ -344,7 +344,7 @@ func lieTo(t *testing.T, l *liar, serve func(string, []byte) []byte, honest bool
 		// It ends when it reboots, which is after the first refusal.
 		workflow.New(cfg, client, d, d, nil, pauses, nil, quiet).Run(run)
 	})
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end) && run.Err() == nil; time.Sleep(5 * ms) {
+	for end := time.Now().Add(90 * time.Second); time.Now().Before(end) && run.Err() == nil; time.Sleep(5 * ms) {
 		l.center.mu.Lock()
 		over := len(l.center.results) > 0
 		l.center.mu.Unlock()

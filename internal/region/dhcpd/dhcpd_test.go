@@ -694,7 +694,7 @@ func TestNoAckWithoutAWrittenLease(t *testing.T) {
 	run(t, s)
 	renew := message(knownMAC, dhcpv4.MessageTypeRequest, having(netip.MustParseAddr("10.77.0.150")))
 	client.WriteTo(renew.ToBytes(), server.LocalAddr())
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for s.Stats().Dropped["journal"] == 0 {
 		if time.Now().After(deadline) {
 			t.Fatalf("Stats = %+v; want the ack dropped", s.Stats())
@@ -736,7 +736,7 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, s)
-	client.SetDeadline(time.Now().Add(10 * time.Second))
+	client.SetDeadline(time.Now().Add(time.Minute))
 	buf := make([]byte, 2000)
 	for range 3 {
 		client.WriteTo([]byte("garbage"), server.LocalAddr())
@@ -906,7 +906,7 @@ func TestAStormOfBoots(t *testing.T) {
 		t.Errorf("Stats = %+v, %d addresses on disk, %d packets sent", st, len(seen), out.sent)
 	}
 	t.Logf("1000 machines in %v", took)
-	if took > 30*time.Second {
+	if took > 2*time.Minute {
 		t.Errorf("1000 machines took %v", took)
 	}
 }

@@ -134,9 +134,9 @@ func TestFaultySource(t *testing.T) {
 		{name: "M01 truncates at the last byte", first: []http.HandlerFunc{cut(699_999)}},
 		{name: "M01 truncates at 0 for ever", first: []http.HandlerFunc{cut(0)}, want: lpmos.ErrUnavailable},
 		{name: "M01 gives a byte at a time", first: []http.HandlerFunc{cut(1)}, want: lpmos.ErrUnavailable},
-		{name: "M02 stalls after the headers", first: []http.HandlerFunc{stall(0), good}, idle: 100 * time.Millisecond},
-		{name: "M02 stalls in the middle", first: []http.HandlerFunc{stall(300_000), good}, idle: 100 * time.Millisecond},
-		{name: "M02 drips", idle: 100 * time.Millisecond, want: lpmos.ErrUnavailable, first: []http.HandlerFunc{func(w http.ResponseWriter, r *http.Request) {
+		{name: "M02 stalls after the headers", first: []http.HandlerFunc{stall(0), good}, idle: 500 * time.Millisecond},
+		{name: "M02 stalls in the middle", first: []http.HandlerFunc{stall(300_000), good}, idle: 500 * time.Millisecond},
+		{name: "M02 drips", idle: 500 * time.Millisecond, want: lpmos.ErrUnavailable, first: []http.HandlerFunc{func(w http.ResponseWriter, r *http.Request) {
 			for i := 0; r.Context().Err() == nil; i++ {
 				w.Write(data[i : i+1])
 				w.(http.Flusher).Flush()
@@ -240,7 +240,7 @@ func TestOneTransferForAll(t *testing.T) {
 	if _, _, err := c.Open(ctx, digest); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Open with a short deadline = %v", err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		if n, total, ok := c.Progress(digest); ok && n == 1_000_000 && total == 3_000_000 {
 			break
 		}

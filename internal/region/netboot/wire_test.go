@@ -360,7 +360,7 @@ func converse(t *testing.T, c net.PacketConn, to string, b []byte) datagram {
 	t.Helper()
 	addr := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to))
 	buf := make([]byte, 2000)
-	for range 5 {
+	for range 30 {
 		c.WriteTo(b, addr)
 		c.SetReadDeadline(time.Now().Add(time.Second))
 		if n, from, err := c.ReadFrom(buf); err == nil {
@@ -435,7 +435,7 @@ func testRouterAdvertisement(t *testing.T, region, machine *netns) {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 1500)
-	for range 5 {
+	for range 30 {
 		if _, err := conn.WriteTo([]byte{133, 0, 0, 0, 0, 0, 0, 0}, nil, &net.IPAddr{IP: net.ParseIP("ff02::2"), Zone: "c0"}); err != nil {
 			t.Fatal(err)
 		}

@@ -95,14 +95,17 @@ func rrq(name string, options ...string) []byte {
 
 func ack(n uint16) []byte { return binary.BigEndian.AppendUint16([]byte{0, opACK}, n) }
 
-// exchange sends to a server port and returns the first answer, or nil after a
-// short while.
+// patience is how long an answer is waited for.
+const patience = 30 * time.Second
+
+// exchange sends to a server port and returns the first answer, or nil if none
+// comes.
 func exchange(tb testing.TB, c net.PacketConn, to net.Addr, b []byte) ([]byte, net.Addr) {
 	tb.Helper()
 	if _, err := c.WriteTo(b, to); err != nil {
 		tb.Fatal(err)
 	}
-	return receive(tb, c, 3*time.Second)
+	return receive(tb, c, patience)
 }
 
 func receive(tb testing.TB, c net.PacketConn, wait time.Duration) ([]byte, net.Addr) {
@@ -133,7 +136,7 @@ func fetch(tb testing.TB, server net.Addr, block, window int, lose func() bool, 
 	inWindow := 0
 	for {
 		if p == nil {
-			p, _ = receive(tb, c, 15*time.Second)
+			p, _ = receive(tb, c, patience)
 			if p == nil {
 				tb.Fatalf("silence before block %d", want)
 			}
@@ -204,7 +207,7 @@ func TestFilesArriveWhole(t *testing.T) {
 
 func TestFilesArriveInSpiteOfLoss(t *testing.T) {
 	f := &files{content: map[string][]byte{"a": random(100_000)}}
-	_, addr := serveTimed(t, f, timing{20 * time.Millisecond, 10 * time.Second})
+	_, addr := serveTimed(t, f, timing{20 * time.Millisecond, patience})
 	r := rand.New(rand.NewPCG(3, 4))
 	got := fetch(t, addr, 1468, 8, func() bool { return r.IntN(10) == 0 }, rrq("a", "blksize", "1468", "windowsize", "8"))
 	if !bytes.Equal(got, f.content["a"]) {
@@ -296,7 +299,7 @@ func TestRequests(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := listen(t)
 			c.WriteTo(tt.request, addr)
-			wait := 3 * time.Second
+			wait := patience
 			if tt.want == "" {
 				wait = 100 * time.Millisecond
 			}
@@ -315,7 +318,7 @@ func TestRequests(t *testing.T) {
 // every block.
 func TestRepeatedAcksSendNothing(t *testing.T) {
 	f := &files{content: map[string][]byte{"a": random(5 * 512)}}
-	_, addr := serve(t, f)
+	_, addr := serveTimed(t, f, timing{patience, 4 * patience}) // no block comes again for lateness
 	c, other := listen(t), listen(t)
 	p, from := exchange(t, c, addr, rrq("a"))
 	blocks := 0
@@ -338,7 +341,7 @@ func TestRepeatedAcksSendNothing(t *testing.T) {
 		if len(p) < 516 {
 			break
 		}
-		p, _ = receive(t, c, 3*time.Second)
+		p, _ = receive(t, c, patience)
 	}
 	if blocks != 6 {
 		t.Errorf("%d blocks; want 6", blocks)
@@ -354,7 +357,7 @@ func TestASizeProbeIsNoFault(t *testing.T) {
 	c := listen(t)
 	_, from := exchange(t, c, addr, rrq("a", "tsize", "0", "blksize", "1468"))
 	c.WriteTo(errorPacket(errOption, "User aborted the transfer"), from)
-	for deadline := time.Now().Add(5 * time.Second); s.Stats().Probes != 1; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); s.Stats().Probes != 1; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("Stats = %+v; want a probe", s.Stats())
 		}
@@ -368,20 +371,21 @@ func TestSilentClientsAreForgotten(t *testing.T) {
 	if limits := defaultTiming; limits.silence+limits.first > 15*time.Second {
 		t.Errorf("silent clients are kept for %v", limits.silence)
 	}
-	s, addr := serveTimed(t, f, timing{200 * time.Millisecond, 2 * time.Second})
+	// All have asked before the first is forgotten.
+	s, addr := serveTimed(t, f, timing{200 * time.Millisecond, 5 * time.Second})
 	for range 100 {
 		listen(t).WriteTo(rrq("a"), addr)
 	}
 	began := time.Now()
-	for s.Stats().Busy+int64(s.Stats().Active) < 100 && time.Since(began) < 5*time.Second {
+	for s.Stats().Busy+int64(s.Stats().Active) < 100 && time.Since(began) < patience {
 		time.Sleep(time.Millisecond)
 	}
 	if st := s.Stats(); st.Active != maxPerClient || st.Busy != 100-maxPerClient {
 		t.Errorf("Stats = %+v; want %d transfers and the rest refused", st, maxPerClient)
 	}
 	for st := s.Stats(); st.Active > 0; st = s.Stats() {
-		if time.Since(began) > 4*time.Second {
-			t.Fatalf("after twice the time %d transfers are alive", st.Active)
+		if time.Since(began) > patience {
+			t.Fatalf("after many times the time %d transfers are alive", st.Active)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -83,7 +83,7 @@ func Client(t testing.TB, trusted, by *pki.Authority, user string, now time.Time
 
 // Config is what a process with that user's certificate connects with.
 func (s *Secured) Config(user string) store.Config {
-	return store.Config{Endpoints: []string{s.URL}, TLS: s.TLS(user)}
+	return store.Config{Endpoints: []string{s.URL}, TLS: s.TLS(user), Timeout: 30 * time.Second}
 }
 
 // Region makes a region's user, unless it is there, and connects as it.
@@ -92,7 +92,7 @@ func (s *Secured) Region(region string, n int) *store.Store {
 	if err := s.Control.PutRegionUser(s.t.Context(), region, n); err != nil {
 		s.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
 	st, err := store.Open(ctx, s.Config(store.RegionUser(region, n)), slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -105,7 +105,7 @@ func (s *Secured) Region(region string, n int) *store.Store {
 // Raw is what a thief of that user's certificate has: etcd's own client.
 func (s *Secured) Raw(user string) *clientv3.Client {
 	s.t.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.URL}, TLS: s.TLS(user), DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.URL}, TLS: s.TLS(user), DialTimeout: time.Minute, Logger: zap.NewNop()})
 	if err != nil {
 		s.t.Fatal(err)
 	}

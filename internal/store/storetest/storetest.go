@@ -44,9 +44,9 @@ func Start(t testing.TB) (*embedetcd.Server, *store.Store) {
 // Connect opens another connection, as another process would.
 func Connect(t testing.TB, e *embedetcd.Server) *store.Store {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	s, err := store.Open(ctx, store.Config{Endpoints: []string{e.Endpoint()}}, slog.New(slog.DiscardHandler))
+	s, err := store.Open(ctx, store.Config{Endpoints: []string{e.Endpoint()}, Timeout: 30 * time.Second}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

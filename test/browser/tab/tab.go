@@ -58,7 +58,7 @@ func New(t testing.TB, url string) *Tab {
 	t.Cleanup(stop)
 	ctx, stop = chromedp.NewContext(ctx)
 	t.Cleanup(stop)
-	ctx, stop = context.WithTimeout(ctx, 5*time.Minute)
+	ctx, stop = context.WithTimeout(ctx, 15*time.Minute)
 	t.Cleanup(stop)
 	b := &Tab{URL: url, t: t, ctx: ctx}
 	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil {
@@ -98,10 +98,10 @@ func (b *Tab) ScriptsOff() {
 	b.bare = true
 }
 
-// Do does steps one after the other, in at most 20 s.
+// Do does steps one after the other, in at most a minute.
 func (b *Tab) Do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
 	defer cancel()
 	err := chromedp.Do(ctx, steps...)
 	for replaced(err) && ctx.Err() == nil {
@@ -228,6 +228,7 @@ func (b *Tab) Width(width, height int64) {
 // loaded again meanwhile.
 func (b *Tab) Until(what string, limit time.Duration, js string) {
 	b.t.Helper()
+	limit = max(limit, time.Minute) // a slow machine takes longer than one has in mind
 	deadline := time.Now().Add(limit)
 	for {
 		ok, err := chromedp.Run(b.ctx, chromedp.Evaluate[bool](js))
@@ -255,7 +256,7 @@ func (b *Tab) text() string {
 // Text is the text of the first element that matches.
 func (b *Tab) Text(css string) string {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
 	defer cancel()
 	text, err := chromedp.Run(ctx, chromedp.TextContent(chromedp.CSS(css)))
 	for replaced(err) && ctx.Err() == nil {
