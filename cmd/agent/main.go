@@ -225,7 +225,7 @@ func (r *runner) Run(ctx context.Context, input []byte, path string, args ...str
 
 // confinedTime is how long a program of the image may take: an initramfs for
 // some kernels, packed by a slow processor.
-const confinedTime = 20 * time.Minute
+const confinedTime = 45 * time.Minute
 
 // confined runs a program of the installed system's own tree.
 func (r *runner) confined(ctx context.Context, root, path string, args ...string) (string, error) {

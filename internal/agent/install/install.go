@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -44,6 +45,33 @@ func (j *Job) step(stage lpmos.Stage, done, total int64, message string) {
 	if j.OnStep != nil {
 		j.OnStep(Step{Stage: stage, Done: done, Total: total, Message: message})
 	}
+}
+
+// beat is how often a step that takes long is told again.
+const beat = 30 * time.Second
+
+// during tells a step, and while f runs tells it again and again with the time
+// that it has taken: a program may work for longer than a task may go without
+// progress, and say nothing. How long it may take is f's to bound.
+func (j *Job) during(s Step, f func() error) error {
+	j.step(s.Stage, s.Done, s.Total, s.Message)
+	began, done := time.Now(), make(chan struct{})
+	var telling sync.WaitGroup
+	telling.Go(func() {
+		every := time.NewTicker(beat)
+		defer every.Stop()
+		for {
+			select {
+			case <-every.C:
+				j.step(s.Stage, s.Done, s.Total, s.Message+", for "+time.Since(began).Round(time.Second).String()+" now")
+			case <-done:
+				return
+			}
+		}
+	})
+	defer telling.Wait()
+	defer close(done)
+	return f()
 }
 
 // Runner runs one program to its end, with input as its standard input. What

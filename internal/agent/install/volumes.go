@@ -305,7 +305,7 @@ func (in *Installer) remakeInitramfs(ctx context.Context, job *Job, m *lpmos.Ima
 		if !t.has(tool.path) {
 			continue
 		}
-		job.step(lpmos.Configuring, 2, 6, "Making the initramfs anew with the image's "+filepath.Base(tool.path))
+		doing := Step{Stage: lpmos.Configuring, Done: 2, Total: 6, Message: "Making the initramfs anew with the image's " + filepath.Base(tool.path)}
 		if in.cfg.Confined == nil {
 			return &Failure{Code: "boot_image_incomplete", Cause: "This agent cannot run a program of the image.", NextStep: nextReport}
 		}
@@ -313,7 +313,11 @@ func (in *Installer) remakeInitramfs(ctx context.Context, job *Job, m *lpmos.Ima
 		if err != nil {
 			return err
 		}
-		if _, err := in.cfg.Confined(ctx, dir, "/"+tool.path, tool.args...); err != nil {
+		err = job.during(doing, func() error {
+			_, err := in.cfg.Confined(ctx, dir, "/"+tool.path, tool.args...)
+			return err
+		})
+		if err != nil {
 			return &Failure{Code: "initramfs_failed", Cause: "The image's " + filepath.Base(tool.path) + " could not make an initramfs: " + err.Error() + ".",
 				NextStep: "Read the log of this attempt; the image may lack a package for this layout.", Err: err}
 		}
