@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"time"
 
@@ -37,41 +36,19 @@ type Step struct {
 	Stage       lpmos.Stage
 	Done, Total int64 // of the stage, in any unit
 	Message     string
-	Bytes       int64 // transferred or written so far, 0 for stages without
+	Detail      string // the newest of many small things that make up this step, if it says so: shown, not logged
+	Bytes       int64  // transferred or written so far, 0 for stages without
 	BytesTotal  int64
 }
 
 func (j *Job) step(stage lpmos.Stage, done, total int64, message string) {
-	if j.OnStep != nil {
-		j.OnStep(Step{Stage: stage, Done: done, Total: total, Message: message})
-	}
+	j.tell(Step{Stage: stage, Done: done, Total: total, Message: message})
 }
 
-// beat is how often a step that takes long is told again.
-const beat = 30 * time.Second
-
-// during tells a step, and while f runs tells it again and again with the time
-// that it has taken: a program may work for longer than a task may go without
-// progress, and say nothing. How long it may take is f's to bound.
-func (j *Job) during(s Step, f func() error) error {
-	j.step(s.Stage, s.Done, s.Total, s.Message)
-	began, done := time.Now(), make(chan struct{})
-	var telling sync.WaitGroup
-	telling.Go(func() {
-		every := time.NewTicker(beat)
-		defer every.Stop()
-		for {
-			select {
-			case <-every.C:
-				j.step(s.Stage, s.Done, s.Total, s.Message+", for "+time.Since(began).Round(time.Second).String()+" now")
-			case <-done:
-				return
-			}
-		}
-	})
-	defer telling.Wait()
-	defer close(done)
-	return f()
+func (j *Job) tell(s Step) {
+	if j.OnStep != nil {
+		j.OnStep(s)
+	}
 }
 
 // Runner runs one program to its end, with input as its standard input. What
@@ -98,9 +75,9 @@ type Config struct {
 
 	// Identify lists the disks as they are now, without looking at content.
 	Identify func(context.Context) (*lpmos.Hardware, error)
-	// Confined runs a program of the tree at root and returns what it wrote; see
-	// package confine. Layouts with more than partitions need it.
-	Confined func(ctx context.Context, root, path string, args ...string) (output string, err error)
+	// Confined runs a program of the tree at root, and hands out what it says, line
+	// by line; see package confine. Layouts with more than partitions need it.
+	Confined func(ctx context.Context, root string, says func(line string), path string, args ...string) error
 
 	// Kexec loads a kernel and its initramfs to be started at the next restart; nil
 	// asks this kernel to.

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/lpmos/lpmos"
 )
@@ -202,47 +200,6 @@ func (r *recorder) Run(_ context.Context, input []byte, path string, args ...str
 	r.calls = append(r.calls, strings.Join(append([]string{filepath.Base(path)}, args...), " "))
 	r.inputs = append(r.inputs, string(input))
 	return "", nil
-}
-
-// TestASlowProgramIsProgress holds that a program which works for longer than a
-// task may go without progress, and says nothing, is told of all the while.
-func TestASlowProgramIsProgress(t *testing.T) {
-	root := t.TempDir()
-	for _, name := range []string{"usr/sbin/update-initramfs", "usr/sbin/mdadm", "boot/initrd.img"} {
-		if err := os.MkdirAll(filepath.Join(root, filepath.Dir(name)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(root, name), nil, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r, err := os.OpenRoot(root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	synctest.Test(t, func(t *testing.T) {
-		job := testJob(&lpmos.Plan{Effect: lpmos.Effect{Arrays: []lpmos.PlannedArray{{Name: "root"}}}})
-		last, steps := time.Now(), 0
-		var longest time.Duration
-		messages := map[string]bool{}
-		job.OnStep = func(s Step) {
-			longest, last = max(longest, time.Since(last)), time.Now()
-			messages[s.Message] = true
-			steps++
-		}
-		in := New(Config{WorkDir: filepath.Join(root, "work"), Confined: func(context.Context, string, string, ...string) (string, error) {
-			time.Sleep(40 * time.Minute)
-			return "", nil
-		}}, nil, nil, nil, slog.New(slog.DiscardHandler))
-		if err := in.remakeInitramfs(t.Context(), &job, &lpmos.ImageManifest{Initrd: "/boot/initrd.img"}, tree{r}); err != nil {
-			t.Fatal(err)
-		}
-		// The region passes on what differs from what it had.
-		if longest > time.Minute || steps < 40 || len(messages) != steps {
-			t.Errorf("%d steps with %d messages in 40 minutes, up to %v apart", steps, len(messages), longest)
-		}
-	})
 }
 
 // TestEncryptedVolumes holds the order in which things are made and taken apart,
