@@ -61,8 +61,8 @@ vm-matrix: deps-test ## every firmware with every way to install; the table goes
 long: deps-test ## a thousand rounds of cancel against permit, with a disk each, and of the store alone
 	LPMOS_LONG=1 go test -count=1 -timeout 30m -v -run CancelAgainstPermit ./test/e2e ./internal/controlplane/orchestrator
 
-fuzz: ## every parser of image bytes against bytes nobody meant, about a minute
-	@scripts/fuzz
+fuzz: ## every parser of bytes from outside against bytes nobody meant, two seconds each
+	@GOFLAGS='$(GOFLAGS)' scripts/fuzz
 
 bench: deps-test build ## numbers, side by side, of machines too (BENCH=-vm=false without, BENCH=-only=copy for one)
 	@$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_CACHE_DIR=$(CACHE) go run ./test/bench $(BENCH)

@@ -82,7 +82,9 @@ func (a answers) render() (string, error) {
 	case TemplatePreseed:
 		text, err = a.preseed()
 	case TemplateKickstart:
-		text, err = a.kickstart()
+		if text, err = a.kickstart(); err == nil {
+			err = checkKickstart(text, true)
+		}
 	default:
 		text, err = a.autoinstall()
 	}
@@ -341,57 +343,6 @@ func (a answers) kickstart() (string, error) {
 	return b.String(), failed
 }
 
-// kickstartOwned are the commands that no template gives.
-var kickstartOwned = []string{
-	"ignoredisk", "zerombr", "clearpart", "autopart", "part", "partition", "volgroup", "logvol", "raid", "btrfs", "reqpart", "snapshot", "mount", "bootloader",
-	"stratispool", "stratisfs", "fcoe", "iscsi", "iscsiname", "dmraid", "multipath", "nvdimm", "zfcp", "zipl", "driverdisk", "updates", "reboot", "poweroff", "shutdown", "halt", "rootpw", "rescue", "vnc", "sshpw", "user", "cmdline", "graphical", "text",
-}
-
-// kickstartSections are the names that begin or end a section, and those of
-// what is read into a file of answers.
-var kickstartSections = []string{
-	"%addon", "%anaconda", "%certificate", "%end", "%include", "%ksappend", "%onerror", "%packages", "%post", "%pre", "%pre-install", "%traceback",
-}
-
-func checkKickstart(text string) error {
-	section := ""
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		if len(f) == 0 || strings.HasPrefix(f[0], "#") {
-			continue
-		}
-		// A script may have lines such as %wheel; "%e'n'd" would end it.
-		special := strings.HasPrefix(f[0], "%") && (slices.Contains(kickstartSections, f[0]) || strings.HasPrefix(f[0], "%ksappend"))
-		quoted := strings.ContainsAny(f[0], "\"'\\")
-		switch {
-		case section != "" && f[0] == "%end":
-			section = ""
-		case section != "" && (special || strings.HasPrefix(f[0], "%") && (quoted || section == "%packages")):
-			return badAnswers("%s does not belong into %s", f[0], section)
-		case section != "":
-		case quoted:
-			return badAnswers("%s has a quote or a backslash: commands and sections are spelled without", f[0])
-		case f[0] == "%packages" || f[0] == "%addon":
-			section = f[0]
-		case f[0] == "%post":
-			for _, w := range f[1:] {
-				if name, _, _ := strings.Cut(w, "="); !slices.Contains([]string{"--erroronfail", "--interpreter", "--log", "--logfile"}, name) || strings.ContainsAny(w, "\"'\\") {
-					return badAnswers("%%post %s is not a template's: there is --erroronfail, --interpreter=PROGRAM and --log=FILE", w)
-				}
-			}
-			section = f[0]
-		case strings.HasPrefix(f[0], "%"):
-			return badAnswers("%s is not a template's: there is %%packages, %%post and %%addon", f[0])
-		case slices.Contains(kickstartOwned, f[0]):
-			return badAnswers("%s is not a template's to say: LPMOS decides about disks, commands and passwords", f[0])
-		}
-	}
-	if section != "" {
-		return badAnswers("%s has no %%end", section)
-	}
-	return nil
-}
-
 // autoinstall is for Ubuntu's installer (subiquity): one document, in JSON,
 // which is YAML.
 func (a answers) autoinstall() (string, error) {
@@ -466,7 +417,7 @@ func checkAnswers(kind, text string) error {
 	case TemplatePreseed:
 		return checkPreseed(text)
 	case TemplateKickstart:
-		return checkKickstart(text)
+		return checkKickstart(text, false)
 	case TemplateAutoinstall:
 		return checkAutoinstall(text)
 	}

@@ -30,7 +30,7 @@ func installer(answers string) lpmos.Image {
 	return i
 }
 
-func answersOf(t *testing.T, p lpmos.Plan) string {
+func answersOf(t testing.TB, p lpmos.Plan) string {
 	t.Helper()
 	for _, f := range p.Effect.Files {
 		if f.For == lpmos.ForInstaller {
@@ -169,6 +169,18 @@ func TestAnswersAreNotATemplates(t *testing.T) {
 		{lpmos.TemplateKickstart, "%packages\n%end\n%pre\n%end"},
 		{lpmos.TemplateKickstart, "%packages\n%pre\n%end"},
 		{lpmos.TemplateKickstart, "rootpw secret"},
+		{lpmos.TemplateKickstart, "formatdisks --all"},
+		{lpmos.TemplateKickstart, "liveimg --url=http://evil.example/x"},
+		{lpmos.TemplateKickstart, "firewall --enabled --sudo"},
+		{lpmos.TemplateKickstart, "firewall --enab"},
+		{lpmos.TemplateKickstart, "group --name"},
+		{lpmos.TemplateKickstart, "skipx please"},
+		{lpmos.TemplateKickstart, "url --url='http://mirror.example"},
+		{lpmos.TemplateKickstart, "\"\""},
+		{lpmos.TemplateKickstart, "\"%pre\"\nx\n%end"},
+		{lpmos.TemplateKickstart, "%pre-install\nx\n%end"},
+		{lpmos.TemplateKickstart, "%packages --upgrade\n%end"},
+		{lpmos.TemplateKickstart, "%packages\nvim; reboot\n%end"},
 		{lpmos.TemplateAutoinstall, `{"storage": {}}`},
 		{lpmos.TemplateAutoinstall, `{"late-commands": []}`},
 		{lpmos.TemplateAutoinstall, "packages: [vim]"},
@@ -183,6 +195,15 @@ func TestAnswersAreNotATemplates(t *testing.T) {
 	for kind, text := range additions {
 		if _, err := (lpmos.Template{Name: "x", Kind: kind, Text: text}).Normalize(); err != nil {
 			t.Errorf("Normalize(%s %q) = %v; want nil", kind, text, err)
+		}
+	}
+	for _, text := range []string{
+		"network --device=eno2 --bootproto dhcp --noipv6  # the second", `repo --name "own packages" --baseurl='http://mirror.example/own'`, "firewall --service=ssh,http --port=8080:tcp",
+		"services --enabled=chronyd", "selinux --enforcing", `sshkey --username=root "ssh-ed25519 AAAA me"`, "authselect select sssd with-mkhomedir --force", "keyboard --vckeymap=de", "# \"",
+		"%packages --nocore --exclude-weakdeps\n-@Sound and Video\n@^minimal-environment\nkernel-*\n  # why\n%end", "%addon com_redhat_kdump --enable --reserve-mb=auto\n%end",
+	} {
+		if _, err := (lpmos.Template{Name: "x", Kind: lpmos.TemplateKickstart, Text: text}).Normalize(); err != nil {
+			t.Errorf("Normalize(kickstart %q) = %v; want nil", text, err)
 		}
 	}
 }

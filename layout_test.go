@@ -265,6 +265,39 @@ func TestSpecWantsAPassphrase(t *testing.T) {
 
 // TestManyDisks plans on a machine with 64 disks: removable ones are never
 // chosen, and the choice does not depend on their order.
+// TestSmallXFS holds that what mkfs.xfs would refuse in the middle of an
+// installation is refused before anybody approves it.
+func TestSmallXFS(t *testing.T) {
+	const fixed = 2*lpmos.GPTReserveBytes + 66<<20 // the tables, what the firmware starts from
+	data := func(size string) lpmos.LayoutPartition {
+		return lpmos.LayoutPartition{Name: "data", Size: size, FS: "xfs", Mount: "/srv"}
+	}
+	encrypted := data("rest")
+	encrypted.Encrypt = true
+	for name, c := range map[string]struct {
+		data lpmos.LayoutPartition
+		disk int64 // beside what is fixed and the root's GiB, in MiB
+		want string
+	}{
+		"the rest of a small disk":      {data("rest"), 299, "/srv would have 314 MB"},
+		"the rest that is just enough":  {data("rest"), 300, ""},
+		"a size of its own":             {data("100 MiB"), 4096, "/srv would have 105 MB"},
+		"what a container leaves of it": {encrypted, 310, "/srv would have 308 MB"},
+	} {
+		h := server()
+		h.Disks = []lpmos.Disk{{Device: "/dev/sda", Serial: "S0", Transport: "sas", SizeBytes: fixed + (1024+c.disk)<<20}}
+		tk := task()
+		tk.TargetDisk = &lpmos.DiskRef{Serial: "S0", SizeBytes: h.Disks[0].SizeBytes}
+		tk.Committed = passphraseCommitted
+		tk.Layout = &lpmos.Layout{Disks: []lpmos.LayoutDisk{{Name: "a", Partitions: []lpmos.LayoutPartition{{Name: "root", Size: "1 GiB", FS: "ext4", Mount: "/"}, c.data}}}}
+		img := treeImage()
+		img.SizeBytes = 1 << 20
+		if p := lpmos.NewPlan(tk, h, img); (c.want == "") != (p.Problem == "") || !strings.Contains(p.Problem, c.want) {
+			t.Errorf("%s: problem %q; want %q", name, p.Problem, c.want)
+		}
+	}
+}
+
 func TestManyDisks(t *testing.T) {
 	h := server()
 	h.Disks = nil

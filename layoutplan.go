@@ -333,6 +333,11 @@ func (l laid) declared(t *Task, h *Hardware, img Image) (laid, string) {
 		}
 		l.effect.Groups = append(l.effect.Groups, p)
 	}
+	for _, fs := range l.effect.Filesystems() {
+		if fs.FS == "xfs" && fs.SizeBytes < minXFSBytes {
+			return l, "The filesystem at " + fs.Mount + " would have " + FormatBytes(fs.SizeBytes) + ", and xfs needs " + FormatBytes(minXFSBytes) + " at least: give it more room, or make it ext4."
+		}
+	}
 	if root, _ := l.effect.Root(); root.SizeBytes < img.SizeBytes {
 		return l, "The filesystem at / is too small: " + FormatBytes(root.SizeBytes) + ", and the image needs " + FormatBytes(img.SizeBytes) + "."
 	}
@@ -342,6 +347,8 @@ func (l laid) declared(t *Task, h *Hardware, img Image) (laid, string) {
 const (
 	// extentBytes is LVM's unit.
 	extentBytes = 4 * mib
+	// minXFSBytes is the least that mkfs.xfs makes a filesystem of.
+	minXFSBytes = 300 * mib
 	// luksHeaderBytes is what cryptsetup leaves before the data of LUKS2.
 	luksHeaderBytes = 16 * mib
 )

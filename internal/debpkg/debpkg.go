@@ -13,6 +13,7 @@ package debpkg
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -41,6 +42,9 @@ type Config struct {
 	Suite string
 	// Updates adds the suite's -updates and -security archives.
 	Updates bool
+	// Component is "main" if empty; the parts of Debian's installer are in
+	// "main/debian-installer".
+	Component string
 	// Mirror is the URL of a Debian archive; empty takes the one the host's apt
 	// is configured with.
 	Mirror string
@@ -71,6 +75,7 @@ func Open(ctx context.Context, cfg Config) (r *Repo, stale error, err error) {
 	if cfg.MaxAge == 0 {
 		cfg.MaxAge = 12 * time.Hour
 	}
+	cfg.Component = cmp.Or(cfg.Component, "main")
 	r = &Repo{cfg: cfg}
 	for _, d := range []string{"etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "etc/trusted.gpg.d", "lists/partial", "cache/archives/partial", "resolved"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o755); err != nil {
@@ -98,7 +103,7 @@ func Open(ctx context.Context, cfg Config) (r *Repo, stale error, err error) {
 // refresh fetches the package lists unless they are of this configuration and
 // young enough.
 func (r *Repo) refresh(ctx context.Context, stale *error) error {
-	heading := fmt.Sprintf("# suite %s, updates %t, mirror %q\n", r.cfg.Suite, r.cfg.Updates, r.cfg.Mirror)
+	heading := fmt.Sprintf("# suite %s %s, updates %t, mirror %q\n", r.cfg.Suite, r.cfg.Component, r.cfg.Updates, r.cfg.Mirror)
 	old, _ := os.ReadFile(r.path("etc/sources.list"))
 	info, err := os.Stat(r.path("fresh"))
 	known := err == nil && bytes.HasPrefix(old, []byte(heading))

@@ -24,7 +24,7 @@ func sourcesList(ctx context.Context, cfg Config) ([]byte, error) {
 	var b strings.Builder
 	line := func(label, suite string) {
 		if mirrors[label] != "" {
-			fmt.Fprintf(&b, "deb [signed-by=%s arch=amd64] %s %s main\n", keyring, mirrors[label], suite)
+			fmt.Fprintf(&b, "deb [signed-by=%s arch=amd64] %s %s %s\n", keyring, mirrors[label], suite, cfg.Component)
 		}
 	}
 	line("Debian", cfg.Suite)

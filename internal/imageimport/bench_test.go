@@ -7,9 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"runtime/metrics"
 	"testing"
-	"time"
 
 	"github.com/lpmos/lpmos/test/fixture"
 )
@@ -33,7 +31,7 @@ func BenchmarkImport(b *testing.B) {
 					r := request(b, from, format)
 					ctx, cancel := context.WithCancel(b.Context())
 					watched := make(chan uint64)
-					go func() { watched <- peakMemory(ctx) }()
+					go func() { watched <- fixture.PeakMemory(ctx) }()
 					_, err := Import(b.Context(), r, Guard{}, Limits{}, nil)
 					cancel()
 					peak = max(peak, <-watched)
@@ -41,22 +39,6 @@ func BenchmarkImport(b *testing.B) {
 				}
 				b.ReportMetric(float64(peak)/(1<<20), "peak-MB")
 			})
-		}
-	}
-}
-
-// peakMemory is the most that the program holds of the system's memory, until ctx
-// ends.
-func peakMemory(ctx context.Context) (peak uint64) {
-	s := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
-	for t := time.NewTicker(5 * time.Millisecond); ; {
-		metrics.Read(s)
-		peak = max(peak, s[0].Value.Uint64()-s[1].Value.Uint64())
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return peak
 		}
 	}
 }

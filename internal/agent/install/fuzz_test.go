@@ -1,0 +1,86 @@
+package install
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"hash/crc32"
+	"testing"
+
+	"github.com/lpmos/lpmos"
+)
+
+// FuzzGPT reads any table with right checksums, and has it fit a disk: no
+// partition of it ends outside.
+func FuzzGPT(f *testing.F) {
+	const sector, disk = 512, 1 << 30
+	header := make([]byte, 92)
+	copy(header, gptSignature)
+	le.PutUint32(header[gptHeaderLen:], 92)
+	le.PutUint64(header[gptEntriesLBA:], 2)
+	le.PutUint32(header[gptEntryCount:], 4)
+	le.PutUint32(header[gptEntrySize:], 128)
+	entry := make([]byte, 128)
+	entry[0] = 1
+	le.PutUint64(entry[32:], 2048)
+	le.PutUint64(entry[40:], 4095)
+	f.Add(header, entry, 1)
+	le.PutUint64(entry[40:], 1<<63)
+	f.Add(header, entry, 1)
+	f.Fuzz(func(t *testing.T, header, entries []byte, grow int) {
+		b := make([]byte, 64<<10)
+		h := b[sector : 2*sector]
+		copy(h, header)
+		copy(b[2*sector:], entries)
+		if n, count, size := int64(le.Uint32(h[gptHeaderLen:])), int64(le.Uint32(h[gptEntryCount:])), int64(le.Uint32(h[gptEntrySize:])); n <= sector && count*size <= int64(len(b)-2*sector) {
+			le.PutUint64(h[gptEntriesLBA:], 2)
+			le.PutUint32(h[gptEntriesCRC:], crc32.ChecksumIEEE(b[2*sector:2*sector+count*size]))
+			le.PutUint32(h[gptHeaderCRC:], 0)
+			le.PutUint32(h[gptHeaderCRC:], crc32.ChecksumIEEE(h[:n]))
+		}
+		g, err := readGPT(bytes.NewReader(b), sector)
+		if err != nil {
+			return
+		}
+		size, err := g.fit(disk, [16]byte{1}, grow)
+		if err != nil {
+			return
+		}
+		for n := range len(g.entries) / g.size {
+			if start, z, ok := g.place(n + 1); ok && (start < 0 || z <= 0 || start+z > disk) {
+				t.Fatalf("partition %d is at %d, %d bytes of a disk of %d", n+1, start, z, int64(disk))
+			}
+		}
+		if _, z, ok := g.place(grow); !ok || z != size {
+			t.Fatalf("partition %d has %d bytes; fit says %d", grow, z, size)
+		}
+	})
+}
+
+// FuzzMarker reads any marker whose checksum is right.
+func FuzzMarker(f *testing.F) {
+	good, err := Marker{TaskID: testTask, Attempt: 1}.encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(bytes.TrimRight(good[:markerBytes-32], "\x00"))
+	f.Add([]byte(markerMagic + `{"task_id":1}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		b := make([]byte, markerOffset+markerBytes)
+		m := b[markerOffset:]
+		copy(m[:markerBytes-32], body)
+		sum := sha256.Sum256(m[:markerBytes-32])
+		copy(m[markerBytes-32:], sum[:])
+		got, ok := readMarker(bytes.NewReader(b))
+		if !ok {
+			return
+		}
+		again, err := got.encode()
+		if err != nil {
+			return // written out it is longer than it was
+		}
+		copy(m, again)
+		if back, ok := readMarker(bytes.NewReader(b)); !ok || lpmos.DigestOf(back) != lpmos.DigestOf(got) {
+			t.Fatalf("%+v is read back as %+v, %v", got, back, ok)
+		}
+	})
+}
