@@ -543,7 +543,7 @@ func (a *app) userDelete() *cobra.Command {
 
 func (a *app) tokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "token", Short: "Tokens, with which programs act for you",
+		Use: "token", Short: "Make and end tokens, with which programs act for you",
 		Long: `A token does what its user may, or less, and never more than the user may at the
 moment it is used. It expires.`,
 		Example: `  lpmos token create ci --role operator --days 365
