@@ -112,7 +112,7 @@ func machineStates() string {
 func machineTable(machines []lpmos.Machine, wide bool) *table {
 	v := &table{
 		head:  []string{"MAC", "STATE", "REGION", "SERIAL", "MODEL", "HOST", "SEEN"},
-		empty: "None. A machine shows up here when a task is made for it, or when it boots from the network and its region runs with --unknown-machines=discover.",
+		empty: "No machines yet. One shows up here when a task is made for it, or when it boots from the network and its region runs with --unknown-machines=discover.",
 	}
 	if wide {
 		v.head = append(v.head, "CORES", "MEMORY", "DISKS", "ADDRESS", "TASK", "UUID")

@@ -564,7 +564,7 @@ func (a *app) tokenList() *cobra.Command {
 				return err
 			}
 			return a.show(tokens, func(bool) *table {
-				t := &table{head: []string{"ID", "NAME", "USER", "ROLE", "REGIONS", "EXPIRES", "LAST USED"}}
+				t := &table{head: []string{"ID", "NAME", "USER", "ROLE", "REGIONS", "EXPIRES", "LAST USED"}, empty: "No tokens. Make one:  lpmos token create NAME"}
 				for _, k := range tokens {
 					used := "never"
 					if !k.UsedAt.IsZero() {

@@ -34,7 +34,7 @@ the version that it was created with.`,
 		return a.show(all, func(bool) *table {
 			v := &table{
 				head:  []string{"PROFILE", "VERSION", "SYSTEM", "HOST NAMES", "TEMPLATE", "KEYS", "TASKS", "CHANGED"},
-				empty: "None. Make one:  lpmos profile put NAME --os debian --os-version 12 --hostname-pattern web-{serial}",
+				empty: "No profiles. Make one:  lpmos profile put NAME --os debian --os-version 12 --hostname-pattern web-{serial}",
 			}
 			for _, p := range all {
 				v.row(p.Name, fmt.Sprint(p.Version), dash(strings.TrimSpace(p.OSType+" "+p.OSVersion)), dash(p.Hostname), dash(p.Template), fmt.Sprint(len(p.SSHKeys)), uses(p.UsedBy), age(p.UpdatedAt))

@@ -30,7 +30,7 @@ facts are put. It is rendered when a plan is made, and approved with it.`,
 		return a.show(all, func(bool) *table {
 			v := &table{
 				head:  []string{"TEMPLATE", "VERSION", "KIND", "SIZE", "PROFILES", "TASKS", "CHANGED", "DESCRIPTION"},
-				empty: "None. Make one:  lpmos template put NAME --file user-data.yaml",
+				empty: "No templates. Make one:  lpmos template put NAME --file user-data.yaml",
 			}
 			for _, t := range all {
 				profiles := ""
