@@ -90,6 +90,12 @@ func TestMachineCommands(t *testing.T) {
 			t.Errorf("show = %d, without %q:\n%s", code, want, out)
 		}
 	}
+	if code, out, errs := run("machine", "show", "web-01"); code != 0 || !strings.Contains(out, "52:54:00:00:00:01, 52:54:00:00:00:02") {
+		t.Errorf("by host name = %d %s %s", code, out, errs)
+	}
+	if code, _, errs := run("machine", "lock", "nobody-has-this", "--reason", "x"); code != ExitNotFound || !strings.Contains(errs, "lpmos machine list") {
+		t.Errorf("an unknown name = %d %s", code, errs)
+	}
 	if code, _, errs := run("machine", "show", "x"); code != ExitUsage || !strings.Contains(errs, "hexadecimal") {
 		t.Errorf("a bad address = %d %s", code, errs)
 	}

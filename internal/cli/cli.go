@@ -79,6 +79,9 @@ func (a *app) complain(err error) {
 	}
 }
 
+// listed are what has a list command, as problems begin.
+var listed = []string{"task", "machine", "region", "image", "profile", "template", "user", "token"}
+
 // nextStep is what a person does about an error that does not say so itself.
 func nextStep(err error) string {
 	if h, ok := errors.AsType[hinted](err); ok {
@@ -98,6 +101,9 @@ func nextStep(err error) string {
 	case p.Status == http.StatusConflict && p.TaskStatus != "":
 		return "see what the task is doing: lpmos task show TASK"
 	case p.Status == http.StatusNotFound:
+		if noun, _, _ := strings.Cut(p.Detail, " "); slices.Contains(listed, noun) {
+			return "see what there is: lpmos " + noun + " list"
+		}
 		return "lpmos task list, region list and image list show what there is"
 	case p.Status == http.StatusServiceUnavailable:
 		return "try again in a moment; lpmos doctor says what is wrong if it stays so"

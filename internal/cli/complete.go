@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"net/url"
 	"slices"
@@ -122,6 +123,28 @@ func (a *app) completeTasks(statuses []lpmos.Status) completer {
 		}
 		return append(ids, hosts...), nil
 	})
+}
+
+// completeMachines offers the host names of machines, and the serial numbers of
+// those that have none.
+func (a *app) completeMachines(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return a.live(func(ctx context.Context, c *apiclient.Client, _ []string, typed string) ([]string, error) {
+		q := url.Values{"limit": {"100"}}
+		if typed != "" && !strings.ContainsAny(typed, ` :",!`) {
+			q.Set("q", typed)
+		}
+		l, err := c.Machines(ctx, q)
+		var out []string
+		for _, m := range l.Machines {
+			if name := cmp.Or(m.Hostname, m.Serial); name != "" && strings.HasPrefix(name, typed) && plain(name) == name {
+				out = append(out, offer(name, m.MAC.String()+" "+machineState(m)))
+			}
+		}
+		return out, err
+	})(cmd, args, typed)
 }
 
 func (a *app) completeRegions(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {

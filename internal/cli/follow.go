@@ -76,6 +76,7 @@ func (a *app) await(ctx context.Context, c *apiclient.Client, ids []string, wait
 	ctx, cancel := wait.bound(ctx)
 	defer cancel()
 	s := NewScreen(a.out)
+	s.next = len(ids) == 1 && len(enough) == 0
 	if a.format == "json" || a.format == "yaml" {
 		s = &Screen{w: io.Discard, last: map[string]string{}, status: map[string]lpmos.Status{}, begun: map[string]time.Time{}}
 	}
@@ -215,6 +216,7 @@ type Screen struct {
 	w     io.Writer
 	on    terminal
 	label bool
+	next  bool // says what a person does about a task that waits for one
 
 	mu     sync.Mutex // guards what follows, and keeps lines whole
 	area   area
@@ -302,12 +304,22 @@ func (s *Screen) Status(t lpmos.Task) {
 	name := func(status string) string {
 		return s.on.paint(statusTone(t.Status), fmt.Sprintf("%-18s", status)) + " "
 	}
+	next := func(todo string) []string {
+		if !s.next {
+			return nil
+		}
+		return []string{name("") + "next: " + todo}
+	}
 	head := name(plain(string(t.Status)))
 	switch t.Status {
 	case lpmos.Pending:
-		s.say(t, head+"the machine has not reported yet")
+		s.say(t, append([]string{head + "the machine has not reported yet"}, next("let it boot from the network")...)...)
 	case lpmos.AwaitingApproval:
-		s.say(t, head+summary(t))
+		todo := "lpmos task approve " + t.ID[:min(8, len(t.ID))]
+		if t.Plan != nil && t.Plan.Problem != "" {
+			todo = "lpmos task reject " + t.ID[:min(8, len(t.ID))]
+		}
+		s.say(t, append([]string{head + summary(t)}, next(todo)...)...)
 	case lpmos.Approved:
 		who := ""
 		if t.Approval != nil {

@@ -69,7 +69,7 @@ It needs root, QEMU and Debian's packages ("make lab" installs what is missing).
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.lab(cmd.Context(), cfg) },
 	}
 	f := up.Flags()
-	f.StringVar(&cfg.firmware, "firmware", "bios", "bios or uefi; several separated by commas alternate")
+	f.StringVar(&cfg.firmware, "firmware", "bios", "bios, uefi or uefi-http; several separated by commas alternate")
 	f.IntVar(&cfg.machines, "machines", 1, "how many machines at once")
 	f.StringVar(&cfg.os, "os", "debian-12", "debian-12, debian-13 or tiny")
 	f.BoolVar(&cfg.auto, "auto", false, "approve without a person")

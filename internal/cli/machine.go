@@ -15,9 +15,41 @@ import (
 )
 
 func (a *app) machineCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "machine", Short: "Look at the machines that ever booted the agent"}
+	cmd := &cobra.Command{
+		Use: "machine", Short: "Look at the machines that ever booted the agent",
+		Long: `A machine is one server, by whichever of its addresses it boots. It is named by a
+MAC address in any spelling, or by a host name or serial number that no other has.`,
+		Example: "  lpmos machine list --state discovered",
+	}
 	cmd.AddCommand(a.machineList(), a.machineShow(), a.machineLock(), a.machineUnlock(), a.machineForgetTPM())
 	return cmd
+}
+
+// findMachine takes a MAC address in any spelling, or a host name or serial
+// number that only one machine has.
+func findMachine(ctx context.Context, c *apiclient.Client, name string) (lpmos.MAC, error) {
+	mac, bad := lpmos.ParseMAC(name)
+	if bad == nil || len(name) < 4 || strings.ContainsAny(name, ` :",!`) {
+		return mac, bad
+	}
+	l, err := c.Machines(ctx, url.Values{"q": {name}, "limit": {"100"}})
+	if err != nil {
+		return mac, err
+	}
+	var match []string
+	for _, m := range l.Machines {
+		if m.Hostname == name || strings.EqualFold(m.Serial, name) {
+			match = append(match, m.MAC.String())
+			mac = m.MAC
+		}
+	}
+	switch len(match) {
+	case 0:
+		return mac, hinted{fmt.Errorf("machine %s: %w", lpmos.Shorten(name, 64), lpmos.ErrNotFound), "see what there is: lpmos machine list"}
+	case 1:
+		return mac, nil
+	}
+	return mac, &lpmos.InvalidError{Field: "machine", Problem: fmt.Sprintf("is meant by %d machines (%s, …): give a MAC address", len(match), strings.Join(match[:2], ", ")), Value: name}
 }
 
 func (a *app) machineList() *cobra.Command {
@@ -80,7 +112,7 @@ func machineStates() string {
 func machineTable(machines []lpmos.Machine, wide bool) *table {
 	v := &table{
 		head:  []string{"MAC", "STATE", "REGION", "SERIAL", "MODEL", "HOST", "SEEN"},
-		empty: "None. A machine shows up here when a task is made for it, or when it boots from the network and its region runs with --unknown-machines=discover.",
+		empty: "No machines yet. One shows up here when a task is made for it, or when it boots from the network and its region runs with --unknown-machines=discover.",
 	}
 	if wide {
 		v.head = append(v.head, "CORES", "MEMORY", "DISKS", "ADDRESS", "TASK", "UUID")
@@ -94,7 +126,12 @@ func machineTable(machines []lpmos.Machine, wide bool) *table {
 			}
 			row = append(row, dash(number(m.Cores)), memory(m.MemoryBytes), disks, dash(m.Address), dash(lpmos.Prefix(m.TaskID, 8)), dash(m.UUID))
 		}
-		v.row(row...)
+		cells := make([]cell, len(row))
+		for i, text := range row {
+			cells[i].text = text
+		}
+		cells[1].tone, cells[6].tone = machineTone(m.State), dim
+		v.add(cells...)
 	}
 	return v
 }
@@ -105,6 +142,20 @@ func machineState(m lpmos.Machine) string {
 		s += " (not verified)"
 	}
 	return s
+}
+
+func machineTone(s lpmos.MachineState) tone {
+	switch s {
+	case lpmos.MachinePendingApproval:
+		return attention
+	case lpmos.MachineAllocated, lpmos.MachineInspecting, lpmos.MachineDeploying:
+		return busy
+	case lpmos.MachineDeployed:
+		return good
+	case lpmos.MachineFailed:
+		return bad
+	}
+	return normal
 }
 
 func dash(s string) string {
@@ -130,9 +181,13 @@ func memory(n int64) string {
 
 func (a *app) machineShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show MAC", Short: "Show one machine, its tasks and what changed", Args: exactly(1),
+		Use: "show MACHINE", Short: "Show one machine, its tasks and what changed", Args: exactly(1), ValidArgsFunction: a.completeMachines,
+		Long: `Show prints a machine's hardware, its tasks, and what is not as it was when it was
+last seen before.`,
+		Example: `  lpmos machine show web-01
+  lpmos machine show 52:54:00:12:34:56 -o json`,
 		RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
-			mac, err := lpmos.ParseMAC(args[0])
+			mac, err := findMachine(ctx, c, args[0])
 			if err != nil {
 				return err
 			}
@@ -152,12 +207,23 @@ func machineDetails(m lpmos.Machine) *table {
 		macs = append(macs, x.String())
 	}
 	v.field("addresses", strings.Join(macs, ", "), strong)
-	v.field("state", machineState(m))
+	v.field("state", machineState(m), machineTone(m.State))
+	if l := m.Lock; l != nil {
+		v.field("locked", moment(l.At)+by(l.By)+notes(l.Reason), attention)
+	}
+	v.field("host", m.Hostname)
 	v.field("region", m.RegionID)
 	v.field("model", dash(strings.TrimSpace(m.Manufacturer+" "+m.Model)))
 	v.field("serial", dash(m.Serial))
 	v.field("uuid", dash(m.UUID))
-	v.field("last seen", age(m.LastSeen))
+	seen := "never"
+	if !m.LastSeen.IsZero() {
+		seen = moment(m.LastSeen)
+	}
+	v.field("last seen", seen)
+	if m.TPM != nil {
+		v.field("tpm", lpmos.Prefix(m.TPM.Fingerprint(), 24)+", the machine is bound to it")
+	}
 	if h := m.Hardware; h != nil {
 		v.field("processor", fmt.Sprintf("%s, %d cores", dash(h.CPU.Model), h.CPU.Cores))
 		v.field("memory", memory(h.Memory.TotalBytes))
@@ -167,7 +233,10 @@ func machineDetails(m lpmos.Machine) *table {
 		}
 		for _, n := range h.NICs {
 			link := "no link"
-			if n.Link {
+			switch {
+			case n.Link && n.SpeedMbps > 0:
+				link = fmt.Sprintf("%g Gbit/s", float64(n.SpeedMbps)/1000)
+			case n.Link:
 				link = "link"
 			}
 			v.field("network", fmt.Sprintf("%s %s %s, %s", n.Name, n.MAC, n.Driver, link))
@@ -177,7 +246,7 @@ func machineDetails(m lpmos.Machine) *table {
 		v.field("changed", differenceWords(d), attention)
 	}
 	if m.Previous != nil {
-		v.field("before", "as seen at "+m.Previous.At.Local().Format(time.DateTime))
+		v.field("before", "as seen "+moment(m.Previous.At))
 	}
 	for _, t := range m.Tasks {
 		v.field("task", fmt.Sprintf("%s  %s  %s, %s %s, %s", lpmos.Prefix(t.TaskID, 8), t.Status, t.Hostname, t.OSType, t.OSVersion, t.CreatedAt.Local().Format(time.DateTime)))

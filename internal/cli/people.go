@@ -543,7 +543,7 @@ func (a *app) userDelete() *cobra.Command {
 
 func (a *app) tokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "token", Short: "Tokens, with which programs act for you",
+		Use: "token", Short: "Make and end tokens, with which programs act for you",
 		Long: `A token does what its user may, or less, and never more than the user may at the
 moment it is used. It expires.`,
 		Example: `  lpmos token create ci --role operator --days 365
@@ -564,7 +564,7 @@ func (a *app) tokenList() *cobra.Command {
 				return err
 			}
 			return a.show(tokens, func(bool) *table {
-				t := &table{head: []string{"ID", "NAME", "USER", "ROLE", "REGIONS", "EXPIRES", "LAST USED"}}
+				t := &table{head: []string{"ID", "NAME", "USER", "ROLE", "REGIONS", "EXPIRES", "LAST USED"}, empty: "No tokens. Make one:  lpmos token create NAME"}
 				for _, k := range tokens {
 					used := "never"
 					if !k.UsedAt.IsZero() {

@@ -18,8 +18,15 @@ import (
 )
 
 func (a *app) profileCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "profile", Short: "What many tasks ask for alike"}
-	list := &cobra.Command{Use: "list", Short: "List profiles", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
+	cmd := &cobra.Command{
+		Use: "profile", Short: "Keep what many tasks ask for alike",
+		Long: `A profile holds the system, host names, keys, accounts and network that a group of
+machines shares, so that a task only names its machine. It is versioned; a task keeps
+the version that it was created with.`,
+		Example: `  lpmos profile put web --os debian --os-version 12 --hostname-pattern web-{serial}
+  lpmos task create --region dc1 --mac 52:54:00:12:34:56 --profile web`,
+	}
+	list := &cobra.Command{Use: "list", Short: "List profiles", Args: exactly(0), Example: "  lpmos profile list", RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
 		all, err := c.Profiles(ctx)
 		if err != nil {
 			return err
@@ -27,7 +34,7 @@ func (a *app) profileCommand() *cobra.Command {
 		return a.show(all, func(bool) *table {
 			v := &table{
 				head:  []string{"PROFILE", "VERSION", "SYSTEM", "HOST NAMES", "TEMPLATE", "KEYS", "TASKS", "CHANGED"},
-				empty: "None. Make one:  lpmos profile put NAME --os debian --os-version 12 --hostname-pattern web-{serial}",
+				empty: "No profiles. Make one:  lpmos profile put NAME --os debian --os-version 12 --hostname-pattern web-{serial}",
 			}
 			for _, p := range all {
 				v.row(p.Name, fmt.Sprint(p.Version), dash(strings.TrimSpace(p.OSType+" "+p.OSVersion)), dash(p.Hostname), dash(p.Template), fmt.Sprint(len(p.SSHKeys)), uses(p.UsedBy), age(p.UpdatedAt))
@@ -35,7 +42,7 @@ func (a *app) profileCommand() *cobra.Command {
 			return v
 		})
 	})}
-	show := &cobra.Command{Use: "show NAME", Short: "Show one profile", Args: exactly(1), ValidArgsFunction: a.completeProfiles, RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+	show := &cobra.Command{Use: "show NAME", Short: "Show one profile", Args: exactly(1), Example: "  lpmos profile show web -o yaml > web.yaml", ValidArgsFunction: a.completeProfiles, RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
 		p, err := c.Profile(ctx, args[0])
 		if err != nil {
 			return err
@@ -67,7 +74,7 @@ func profileTable(p apiclient.Profile) *table {
 	v.field("template", dash(p.Template))
 	v.field("layout", p.Layout.Name())
 	v.field("notes", dash(p.Notes))
-	v.field("changed", age(p.UpdatedAt)+" ago, by "+dash(p.UpdatedBy))
+	v.field("changed", moment(p.UpdatedAt)+by(p.UpdatedBy))
 	v.field("used by", uses(p.UsedBy)+" tasks")
 	for _, k := range p.SSHKeys {
 		v.field("SSH key", k)

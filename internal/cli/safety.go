@@ -55,7 +55,7 @@ runs on are protected without being listed.`,
 		Example: "  lpmos limits show\n  lpmos limits set --permits-per-minute 50",
 	}
 	show := &cobra.Command{
-		Use: "show", Short: "Show the limits", Args: exactly(0),
+		Use: "show", Short: "Show the limits", Args: exactly(0), Example: "  lpmos limits show",
 		RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
 			l, _, err := c.Limits(ctx)
 			if err != nil {
@@ -126,13 +126,13 @@ func limitsTable(l lpmos.Limits) *table {
 func (a *app) machineLock() *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
-		Use: "lock MAC", Short: "Keep a machine as it is", Args: exactly(1),
+		Use: "lock MACHINE", Short: "Keep a machine as it is", Args: exactly(1), ValidArgsFunction: a.completeMachines,
 		Long: `Lock keeps a machine as it is: no task is created for it, and none that exists may
 begin to write, until lpmos machine unlock. It holds for all addresses that are
 known of the machine.`,
 		Example: `  lpmos machine lock 52:54:00:12:34:56 --reason "holds the payroll"`,
 		RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
-			mac, err := lpmos.ParseMAC(args[0])
+			mac, err := findMachine(ctx, c, args[0])
 			if err != nil {
 				return err
 			}
@@ -152,9 +152,10 @@ known of the machine.`,
 
 func (a *app) machineUnlock() *cobra.Command {
 	return &cobra.Command{
-		Use: "unlock MAC", Short: "Take a machine's lock away", Args: exactly(1),
+		Use: "unlock MACHINE", Short: "Take a machine's lock away", Args: exactly(1), ValidArgsFunction: a.completeMachines,
+		Example: "  lpmos machine unlock web-01",
 		RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
-			mac, err := lpmos.ParseMAC(args[0])
+			mac, err := findMachine(ctx, c, args[0])
 			if err != nil {
 				return err
 			}
@@ -168,7 +169,7 @@ func (a *app) machineUnlock() *cobra.Command {
 
 func (a *app) machineForgetTPM() *cobra.Command {
 	return &cobra.Command{
-		Use: "forget-tpm MAC", Short: "Let a machine come with another TPM", Args: exactly(1),
+		Use: "forget-tpm MACHINE", Short: "Let a machine come with another TPM", Args: exactly(1), ValidArgsFunction: a.completeMachines,
 		Long: `Forget-tpm is for a machine whose mainboard was replaced. A machine with a TPM 2.0
 is known by it from its first approval on: what it needs to speak to its region is
 wrapped for that TPM, and a clone of its addresses and serial number gets nothing.
@@ -176,7 +177,7 @@ The next approval decides which TPM is the machine's own; compare the key words
 then. A live task must be canceled first.`,
 		Example: `  lpmos machine forget-tpm 52:54:00:12:34:56`,
 		RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
-			mac, err := lpmos.ParseMAC(args[0])
+			mac, err := findMachine(ctx, c, args[0])
 			if err != nil {
 				return err
 			}

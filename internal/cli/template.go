@@ -15,8 +15,14 @@ import (
 )
 
 func (a *app) templateCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "template", Short: "Text that is written into installed systems"}
-	list := &cobra.Command{Use: "list", Short: "List templates", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
+	cmd := &cobra.Command{
+		Use: "template", Short: "Keep text that is written into installed systems",
+		Long: `A template is text with names in braces, such as {{hostname}}, for which each machine's
+facts are put. It is rendered when a plan is made, and approved with it.`,
+		Example: `  lpmos template put base --file user-data.yaml
+  lpmos template preview base --task web-01`,
+	}
+	list := &cobra.Command{Use: "list", Short: "List templates", Args: exactly(0), Example: "  lpmos template list", RunE: a.with(func(ctx context.Context, c *apiclient.Client, _ []string) error {
 		all, err := c.Templates(ctx)
 		if err != nil {
 			return err
@@ -24,7 +30,7 @@ func (a *app) templateCommand() *cobra.Command {
 		return a.show(all, func(bool) *table {
 			v := &table{
 				head:  []string{"TEMPLATE", "VERSION", "KIND", "SIZE", "PROFILES", "TASKS", "CHANGED", "DESCRIPTION"},
-				empty: "None. Make one:  lpmos template put NAME --file user-data.yaml",
+				empty: "No templates. Make one:  lpmos template put NAME --file user-data.yaml",
 			}
 			for _, t := range all {
 				profiles := ""
@@ -36,7 +42,7 @@ func (a *app) templateCommand() *cobra.Command {
 			return v
 		})
 	})}
-	show := &cobra.Command{Use: "show NAME", Short: "Print the text of a template", Args: exactly(1), ValidArgsFunction: a.completeTemplates, RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+	show := &cobra.Command{Use: "show NAME", Short: "Print the text of a template", Args: exactly(1), Example: "  lpmos template show base > user-data.yaml", ValidArgsFunction: a.completeTemplates, RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
 		t, err := c.Template(ctx, args[0])
 		if err != nil {
 			return err
@@ -133,7 +139,7 @@ func folded(names []string) string {
 
 func (a *app) templatePreview() *cobra.Command {
 	var task string
-	cmd := &cobra.Command{Use: "preview NAME", Short: "Print what a machine would get", Args: exactly(1), ValidArgsFunction: a.completeTemplates, RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
+	cmd := &cobra.Command{Use: "preview NAME", Short: "Print what a machine would get", Args: exactly(1), Example: "  lpmos template preview base --task web-01", ValidArgsFunction: a.completeTemplates, RunE: a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
 		id := task
 		if id != "" {
 			var err error

@@ -81,7 +81,7 @@ func TestLabScreenshots(t *testing.T) {
 	// The site ends with its lab, so the page is left before.
 	terminalPicture(t, b, dir, "lab-terminal", middle)
 	term.until(t, 15*time.Minute, `(Done\. 1 machine)`)
-	// A tab lives for five minutes.
+	// A tab does not live for as long as that may take.
 	terminalPicture(t, tab.New(t, ""), dir, "lab-terminal-done", term.screen())
 }
 

@@ -98,19 +98,24 @@ func (w *Web) dashboard(rw http.ResponseWriter, r *http.Request) {
 	// The oldest first: of what waits, they have waited longest.
 	oldest := api.Sort{By: "updated"}
 	failed := ask(dashboardNeeds, api.Query{Statuses: []lpmos.Status{lpmos.Failed}, Sort: oldest})
-	awaiting := ask(dashboardNeeds, api.Query{Statuses: []lpmos.Status{lpmos.AwaitingApproval}, Sort: oldest})
+	awaiting := ask(mostTogether, api.Query{Statuses: []lpmos.Status{lpmos.AwaitingApproval}, Sort: oldest})
+	decisions := w.decisions(awaiting)
 	stuck := ask(dashboardNeeds, api.Query{Filter: query.Filter{Terms: []query.Term{{Key: "is", Values: []string{query.Stuck}}}}, Sort: oldest,
 		Statuses: []lpmos.Status{lpmos.Pending, lpmos.Approved, lpmos.Installing, lpmos.Verifying}})
 	for _, t := range failed.Tasks {
 		v.Needs = append(v.Needs, w.failedNeed(t))
 	}
-	for i, t := range awaiting.Tasks {
-		v.Needs = append(v.Needs, w.approvalNeed(t, awaiting.Rows[i], images))
+	for _, same := range decisions[:min(len(decisions), dashboardNeeds)] {
+		n := w.approvalNeed(awaiting.Tasks[same[0]], awaiting.Rows[same[0]], images)
+		if len(same) > 1 {
+			w.needTogether(&n, awaiting, same, images)
+		}
+		v.Needs = append(v.Needs, n)
 	}
 	for _, t := range stuck.Tasks {
 		v.Needs = append(v.Needs, w.stuckNeed(t))
 	}
-	v.NeedTotal = v.Offline + failed.Total + awaiting.Total + stuck.Total
+	v.NeedTotal = v.Offline + failed.Total + len(decisions) + awaiting.Total - len(awaiting.Tasks) + stuck.Total
 	slices.SortStableFunc(v.Needs, func(a, b need) int {
 		return cmp.Or(cmp.Compare(needOrder[a.Kind], needOrder[b.Kind]), a.Since.Compare(b.Since))
 	})
@@ -211,6 +216,72 @@ func (w *Web) approvalNeed(t lpmos.Task, sum api.Summary, images []lpmos.Image) 
 		}
 	}
 	return n
+}
+
+// decisions are the tasks of a page, by index, that one decision can answer:
+// those of machines to which the same happens stand together. They are in the
+// order of the page, and so are the tasks of each.
+func (w *Web) decisions(page api.Page) (out [][]int) {
+	// Likeness takes the whole plan. Most are told apart by less.
+	type look struct {
+		maker, model, disk, os, version, arch, profile string
+		size                                           int64
+	}
+	alone := make([]string, len(page.Tasks))
+	seen := map[look][]int{}
+	for i, t := range page.Tasks {
+		alone[i] = t.ID
+		if sum := page.Rows[i]; sum.Target != nil && sum.Problem == "" {
+			k := look{sum.Manufacturer, sum.Model, sum.Target.Model, t.OSType, t.OSVersion, t.Arch, t.Profile, sum.Target.Disk.SizeBytes}
+			seen[k] = append(seen[k], i)
+		}
+	}
+	for _, same := range seen {
+		if len(same) < 2 {
+			continue
+		}
+		for _, i := range same {
+			if t, ok := w.reader.Task(page.Tasks[i].ID); ok && decidable(t) {
+				alone[i] = w.likeness(t)
+			}
+		}
+	}
+	at := map[string]int{}
+	for i, k := range alone {
+		n, ok := at[k]
+		if !ok {
+			n = len(out)
+			at[k] = n
+			out = append(out, nil)
+		}
+		out[n] = append(out[n], i)
+	}
+	return out
+}
+
+// needTogether makes what waits for one decision about a machine say that others
+// wait for the same one.
+func (w *Web) needTogether(n *need, page api.Page, same []int, images []lpmos.Image) {
+	var hosts, regions []string
+	for _, i := range same {
+		t := page.Tasks[i]
+		hosts = append(hosts, t.Hostname)
+		if !slices.Contains(regions, t.RegionID) {
+			regions = append(regions, t.RegionID)
+		}
+	}
+	t, target := page.Tasks[same[0]], page.Rows[same[0]].Target
+	size := w.size(target.Disk.SizeBytes)
+	n.Title = w.T("%s identical machines: erase a blank disk of %s on each?", count(len(same)), size)
+	if !w.holds(target.Content, target.Unknown).Blank {
+		n.Title = w.T("%s identical machines: erase %s with data on each?", count(len(same)), size)
+	}
+	names := w.T("%s.", w.list(hosts))
+	if more := len(hosts) - 3; more > 0 {
+		names = w.T("%s and %s more.", w.list(hosts[:3]), count(more))
+	}
+	n.Text = w.paragraph(names, w.T("In %s, for %s.", w.list(regions), imageTitle(images, t.OSType, t.OSVersion, t.Arch)), w.T("Same hardware, same plan."))
+	n.Link, n.Button = "/tasks/approve?like="+t.ID, w.T("Review %s", count(len(same)))
 }
 
 // paragraph puts sentences one after the other. Chinese ones need no space.

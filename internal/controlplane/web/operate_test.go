@@ -421,6 +421,20 @@ func TestApproveTogether(t *testing.T) {
 		}
 		return out
 	}
+	t.Run("is one line of the dashboard, the data disk apart", func(t *testing.T) {
+		s := newSite(t, testNow)
+		ids := s.addAlike(4)
+		_, body := get(t, signedIn(newTestWeb(t, s)), "/dashboard")
+		checkMarkup(t, body)
+		for _, want := range []string{"4 identical machines: erase a blank disk of 960" + nbsp + "GB on each?", `href="/tasks/approve?like=` + ids[0] + `"`, "rack-01, rack-02, rack-03 and 1 more. In bj-1, for ", "Review 4", "rack-05: erase 960" + nbsp + "GB with data on it?"} {
+			if !strings.Contains(body, want) {
+				t.Errorf("the dashboard does not say %q", want)
+			}
+		}
+		if strings.Contains(body, "rack-02: erase") {
+			t.Error("the dashboard asks for each of the identical machines, too")
+		}
+	})
 	t.Run("groups by what happens, the data disk apart", func(t *testing.T) {
 		s := newSite(t, testNow)
 		ids := s.addAlike(3)

@@ -599,7 +599,7 @@ type tokensView struct {
 func (v tokensView) Problem(field string) string { return problemsOf(v.Problems).Of(field) }
 
 func (w *Web) tokenList(rw http.ResponseWriter, r *http.Request) {
-	w.showTokens(rw, r, http.StatusOK, tokensView{Days: "90"}, w.me.Role)
+	w.showTokens(rw, r, http.StatusOK, tokensView{Days: "90"}, lpmos.Viewer)
 }
 
 func (w *Web) showTokens(rw http.ResponseWriter, r *http.Request, status int, v tokensView, role lpmos.Role) {
@@ -650,7 +650,7 @@ func (w *Web) createToken(rw http.ResponseWriter, r *http.Request) {
 		w.showTokens(rw, r, status, v, role)
 		return
 	}
-	w.showTokens(rw, r, http.StatusCreated, tokensView{Days: "90", Told: &toldOnce{w.T("Token %s", t.Name), w.rich("It is shown only now. Programs send it as %s.", code("Authorization: Bearer …")), secret}}, w.me.Role)
+	w.showTokens(rw, r, http.StatusCreated, tokensView{Days: "90", Told: &toldOnce{w.T("Token %s", t.Name), w.rich("It is shown only now. Programs send it as %s.", code("Authorization: Bearer …")), secret}}, lpmos.Viewer)
 }
 
 func (w *Web) deleteToken(rw http.ResponseWriter, r *http.Request) {

@@ -20,6 +20,7 @@ type regionView struct {
 	Machines int
 	Services []service
 	Stock    string   // what its cache holds, in words
+	Full     int      // percent of what the cache may hold
 	Foreign  []string // addresses of other DHCP servers there
 }
 
@@ -103,6 +104,9 @@ func (w *Web) regions(rw http.ResponseWriter, r *http.Request) {
 		rv := w.newRegion(reg)
 		rv.Machines = w.reader.Machines(machinesOf(reg.ID)).Total
 		rv.Services, rv.Stock = w.services(rv), w.stock(reg.Capabilities)
+		if c := reg.Capabilities; c != nil && c.Stock != nil && c.Stock.MaxBytes > 0 {
+			rv.Full = int(min(c.Stock.Bytes, c.Stock.MaxBytes) * 100 / c.Stock.MaxBytes)
+		}
 		v.Regions = append(v.Regions, rv)
 		if rv.Online {
 			v.Online++

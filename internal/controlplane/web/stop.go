@@ -13,9 +13,14 @@ import (
 func (w *Web) stopPage(rw http.ResponseWriter, r *http.Request) {
 	rev := w.rev()
 	counts := w.reader.Counts()
+	command := "lpmos stop"
+	if w.reader.Stopped() != nil {
+		command = "lpmos resume"
+	}
 	w.show(rw, r, http.StatusOK, "stop", page{Title: w.T("Emergency stop"), Nav: "stop", Rev: rev, Body: struct {
 		Waiting, Writing int
-	}{counts[lpmos.Approved], counts[lpmos.Installing]}})
+		Command          string
+	}{counts[lpmos.Approved], counts[lpmos.Installing], command}})
 }
 
 func (w *Web) stop(rw http.ResponseWriter, r *http.Request) {

@@ -49,7 +49,7 @@ export default {
   "%s new tasks: show them": "%s 个新任务：显示",
   "1 selected": "已选 1 个",
   "%s selected": "已选 %s 个",
-  "Not now: none of the selected tasks can take it.": "现在不行：所选任务都不能执行。",
+  "Not now: none of the selected tasks can take it.": "暂不可用：所选任务都不能执行。",
   "in 1 region": "（1 个机房）",
   "in %s regions": "（%s 个机房）",
   "was deleted": "已删除",
