@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -490,5 +491,22 @@ func TestReadBootConfig(t *testing.T) {
 		if _, err := ParseBootConfig(strings.NewReader(bad[0]), strings.NewReader(bad[1])); err == nil {
 			t.Errorf("ParseBootConfig with %s = nil", name)
 		}
+	}
+}
+
+// What a step is made of is shown with it, one thing at a time, and not logged.
+func TestProgressShowsDetails(t *testing.T) {
+	var log strings.Builder
+	p := newProgress(nil, systemClock{}, time.Second, agentapi.Progress{}, slog.New(slog.NewTextHandler(&log, nil)))
+	s := install.Step{Stage: lpmos.Configuring, Done: 2, Total: 6, Message: "Making the initramfs"}
+	p.step(s)
+	for _, s.Detail = range []string{"adding dm-crypt", "adding ext4"} {
+		p.step(s)
+		if want := "Making the initramfs: " + s.Detail; p.now.Message != want || !p.fresh {
+			t.Errorf("progress = %+v; want %q", p.now, want)
+		}
+	}
+	if strings.Contains(log.String(), "adding") || strings.Count(log.String(), "Making") != 1 {
+		t.Errorf("the log has\n%s", log.String())
 	}
 }

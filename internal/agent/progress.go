@@ -50,10 +50,14 @@ func (p *progress) step(s install.Step) {
 		p.log.Info("stage begins", "stage", s.Stage, "percent", s.Stage.Percent(0, 0))
 		p.began, p.samples = at, nil
 	}
-	if s.Message != p.now.Message && s.BytesTotal == 0 {
+	message := s.Message
+	switch {
+	case s.Detail != "":
+		message += ": " + s.Detail
+	case s.Message != p.now.Message && s.BytesTotal == 0:
 		p.log.Info("step", "stage", s.Stage, "doing", s.Message)
 	}
-	p.now.Stage, p.now.Message = s.Stage, lpmos.Shorten(s.Message, lpmos.MaxMessageBytes-4)
+	p.now.Stage, p.now.Message = s.Stage, lpmos.Shorten(message, lpmos.MaxMessageBytes-4)
 	p.now.Percentage = max(p.now.Percentage, s.Stage.Percent(s.Done, s.Total))
 	p.now.Details = nil
 	if s.BytesTotal > 0 {

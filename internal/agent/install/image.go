@@ -160,18 +160,12 @@ func (in *Installer) copyImage(ctx context.Context, job *Job, m *lpmos.ImageMani
 func (j *Job) progress(m *lpmos.ImageManifest) func(stored, raw int64) {
 	return func(stored, raw int64) {
 		if stored < m.Pack.Bytes {
-			j.bytes(Step{Stage: lpmos.Downloading, Done: stored, Total: m.Pack.Bytes, Bytes: stored, BytesTotal: m.Pack.Bytes,
+			j.tell(Step{Stage: lpmos.Downloading, Done: stored, Total: m.Pack.Bytes, Bytes: stored, BytesTotal: m.Pack.Bytes,
 				Message: "Downloading " + m.OS + " " + m.Version + " (" + lpmos.FormatBytes(stored) + " of " + lpmos.FormatBytes(m.Pack.Bytes) + ")"})
 			return
 		}
-		j.bytes(Step{Stage: lpmos.StageInstall, Done: raw, Total: 2 * m.UsedBytes, Bytes: raw, BytesTotal: m.UsedBytes,
+		j.tell(Step{Stage: lpmos.StageInstall, Done: raw, Total: 2 * m.UsedBytes, Bytes: raw, BytesTotal: m.UsedBytes,
 			Message: "Writing " + lpmos.FormatBytes(m.UsedBytes) + " to the disk"})
-	}
-}
-
-func (j *Job) bytes(s Step) {
-	if j.OnStep != nil {
-		j.OnStep(s)
 	}
 }
 

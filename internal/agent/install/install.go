@@ -36,13 +36,18 @@ type Step struct {
 	Stage       lpmos.Stage
 	Done, Total int64 // of the stage, in any unit
 	Message     string
-	Bytes       int64 // transferred or written so far, 0 for stages without
+	Detail      string // the newest of many small things that make up this step, if it says so: shown, not logged
+	Bytes       int64  // transferred or written so far, 0 for stages without
 	BytesTotal  int64
 }
 
 func (j *Job) step(stage lpmos.Stage, done, total int64, message string) {
+	j.tell(Step{Stage: stage, Done: done, Total: total, Message: message})
+}
+
+func (j *Job) tell(s Step) {
 	if j.OnStep != nil {
-		j.OnStep(Step{Stage: stage, Done: done, Total: total, Message: message})
+		j.OnStep(s)
 	}
 }
 
@@ -70,9 +75,9 @@ type Config struct {
 
 	// Identify lists the disks as they are now, without looking at content.
 	Identify func(context.Context) (*lpmos.Hardware, error)
-	// Confined runs a program of the tree at root and returns what it wrote; see
-	// package confine. Layouts with more than partitions need it.
-	Confined func(ctx context.Context, root, path string, args ...string) (output string, err error)
+	// Confined runs a program of the tree at root, and hands out what it says, line
+	// by line; see package confine. Layouts with more than partitions need it.
+	Confined func(ctx context.Context, root string, says func(line string), path string, args ...string) error
 
 	// Kexec loads a kernel and its initramfs to be started at the next restart; nil
 	// asks this kernel to.

@@ -753,3 +753,40 @@ func TestWriteErrors(t *testing.T) {
 		}
 	}
 }
+
+// What the image's own tool says is how far it is: a slow one is not taken for
+// dead, and one that failed says why.
+func TestRemakeInitramfs(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"usr/sbin/update-initramfs", "sbin/mdadm", "boot/initrd.img"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	var steps []Step
+	job := &Job{Plan: &lpmos.Plan{Effect: lpmos.Effect{Arrays: []lpmos.PlannedArray{{}}}}, OnStep: func(s Step) { steps = append(steps, s) }}
+	var fails error
+	in := &Installer{cfg: Config{WorkDir: t.TempDir(), Confined: func(_ context.Context, _ string, says func(string), path string, args ...string) error {
+		says(strings.Join(append([]string{path}, args...), " "))
+		return fails
+	}}}
+	m := &lpmos.ImageManifest{Initrd: "/boot/initrd.img"}
+	if err := in.remakeInitramfs(t.Context(), job, m, tree{root}); err != nil {
+		t.Fatal(err)
+	}
+	if last := steps[len(steps)-1]; len(steps) != 2 || last.Message != steps[0].Message || last.Detail != "/usr/sbin/update-initramfs -u -v -k all" {
+		t.Errorf("steps = %+v; want what the tool says as the detail of one", steps)
+	}
+	fails = errors.New(`update-initramfs exited 1: "no space"`)
+	if f, ok := errors.AsType[*Failure](in.remakeInitramfs(t.Context(), job, m, tree{root})); !ok || f.Code != "initramfs_failed" || !strings.Contains(f.Cause, "no space") {
+		t.Errorf("failure = %+v", f)
+	}
+}

@@ -268,13 +268,14 @@ func (in *Installer) installTree(ctx context.Context, job *Job, m *lpmos.ImageMa
 }
 
 // initramfsTools make an initramfs for every kernel of a system, by what they
-// find in it.
+// find in it. They name each file: on a slow machine that goes on for a quarter
+// of an hour, in which nobody is to take it for dead.
 var initramfsTools = []struct {
 	path string
 	args []string
 }{
-	{"usr/sbin/update-initramfs", []string{"-u", "-k", "all"}},
-	{"usr/bin/dracut", []string{"--force", "--regenerate-all", "--no-hostonly"}},
+	{"usr/sbin/update-initramfs", []string{"-u", "-v", "-k", "all"}},
+	{"usr/bin/dracut", []string{"--force", "--verbose", "--regenerate-all", "--no-hostonly"}},
 }
 
 // remakeInitramfs runs the image's own tool where the system starts from an
@@ -305,7 +306,8 @@ func (in *Installer) remakeInitramfs(ctx context.Context, job *Job, m *lpmos.Ima
 		if !t.has(tool.path) {
 			continue
 		}
-		job.step(lpmos.Configuring, 2, 6, "Making the initramfs anew with the image's "+filepath.Base(tool.path))
+		s := Step{Stage: lpmos.Configuring, Done: 2, Total: 6, Message: "Making the initramfs anew with the image's " + filepath.Base(tool.path)}
+		job.tell(s)
 		if in.cfg.Confined == nil {
 			return &Failure{Code: "boot_image_incomplete", Cause: "This agent cannot run a program of the image.", NextStep: nextReport}
 		}
@@ -313,7 +315,11 @@ func (in *Installer) remakeInitramfs(ctx context.Context, job *Job, m *lpmos.Ima
 		if err != nil {
 			return err
 		}
-		if _, err := in.cfg.Confined(ctx, dir, "/"+tool.path, tool.args...); err != nil {
+		says := func(line string) {
+			s.Detail = line
+			job.tell(s)
+		}
+		if err := in.cfg.Confined(ctx, dir, says, "/"+tool.path, tool.args...); err != nil {
 			return &Failure{Code: "initramfs_failed", Cause: "The image's " + filepath.Base(tool.path) + " could not make an initramfs: " + err.Error() + ".",
 				NextStep: "Read the log of this attempt; the image may lack a package for this layout.", Err: err}
 		}

@@ -56,8 +56,9 @@ type Runner struct {
 type Cmd struct {
 	Path    string // absolute
 	Args    []string
-	Stdin   io.Reader     // nil is /dev/null
-	Timeout time.Duration // 0 is the runner's
+	Stdin   io.Reader         // nil is /dev/null
+	Timeout time.Duration     // 0 is the runner's
+	Says    func(line string) // each line of output as it comes; nil is the runner's Log
 
 	Arg0 string               // what the program is told it was called as; empty is Path
 	Attr *syscall.SysProcAttr // namespaces and the like; nil is none. The process always leads a group of its own.
@@ -117,6 +118,9 @@ func (r *Runner) Run(ctx context.Context, c Cmd) (Result, error) {
 	defer cancel()
 
 	out := &output{line: r.line}
+	if c.Says != nil {
+		out.line = c.Says
+	}
 	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
 	cmd.Env, cmd.Dir = environment, "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, out, out

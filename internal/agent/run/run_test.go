@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -45,6 +46,17 @@ func TestRun(t *testing.T) {
 				t.Errorf("Run error = %v; want %q", err, tt.wantErr)
 			}
 		})
+	}
+}
+
+func TestRunSays(t *testing.T) {
+	var logged, said []string
+	r := Runner{Log: func(line string) { logged = append(logged, line) }}
+	if _, err := r.Run(t.Context(), Cmd{Path: sh, Args: []string{"-c", "echo one; echo two >&2; exit 3"}, Says: func(line string) { said = append(said, line) }}); err == nil {
+		t.Error("exit 3 is no error")
+	}
+	if !slices.Equal(said, []string{"one", "two"}) || !slices.Equal(logged, []string{`sh exited 3: "two"`}) {
+		t.Errorf("said %q, logged %q; want the lines said, and the end logged", said, logged)
 	}
 }
 
