@@ -274,7 +274,7 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 		c.synced(c.orch.Run),
 		c.synced(c.orch.RunBatches),
 		c.synced(func(ctx context.Context) error { return keeper.Run(lpmos.WithActor(ctx, self)) }),
-		c.synced(c.summarize),
+		c.synced(c.archive),
 		c.compact,
 		c.keepCertificates,
 		func(ctx context.Context) error { return service.Serve(ctx, c.srv, c.l) },
@@ -302,16 +302,27 @@ func (c *ControlPlane) release() {
 	}
 }
 
-// summarize writes the summaries of tasks that an earlier version left without:
-// the next start is quicker for it.
-func (c *ControlPlane) summarize(ctx context.Context) error {
-	if n, err := c.store.MendSummaries(ctx); err != nil && ctx.Err() == nil {
-		c.log.Warn("mend summaries", "err", err)
-	} else if n > 0 {
-		c.log.Info("summaries of tasks mended", "tasks", n)
+// archiveAfter is how long a task that has ended stays where the key space has
+// its keys: readers of these have a day.
+const archiveAfter = 24 * time.Hour
+
+func (c *ControlPlane) archive(ctx context.Context) error {
+	t := time.NewTicker(time.Hour)
+	defer t.Stop()
+	for {
+		n, err := c.store.ArchiveTasks(ctx, time.Now().Add(-archiveAfter))
+		if err != nil && ctx.Err() == nil {
+			c.log.Warn("archive tasks that have ended, again in an hour", "err", err)
+		}
+		if n > 0 {
+			c.log.Info("tasks that have ended were archived", "tasks", n)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
 	}
-	<-ctx.Done()
-	return nil
 }
 
 // PublishBootImage makes regions serve another boot image.

@@ -22,7 +22,7 @@ import (
 // unaudited are the kinds that are written without an entry, and why.
 var unaudited = map[Kind]string{
 	KindMetadata: ofTask, KindStatus: ofTask, KindHardware: ofTask, KindPlan: ofTask, KindApproval: ofTask, KindProgress: ofTask, KindLogs: ofTask,
-	KindError: ofTask, KindReceipt: ofTask, KindTaskTemplate: ofTask, KindTaskSetup: ofTask, KindPrevious: ofTask, KindEvent: ofTask, KindSecrets: ofTask, KindSummary: ofTask,
+	KindError: ofTask, KindReceipt: ofTask, KindTaskTemplate: ofTask, KindTaskSetup: ofTask, KindPrevious: ofTask, KindEvent: ofTask, KindSecrets: ofTask, KindArchive: ofTask,
 	KindIdempotency: ofTask, KindBatchOutcome: ofTask, KindBatchRequest: ofTask,
 	KindAgentInfo: derived, KindAgentSeen: derived, KindAgentTask: derived, KindMachineTask: derived, KindOrder: derived, KindBoot: derived,
 	KindRegionStatus: derived, KindTPM: "the approval that binds a machine to its TPM is an event of its task; forgetting one has an entry (ForgetTPM)", KindPermits: derived, KindStoreID: derived,

@@ -54,7 +54,7 @@ func TestWritesWithoutAnEntryAreRefused(t *testing.T) {
 // named here sends them past txn.
 func TestOnlyCommitWrites(t *testing.T) {
 	may := map[string][]string{
-		"Txn":    {"Store.commit", "Store.greet", "Store.Task"}, // greet: whoever connects first; Task: reads
+		"Txn":    {"Store.commit", "Store.greet", "Store.parts"}, // greet: whoever connects first; parts: reads
 		"commit": {"Store.txn", "Store.administer", "Store.touch", "Store.lock", "Store.NoteTasks", "Store.SignAudit", "Store.TrimAudit", "Store.ExportAudit"},
 		"Put":    {}, "Delete": {}, "Do": {},
 	}

@@ -92,25 +92,32 @@ func (s *Store) NoteTasks(ctx context.Context, ids []string) error {
 		heads = map[string]lpmos.ChainHead{}
 		return err
 	}
-	const together = 100 // of which one transaction takes 128
+	const together = 60 // two reads each, of which one transaction takes 128
 	for len(ids) > 0 {
 		some := ids[:min(together, len(ids))]
 		ids = ids[len(some):]
 		var reads []clientv3.Op
 		for _, id := range some {
-			reads = append(reads, clientv3.OpGet(Key{Kind: KindMetadata, TaskID: id}.String()))
+			reads = append(reads, clientv3.OpGet(Key{Kind: KindMetadata, TaskID: id}.String()), clientv3.OpGet(Key{Kind: KindArchive, TaskID: id}.String()))
 		}
 		r, err := s.commit(ctx, nil, reads, nil)
 		if err != nil {
 			return fmt.Errorf("read where tasks' chains end: %w", err)
 		}
 		for i, resp := range r.Responses {
-			for _, kv := range resp.GetResponseRange().Kvs {
-				m, err := decode[metadata](kv.Value)
-				if err != nil {
-					return fmt.Errorf("decode %s: %w", kv.Key, err)
+			id := some[i/2]
+			parts, _ := changes(resp.GetResponseRange().Kvs)
+			if len(parts) > 0 && parts[0].Key.Kind == KindArchive {
+				if parts, err = archivedHead(id, parts[0].Value); err != nil {
+					return fmt.Errorf("decode what is archived of task %s: %w", id, err)
 				}
-				heads[some[i]] = lpmos.ChainHead{Seq: m.EventSeq, Hash: m.EventHash}
+			}
+			end, ok, err := chainOf(parts)
+			if err != nil {
+				return err
+			}
+			if ok {
+				heads[id] = end
 			}
 		}
 		if len(heads) > maxNoted-together || len(ids) == 0 {
@@ -291,20 +298,22 @@ func (s *Store) exportTasks(ctx context.Context, rev int64, yield func(lpmos.Aud
 	// etcd counts, for every range, what lies in it: tasks are asked for in 256
 	// parts, by how their ids begin.
 	for i := range 256 {
-		from := fmt.Sprintf("%stasks/%02x", prefix, i)
-		keys, err := s.span(ctx, from, clientv3.GetPrefixRangeEnd(from), rev, clientv3.WithKeysOnly())
-		if err != nil {
-			return err
-		}
-		last := ""
-		for _, kv := range keys {
-			id := kv.key.TaskID
-			if id == last {
-				continue
-			}
-			last = id
-			if err := s.exportTask(ctx, id, rev, yield); err != nil {
+		for _, family := range []string{"archive/", "tasks/"} {
+			from := fmt.Sprintf("%s%s%02x", prefix, family, i)
+			keys, err := s.span(ctx, from, clientv3.GetPrefixRangeEnd(from), rev, clientv3.WithKeysOnly())
+			if err != nil {
 				return err
+			}
+			last := ""
+			for _, kv := range keys {
+				id := kv.key.TaskID
+				if id == last {
+					continue
+				}
+				last = id
+				if err := s.exportTask(ctx, id, rev, yield); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -312,31 +321,38 @@ func (s *Store) exportTasks(ctx context.Context, rev int64, yield func(lpmos.Aud
 }
 
 func (s *Store) exportTask(ctx context.Context, id string, rev int64, yield func(lpmos.AuditRecord) error) error {
-	p := eventPrefix(id)
-	events, err := s.span(ctx, p, clientv3.GetPrefixRangeEnd(p), rev)
+	parts, _, err := s.parts(ctx, id, rev,
+		clientv3.OpGet(eventPrefix(id), clientv3.WithPrefix(), clientv3.WithRev(rev)),
+		clientv3.OpGet(Key{Kind: KindMetadata, TaskID: id}.String(), clientv3.WithRev(rev)))
 	if err != nil {
 		return err
 	}
-	meta := Key{Kind: KindMetadata, TaskID: id}.String()
-	said, err := s.span(ctx, meta, meta+"\x00", rev)
-	if err != nil {
-		return err
-	}
-	for _, kv := range events {
-		e, _ := decode[lpmos.Event](kv.value)
-		if err := yield(lpmos.AuditRecord{Task: id, Seq: kv.key.Seq, Event: &e}); err != nil {
+	for _, c := range parts {
+		if c.Key.Kind != KindEvent {
+			continue
+		}
+		e, _ := Decode[lpmos.Event](c)
+		if err := yield(lpmos.AuditRecord{Task: id, Seq: c.Key.Seq, Event: &e}); err != nil {
 			return err
 		}
 	}
-	var end lpmos.ChainHead
-	for _, kv := range said {
-		m, err := decode[metadata](kv.value)
-		if err != nil {
-			return fmt.Errorf("decode %s: %w", meta, err)
-		}
-		end = lpmos.ChainHead{Seq: m.EventSeq, Hash: m.EventHash}
+	end, _, err := chainOf(parts)
+	if err != nil {
+		return err
 	}
 	return yield(lpmos.AuditRecord{Task: id, Chain: &end})
+}
+
+// chainOf is where a task's chain ends, as its metadata says, if that is among
+// its keys.
+func chainOf(parts []Change) (end lpmos.ChainHead, ok bool, err error) {
+	for _, c := range parts {
+		if c.Key.Kind == KindMetadata {
+			m, err := Decode[metadata](c)
+			return lpmos.ChainHead{Seq: m.EventSeq, Hash: m.EventHash}, err == nil, err
+		}
+	}
+	return end, false, nil
 }
 
 // AuditEntry is one entry.

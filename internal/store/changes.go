@@ -44,7 +44,7 @@ type Scope string
 
 // All is everything the control plane follows. A listing of it is without
 // events, idempotency keys, batches and the audit, and see Change.Left.
-// Summaries of tasks are no changes: what they say, their tasks do.
+// Of an archived task it has what it would have if that were not archived.
 const All Scope = prefix
 
 // RegionScope is what one region follows beside GlobalScope.
@@ -109,49 +109,27 @@ func (s *Store) Changes(ctx context.Context, scope Scope) iter.Seq2[Batch, error
 // list reads the scope as it is at one revision. Several ranges are asked for
 // at a time: while one is taken apart here, the store answers for the next.
 func (s *Store) list(ctx context.Context, scope Scope) (Batch, error) {
-	rev, keys, err := s.size(ctx, scope)
+	cctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	r, err := s.c.Get(cctx, string(scope)) // for its revision alone
 	if err != nil {
-		return Batch{}, err
+		return Batch{}, s.wrap("list "+string(scope), err)
 	}
-	var parts []func(context.Context) ([]Change, error)
-	add := func(from, end string) {
-		parts = append(parts, func(ctx context.Context) ([]Change, error) { return s.listRange(ctx, scope, from, end, rev) })
+	rev := r.Header.Revision
+	from, ends := string(scope), []string{scope.end()}
+	if scope == All {
+		ends = append(allDivided(), ends...)
 	}
-	if scope == All && keys > s.many {
-		// For every page etcd walks over all keys that are left of the range it is
-		// asked for, to count them: a few ranges are quicker than one.
-		add(prefix, prefix+"agents/")
-		add(prefix+"agents/", prefix+"agents0")
-		add(prefix+"agents0", prefix+"regions/")
-		add(prefix+"regions/", prefix+"summaries/")
-		s.mu.Lock()
-		s.checked, s.wanting = true, nil
-		s.mu.Unlock()
-		for _, p := range allSlices() {
-			parts = append(parts, func(ctx context.Context) ([]Change, error) {
-				out, ok, err := s.listSummed(ctx, p, rev)
-				if ok || err != nil {
-					return out, err
-				}
-				s.mu.Lock()
-				s.wanting = append(s.wanting, p)
-				s.mu.Unlock()
-				from, end := p.within("tasks/")
-				return s.listRange(ctx, scope, from, end, rev)
-			})
-		}
-		add(prefix+"tasks0", scope.end())
-	} else {
-		add(string(scope), scope.end())
-	}
-	found := make([][]Change, len(parts))
+	found := make([][]Change, len(ends))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(listers)
-	for i, part := range parts {
+	for i, end := range ends {
+		begin := from
 		g.Go(func() (err error) {
-			found[i], err = part(ctx)
+			found[i], err = s.listRange(ctx, scope, begin, end, rev)
 			return err
 		})
+		from = end
 	}
 	if err := g.Wait(); err != nil {
 		return Batch{}, err
@@ -162,35 +140,25 @@ func (s *Store) list(ctx context.Context, scope Scope) (Batch, error) {
 // listers is how many ranges of a listing are asked for at a time.
 const listers = 3
 
-// manyKeys is from how many keys of tasks on a listing is divided and goes by
-// their summaries.
-const manyKeys = 20_000
-
-// size is the store's revision, and how many keys a scope has; of All, about how
-// many tasks have. Etcd walks over what it counts, which takes a moment for a
-// sixteenth of two millions, and for all of them more than a busy machine has.
-func (s *Store) size(ctx context.Context, scope Scope) (rev, keys int64, err error) {
-	from, end, times := string(scope), scope.end(), int64(1)
-	if scope == All {
-		from, end = slice("0").within("tasks/") // ids are evenly spread
-		times = 16
+// allDivided is where All is divided for a listing. For every page etcd walks
+// over all keys that are left of the range it is asked for, to count them: many
+// ranges are quicker than one. Ids are evenly spread.
+func allDivided() (at []string) {
+	at = append(at, prefix+"agents/", prefix+"archive/")
+	for _, digit := range "123456789abcdef" {
+		at = append(at, prefix+"archive/"+string(digit))
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*s.timeout)
-	defer cancel()
-	r, err := s.c.Get(ctx, from, clientv3.WithRange(end), clientv3.WithCountOnly())
-	if err != nil {
-		return 0, 0, s.wrap("list "+string(scope), err)
-	}
-	return r.Header.Revision, times * r.Count, nil
+	return append(at, prefix+"archive0", prefix+"regions/", prefix+"tasks/", prefix+"tasks0")
 }
 
 // pages calls f with each of our keys from one to before another, as they were
-// at rev.
-func (s *Store) pages(ctx context.Context, from, end string, rev int64, f func(k Key, value []byte, rev int64)) error {
+// at rev; 0 is now, of each page.
+func (s *Store) pages(ctx context.Context, from, end string, rev int64, f func(k Key, value []byte, rev int64), opts ...clientv3.OpOption) error {
+	opts = append(opts, clientv3.WithRange(end), clientv3.WithRev(rev))
 	limit := int64(200)
 	for {
 		cctx, cancel := context.WithTimeout(ctx, 2*s.timeout)
-		r, err := s.c.Get(cctx, from, clientv3.WithRange(end), clientv3.WithLimit(limit), clientv3.WithRev(rev))
+		r, err := s.c.Get(cctx, from, append(opts, clientv3.WithLimit(limit))...)
 		cancel()
 		switch {
 		case errors.Is(err, rpctypes.ErrCompacted):
@@ -219,13 +187,18 @@ func (s *Store) pages(ctx context.Context, from, end string, rev int64, f func(k
 // listRange is the listing of a part of a scope.
 func (s *Store) listRange(ctx context.Context, scope Scope, from, end string, rev int64) (out []Change, err error) {
 	err = s.pages(ctx, from, end, rev, func(k Key, value []byte, at int64) {
-		if k.Kind == KindSummary || scope == All && unlisted(k.Kind) {
-			return
-		}
-		if c := (Change{Key: k, Value: value, Rev: at}); scope == All {
-			out = listed(out, c)
-		} else {
+		c := Change{Key: k, Value: value, Rev: at}
+		switch {
+		case scope != All:
 			out = append(out, c)
+		case k.Kind == KindArchive:
+			parts, err := archivedHead(k.TaskID, value)
+			if err != nil {
+				s.log.Error("value in the store cannot be read", "key", k.String(), "err", err)
+			}
+			out = append(out, parts...)
+		case !unlisted(k.Kind):
+			out = listed(out, c)
 		}
 	})
 	return out, err
@@ -270,13 +243,17 @@ func (s *Store) follow(ctx context.Context, scope Scope, rev int64, yield func(B
 			return false, err
 		}
 		var b Batch
+		give := func() (more bool) {
+			b.Changes = withoutArchiving(b.Changes)
+			return len(b.Changes) == 0 || yield(b, nil)
+		}
 		for _, e := range r.Events {
 			k, ok := ParseKey(string(e.Kv.Key))
-			if !ok || k.Kind == KindSummary {
+			if !ok {
 				continue
 			}
 			if b.Rev != e.Kv.ModRevision {
-				if b.Rev != 0 && !yield(b, nil) {
+				if !give() {
 					return true, nil
 				}
 				b = Batch{Rev: e.Kv.ModRevision}
@@ -287,7 +264,7 @@ func (s *Store) follow(ctx context.Context, scope Scope, rev int64, yield func(B
 			}
 			b.Changes = append(b.Changes, c)
 		}
-		if b.Rev != 0 && !yield(b, nil) {
+		if !give() {
 			return true, nil
 		}
 	}

@@ -197,10 +197,10 @@ func (s *Store) DeleteTask(ctx context.Context, id string) error {
 			Attempt   int          `json:"attempt"`
 		}{t.Status, t.RegionID, t.TargetMAC, t.Hostname, t.OSType + "/" + t.OSVersion, t.CreatedAt, t.CreatedBy, t.Attempt},
 	},
-		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(Key{Kind: KindStatus, TaskID: id}.String()), "=", rec.statusRev)},
+		[]clientv3.Cmp{rec.stands()},
 		[]clientv3.Op{
 			clientv3.OpDelete(taskPrefix(id), clientv3.WithPrefix()),
-			clientv3.OpDelete(Key{Kind: KindSummary, TaskID: id}.String()),
+			clientv3.OpDelete(Key{Kind: KindArchive, TaskID: id}.String()),
 			clientv3.OpDelete(Key{Kind: KindOrder, Region: rec.Task.RegionID, TaskID: id}.String()),
 			clientv3.OpDelete(Key{Kind: KindSecrets, Region: rec.Task.RegionID, TaskID: id}.String()),
 		}, nil)
@@ -218,22 +218,23 @@ func (s *Store) Events(ctx context.Context, id string) ([]lpmos.Event, error) {
 	if !lpmos.ValidTaskID(id) {
 		return nil, &lpmos.InvalidError{Field: "task_id", Problem: "is not a task id", Value: id}
 	}
-	cctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	r, err := s.c.Get(cctx, eventPrefix(id), clientv3.WithPrefix())
+	parts, _, err := s.parts(ctx, id, 0, clientv3.OpGet(eventPrefix(id), clientv3.WithPrefix()))
 	if err != nil {
-		return nil, s.wrap("read events of task "+id, err)
+		return nil, err
 	}
-	if len(r.Kvs) == 0 {
-		return nil, fmt.Errorf("task %s: %w", id, lpmos.ErrNotFound)
-	}
-	out := make([]lpmos.Event, 0, len(r.Kvs))
-	for _, kv := range r.Kvs {
-		e, err := decode[lpmos.Event](kv.Value)
+	var out []lpmos.Event
+	for _, c := range parts {
+		if c.Key.Kind != KindEvent {
+			continue
+		}
+		e, err := Decode[lpmos.Event](c)
 		if err != nil {
-			return nil, fmt.Errorf("decode %s: %w", kv.Key, err)
+			return nil, err
 		}
 		out = append(out, e)
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("task %s: %w", id, lpmos.ErrNotFound)
 	}
 	return out, nil
 }

@@ -31,7 +31,7 @@ const (
 	KindTaskSetup    Kind = "tasks/{id}/pinned_system"
 	KindPrevious     Kind = "tasks/{id}/previous"
 	KindEvent        Kind = "tasks/{id}/events/{seq}"
-	KindSummary      Kind = "summaries/{id}"
+	KindArchive      Kind = "archive/{id}"
 
 	KindAgentInfo   Kind = "agents/{mac}/info"
 	KindAgentSeen   Kind = "agents/{mac}/last_seen"
@@ -83,7 +83,7 @@ const (
 // Kinds are all patterns, in the order of docs/keyspace.md.
 var Kinds = []Kind{
 	KindMetadata, KindStatus, KindHardware, KindPlan, KindApproval, KindProgress, KindLogs, KindError, KindReceipt, KindTaskTemplate, KindTaskSetup, KindPrevious, KindEvent,
-	KindSummary,
+	KindArchive,
 	KindAgentInfo, KindAgentSeen, KindAgentTask, KindMachineTask, KindLock, KindTPM,
 	KindOrder, KindBoot, KindDiscovered, KindHeartbeat, KindCapabilities, KindRegionStatus, KindIdentity, KindSecrets, KindPermits,
 	KindReportAgent, KindReportHardware, KindReportProgress, KindReportPermit, KindReportLog, KindReportResult, KindReportBooted,

@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -44,11 +43,6 @@ type Store struct {
 	id      string
 	timeout time.Duration
 	log     *slog.Logger
-	many    int64 // keys; see manyKeys
-
-	mu      sync.Mutex // guards what follows
-	checked bool       // All was listed by summaries
-	wanting []slice    // of what did these not account for everything
 
 	turn chan struct{} // of who writes an audit entry; holds at most one
 	end  chainEnd      // where the audit ends; of whose turn it is
@@ -75,7 +69,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd: %w", err)
 	}
-	s := &Store{c: c, timeout: cfg.Timeout, log: log, many: manyKeys, turn: make(chan struct{}, 1), end: chainEnd{rev: -1}}
+	s := &Store{c: c, timeout: cfg.Timeout, log: log, turn: make(chan struct{}, 1), end: chainEnd{rev: -1}}
 	if err := s.greet(ctx, cfg); err != nil {
 		c.Close()
 		return nil, err

@@ -53,7 +53,8 @@ type Record struct {
 
 	eventSeq  int64
 	eventHash string
-	statusRev int64
+	rev       int64                         // of its status, or of its key in the archive
+	archived  []Change                      // what it has there, nil if it is not there
 	boots     map[lpmos.MAC]lpmos.BootEntry // of the machine, as they stand
 }
 
@@ -166,6 +167,7 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.Seal
 		lock := Key{Kind: KindLock, MAC: spec.TargetMAC}.String()
 		conds := []clientv3.Cmp{
 			clientv3.Compare(clientv3.CreateRevision(Key{Kind: KindStatus, TaskID: t.ID}.String()), "=", 0),
+			clientv3.Compare(clientv3.CreateRevision(Key{Kind: KindArchive, TaskID: t.ID}.String()), "=", 0),
 			clientv3.Compare(clientv3.CreateRevision(claim), "=", 0),
 			clientv3.Compare(clientv3.CreateRevision(lock), "=", 0),
 		}
@@ -217,35 +219,31 @@ func (s *Store) Task(ctx context.Context, id string) (Record, error) {
 	if !lpmos.ValidTaskID(id) {
 		return Record{}, &lpmos.InvalidError{Field: "task_id", Problem: "is not a task id", Value: id}
 	}
-	cctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
 	// Events are not needed here and may be many; they sort before "hardware".
 	p := taskPrefix(id)
-	r, err := s.c.Txn(cctx).Then(
+	parts, at, err := s.parts(ctx, id, 0,
 		clientv3.OpGet(p, clientv3.WithRange(p+"events/")),
-		clientv3.OpGet(p+"events0", clientv3.WithRange(clientv3.GetPrefixRangeEnd(p))),
-	).Commit()
+		clientv3.OpGet(p+"events0", clientv3.WithRange(clientv3.GetPrefixRangeEnd(p))))
 	if err != nil {
-		return Record{}, s.wrap("read task "+id, err)
+		return Record{}, err
 	}
-	var rec Record
+	rec := Record{rev: at}
+	if at != 0 {
+		rec.archived = parts
+	}
 	var meta metadata
-	for _, part := range r.Responses {
-		for _, kv := range part.GetResponseRange().Kvs {
-			k, ok := ParseKey(string(kv.Key))
-			if !ok {
-				continue
-			}
-			if k.Kind == KindStatus {
-				rec.statusRev = kv.ModRevision
-			}
-			rec.Task.Rev = max(rec.Task.Rev, kv.ModRevision)
-			if err := setPart(&rec.Task, k.Kind, kv.Value, &meta); err != nil {
-				return Record{}, fmt.Errorf("decode %s: %w", kv.Key, err)
-			}
+	for _, c := range parts {
+		if c.Key.Kind == KindStatus && at == 0 {
+			rec.rev = c.Rev
+		}
+		if c.Key.Kind != KindEvent {
+			rec.Task.Rev = max(rec.Task.Rev, c.Rev)
+		}
+		if err := setPart(&rec.Task, c.Key.Kind, c.Value, &meta); err != nil {
+			return Record{}, fmt.Errorf("decode %s: %w", c.Key, err)
 		}
 	}
-	if rec.statusRev == 0 {
+	if rec.rev == 0 {
 		return Record{}, fmt.Errorf("task %s: %w", id, lpmos.ErrNotFound)
 	}
 	rec.eventSeq, rec.eventHash = meta.EventSeq, meta.EventHash
@@ -306,7 +304,7 @@ func (s *Store) Transition(ctx context.Context, id string, m Move, edit func(*Re
 		}
 		next := rec
 		now := time.Now().UTC()
-		conds := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(Key{Kind: KindStatus, TaskID: id}.String()), "=", rec.statusRev)}
+		conds := []clientv3.Cmp{rec.stands()}
 		if m.Vet {
 			vetConds, err := s.vet(ctx, &next, m.By)
 			if err != nil {
@@ -326,6 +324,9 @@ func (s *Store) Transition(ctx context.Context, id string, m Move, edit func(*Re
 				return rec.Task, err
 			}
 			conds, ops = append(conds, gateConds...), append(ops, gateOps...)
+		}
+		if rec.archived != nil {
+			ops = rec.takeOut(ops)
 		}
 		r, err := s.txn(ctx, conds, ops, orElse)
 		if err != nil {
@@ -410,9 +411,6 @@ func (r *Record) apply(ctx context.Context, m Move, now time.Time, edit func(*Re
 		clientv3.OpPut(key(KindMetadata).String(), string(meta)),
 		put(Key{Kind: KindEvent, TaskID: t.ID, Seq: e.Seq}, e),
 	}
-	var sum summary
-	sum.add(KindStatus, []byte(to))
-	sum.add(KindMetadata, meta)
 	for _, part := range []struct {
 		kind    Kind
 		was, is any
@@ -427,41 +425,20 @@ func (r *Record) apply(ctx context.Context, m Move, now time.Time, edit func(*Re
 		{kind: KindPrevious, was: before.Previous, is: t.Previous, gone: t.Previous == nil},
 	} {
 		was, is := encode(part.was), encode(part.is)
-		if !part.gone {
-			sum.add(part.kind, is)
-		}
-		// Progress is folded into the task at any time before it ends, also after
-		// it was read here: what the summary says of it is written with it.
-		last := part.kind == KindProgress && !to.Live()
 		switch {
-		case bytes.Equal(was, is) && !last:
+		case bytes.Equal(was, is):
 		case part.gone:
 			ops = append(ops, clientv3.OpDelete(key(part.kind).String()))
 		default:
 			ops = append(ops, clientv3.OpPut(key(part.kind).String(), string(is)))
 		}
 	}
-	if len(t.LogTail) > 0 {
-		sum.add(KindLogs, nil)
-	}
 	switch {
-	case slices.Equal(before.LogTail, t.LogTail) && to.Live(): // else see above
+	case slices.Equal(before.LogTail, t.LogTail):
 	case len(t.LogTail) == 0:
 		ops = append(ops, clientv3.OpDelete(key(KindLogs).String()))
 	default:
 		ops = append(ops, clientv3.OpPut(key(KindLogs).String(), strings.Join(t.LogTail, "\n")))
-	}
-	if t.TemplateText != nil {
-		sum.add(KindTaskTemplate, nil)
-	}
-	if t.Setup != nil {
-		sum.add(KindTaskSetup, nil)
-	}
-	switch k := (Key{Kind: KindSummary, TaskID: t.ID}).String(); {
-	case !to.Live():
-		ops = append(ops, clientv3.OpPut(k, sum.text(e.Seq)))
-	case !from.Live():
-		ops = append(ops, clientv3.OpPut(k, liveSummary))
 	}
 	ops = append(ops, r.secretOps(sealed)...)
 	if t.TPM != nil && before.TPM == nil && m.Cause == lpmos.CauseApproved {

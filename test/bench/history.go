@@ -37,7 +37,7 @@ func (b *bench) history() error {
 	if err := s.stop(); err != nil {
 		return fmt.Errorf("stop: %w", err)
 	}
-	bytes, stored, mended, err := remember(b.ctx, filepath.Join(data, "etcd"), b.tasks)
+	bytes, stored, err := remember(b.ctx, filepath.Join(data, "etcd"), b.tasks)
 	if err != nil {
 		return fmt.Errorf("store tasks: %w", err)
 	}
@@ -82,8 +82,8 @@ func (b *bench) history() error {
 	}
 	slices.Sort(ready)
 	table("Start with a long history", fmt.Sprintf("lpmos up (control plane, etcd and region in one process), from exec until /readyz answers 200; median %.1f s (aim 10 s). "+
-		"Tasks of usual size, four a machine, one in a hundred live; stored in %s, their summaries in %s. The file is in the page cache.",
-		ready[runs/2].Seconds(), stored.Round(time.Second), mended.Round(time.Second)), rows...)
+		"Tasks of usual size, four a machine, one in a hundred live, archived a day after they ended; stored in %s. The file is in the page cache.",
+		ready[runs/2].Seconds(), stored.Round(time.Second)), rows...)
 	table("A page of a hundred of them", fmt.Sprintf("Median and slowest of %d requests over one connection, until the last byte was read, in ms (aim for the median 20): "+
 		"for who sees all of 40 regions, and for who sees %d of them.", pageRuns, len(limitedTo)), pages...)
 	return nil
@@ -189,64 +189,48 @@ func (s *site) timed(ctx context.Context, path, token string) (took []time.Durat
 	return took, body, nil
 }
 
-// remember writes tasks into the store in dir, and their summaries.
-func remember(ctx context.Context, dir string, tasks int) (bytes int64, stored, mended time.Duration, err error) {
+// remember writes tasks into the store in dir, as they come: those that ended a
+// day before the newest was created are archived, and history is compacted.
+func remember(ctx context.Context, dir string, tasks int) (bytes int64, stored time.Duration, err error) {
 	e, err := embedetcd.Start(ctx, embedetcd.Config{Dir: dir, NoFsync: true}, slog.New(slog.DiscardHandler))
 	if err != nil {
-		return 0, 0, 0, err
+		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{e.Endpoint()}, Logger: zap.NewNop()})
 	if err != nil {
-		return 0, 0, 0, err
+		return 0, 0, err
 	}
 	defer c.Close()
-	began := time.Now()
-	made := make(chan []store.Change, 256)
-	go func() {
-		defer close(made)
-		for n := range tasks {
-			select {
-			case made <- fixture.History(n):
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	var ops []clientv3.Op
-	commit := func() error {
-		if len(ops) == 0 {
-			return nil
-		}
-		_, err := c.Txn(ctx).Then(ops...).Commit()
-		ops = nil
-		return err
-	}
-	for parts := range made {
-		for _, p := range parts {
-			key := p.Key.String()
-			bytes += int64(len(key) + len(p.Value))
-			if ops = append(ops, clientv3.OpPut(key, string(p.Value))); len(ops) == 120 {
-				if err := commit(); err != nil {
-					return bytes, 0, 0, err
-				}
-			}
-		}
-	}
-	if err := commit(); err != nil {
-		return bytes, 0, 0, err
-	}
-	stored = time.Since(began)
 	st, err := store.Open(ctx, store.Config{Endpoints: []string{e.Endpoint()}}, slog.New(slog.DiscardHandler))
 	if err != nil {
-		return bytes, stored, 0, err
+		return 0, 0, err
 	}
 	defer st.Close()
-	began = time.Now()
-	if _, err := st.MendSummaries(ctx); err != nil {
-		return bytes, stored, 0, err
+	began := time.Now()
+	const week = 7 * 24 * 12 // tasks, of which one is created every five minutes
+	for n := range tasks {
+		ops := []clientv3.Op{}
+		for _, p := range fixture.History(n) {
+			key := p.Key.String()
+			bytes += int64(len(key) + len(p.Value))
+			ops = append(ops, clientv3.OpPut(key, string(p.Value)))
+		}
+		r, err := c.Txn(ctx).Then(ops...).Commit()
+		if err != nil {
+			return bytes, 0, err
+		}
+		if n%week != 0 && n < tasks-1 {
+			continue
+		}
+		if _, err := st.ArchiveTasks(ctx, fixture.HistoryBegins.Add(time.Duration(n)*fixture.HistoryEvery-24*time.Hour)); err != nil {
+			return bytes, 0, err
+		}
+		if _, err := c.Compact(ctx, r.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
+			return bytes, 0, err
+		}
 	}
-	return bytes, stored, time.Since(began), ctx.Err()
+	return bytes, time.Since(began), nil
 }
 
 // cpu is what a process has used of all processors.

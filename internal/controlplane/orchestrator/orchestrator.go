@@ -56,6 +56,7 @@ func (c *Config) defaults() {
 // reader is the read model.
 type reader interface {
 	Task(id string) (lpmos.Task, bool)
+	Status(id string) (lpmos.Status, bool)
 	Image(os, version, arch string) (lpmos.Image, bool)
 	Images() []lpmos.Image
 	Region(id string) (lpmos.Region, bool)

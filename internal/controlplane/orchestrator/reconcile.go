@@ -35,6 +35,11 @@ const (
 
 // reconcile looks at one task and makes at most one transition.
 func (o *Orchestrator) reconcile(ctx context.Context, id string) error {
+	// After a start every task is looked at. Most have ended, and to have one of
+	// those whole is a read of the store.
+	if s, ok := o.read.Status(id); !ok || !s.Live() && o.read.Reports(id) == (api.Reports{}) {
+		return nil
+	}
 	t, ok := o.read.Task(id)
 	if !ok {
 		return nil

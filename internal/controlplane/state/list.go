@@ -173,8 +173,9 @@ func (s *State) matching(q api.Query, now time.Time, page *api.Page, f func(*row
 	return ordered
 }
 
-// order compares rows as a Sort says. A row's key is a number or a text; equal
-// ones stand newest first, then by id, so that the order is total.
+// order compares rows as a Sort says. A row's key is a number or a text, which
+// may have a number that says the same in this process; equal ones stand newest
+// first, then by id, so that the order is total.
 type order struct {
 	sort   api.Sort
 	sign   int
@@ -201,6 +202,7 @@ func newOrder(sort api.Sort) order {
 		o.number = func(r *row) int64 { return int64(r.percent) }
 	case "host":
 		o.text = func(_ *State, r *row) string { return r.t.Hostname }
+		o.number = func(r *row) int64 { return r.host }
 	case "region":
 		o.text = func(s *State, r *row) string { return s.names[r.region] }
 	default: // os
@@ -224,7 +226,7 @@ type place struct {
 
 func (o *order) compare(s *State, a *row, b *place) int {
 	var c int
-	if o.number != nil {
+	if o.text == nil {
 		c = cmp.Compare(o.number(a), b.number)
 	} else {
 		c = strings.Compare(o.text(s, a), b.text)
@@ -252,7 +254,7 @@ func (o *order) arrange(s *State, found []candidate, begin, end int) {
 		return
 	}
 	common := ""
-	if o.text != nil {
+	if o.number == nil {
 		common = o.text(s, found[0].r)
 		for _, c := range found[1:] {
 			for !strings.HasPrefix(o.text(s, c.r), common) {
@@ -279,7 +281,7 @@ func (o *order) arrange(s *State, found []candidate, begin, end int) {
 		if a.key != b.key {
 			return a.key < b.key
 		}
-		if o.text != nil {
+		if o.number == nil {
 			if c := strings.Compare(o.text(s, a.r), o.text(s, b.r)); c != 0 {
 				return c*o.sign < 0
 			}
@@ -298,7 +300,7 @@ const (
 
 func (o *order) cursor(s *State, r *row) string {
 	var key string
-	if o.number != nil {
+	if o.text == nil {
 		key = strconv.FormatInt(o.number(r), 10)
 	} else {
 		key = o.text(s, r)
@@ -317,7 +319,7 @@ func parseCursor(c string, sort api.Sort) (place, bool) {
 	if p.created, err = strconv.ParseInt(parts[3], 10, 64); err != nil {
 		return place{}, false
 	}
-	if newOrder(sort).number != nil {
+	if newOrder(sort).text == nil {
 		if p.number, err = strconv.ParseInt(parts[2], 10, 64); err != nil {
 			return place{}, false
 		}

@@ -3,6 +3,7 @@ package state
 import (
 	"cmp"
 	"context"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -20,11 +21,17 @@ import (
 // change can concern are put together anew.
 type fleet struct {
 	records map[string]*record
-	byID    map[string]map[*record]struct{} // by "uuid …" and "mac …"
-	owner   map[string]*machine             // of every id
-	order   []*machine                      // by address
-	touched map[string]struct{}             // ids whose machines are to be put together anew
+	byID    map[ident][]*record
+	owner   map[ident]*machine
+	order   []*machine         // by address
+	touched map[ident]struct{} // whose machines are to be put together anew
 	gone    map[*machine]struct{}
+}
+
+// ident is a UUID or an address, by which records are of the same machine.
+type ident struct {
+	uuid string
+	mac  lpmos.MAC
 }
 
 // record is one source of knowledge about a machine. Its hardware stays in the
@@ -111,15 +118,17 @@ type kept struct {
 	Hardware *brief      `json:"hardware"`
 }
 
-func (r *record) ids() []string {
-	out := make([]string, 0, len(r.macs)+1)
-	if r.uuid != "" {
-		out = append(out, "uuid "+r.uuid)
+func (r *record) ids() iter.Seq[ident] {
+	return func(yield func(ident) bool) {
+		if r.uuid != "" && !yield(ident{uuid: r.uuid}) {
+			return
+		}
+		for _, m := range r.macs {
+			if !yield(ident{mac: m}) {
+				return
+			}
+		}
 	}
-	for _, m := range r.macs {
-		out = append(out, "mac "+m.String())
-	}
-	return out
 }
 
 // machine is records that are one server, newest report first.
@@ -137,8 +146,8 @@ type machine struct {
 
 func newFleet() fleet {
 	return fleet{
-		records: map[string]*record{}, byID: map[string]map[*record]struct{}{}, owner: map[string]*machine{},
-		touched: map[string]struct{}{}, gone: map[*machine]struct{}{},
+		records: map[string]*record{}, byID: map[ident][]*record{}, owner: map[ident]*machine{},
+		touched: map[ident]struct{}{}, gone: map[*machine]struct{}{},
 	}
 }
 
@@ -146,9 +155,9 @@ func newFleet() fleet {
 // removes it.
 func (f *fleet) set(key string, r *record) {
 	if old := f.records[key]; old != nil {
-		for _, id := range old.ids() {
+		for id := range old.ids() {
 			f.touched[id] = struct{}{}
-			delete(f.byID[id], old)
+			f.byID[id] = slices.DeleteFunc(f.byID[id], func(r *record) bool { return r == old })
 			if len(f.byID[id]) == 0 {
 				delete(f.byID, id)
 			}
@@ -163,12 +172,9 @@ func (f *fleet) set(key string, r *record) {
 	}
 	r.key = key
 	f.records[key] = r
-	for _, id := range r.ids() {
+	for id := range r.ids() {
 		f.touched[id] = struct{}{}
-		if f.byID[id] == nil {
-			f.byID[id] = map[*record]struct{}{}
-		}
-		f.byID[id][r] = struct{}{}
+		f.byID[id] = append(f.byID[id], r)
 	}
 }
 
@@ -250,7 +256,7 @@ func (f *fleet) flush() {
 	for len(queue) > 0 {
 		id := queue[len(queue)-1]
 		queue = queue[:len(queue)-1]
-		for r := range f.byID[id] {
+		for _, r := range f.byID[id] {
 			if seen[r] {
 				continue
 			}
@@ -259,7 +265,7 @@ func (f *fleet) flush() {
 			if r.machine != nil {
 				f.gone[r.machine] = struct{}{}
 			}
-			for _, next := range r.ids() {
+			for next := range r.ids() {
 				if _, done := f.touched[next]; !done {
 					f.touched[next] = struct{}{}
 					queue = append(queue, next)
@@ -315,7 +321,7 @@ func (f *fleet) cluster(records []*record) (made []*machine) {
 			made = append(made, m)
 		}
 		r.machine, m.records = m, append(m.records, r)
-		for _, id := range r.ids() {
+		for id := range r.ids() {
 			if f.owner[id] == nil {
 				f.owner[id] = m
 			}
@@ -331,15 +337,15 @@ func (f *fleet) cluster(records []*record) (made []*machine) {
 }
 
 func (f *fleet) match(r *record) *machine {
-	if m := f.owner["uuid "+r.uuid]; r.uuid != "" && m != nil {
+	if m := f.owner[ident{uuid: r.uuid}]; r.uuid != "" && m != nil {
 		return m
 	}
-	if m := f.owner["mac "+r.primary.String()]; m != nil {
+	if m := f.owner[ident{mac: r.primary}]; m != nil {
 		return m
 	}
 	for _, mac := range r.macs {
 		// A card alone does not make two systems with names of their own one.
-		if m := f.owner["mac "+mac.String()]; m != nil && (m.uuid == "" || r.uuid == "" || m.uuid == r.uuid) {
+		if m := f.owner[ident{mac: mac}]; m != nil && (m.uuid == "" || r.uuid == "" || m.uuid == r.uuid) {
 			return m
 		}
 	}
@@ -350,7 +356,7 @@ func (f *fleet) match(r *record) *machine {
 func (m *machine) summarize(f *fleet) {
 	now := m.records[0] // the newest report, or what is known without one
 	s := lpmos.Machine{MACs: now.macs, UUID: m.uuid, RegionID: now.region}
-	if owned := slices.DeleteFunc(slices.Clone(now.macs), func(x lpmos.MAC) bool { return f.owner["mac "+x.String()] != m }); len(owned) > 0 {
+	if owned := slices.DeleteFunc(slices.Clone(now.macs), func(x lpmos.MAC) bool { return f.owner[ident{mac: x}] != m }); len(owned) > 0 {
 		s.MACs = owned
 	}
 	s.MAC = s.MACs[0]
@@ -541,7 +547,7 @@ func (s *State) Machines(q api.MachineQuery) api.MachinePage {
 // Hardware is read from the store, and left out while that does not answer.
 func (s *State) Machine(mac lpmos.MAC) (lpmos.Machine, bool) {
 	s.mu.RLock()
-	m := s.fleet.owner["mac "+mac.String()]
+	m := s.fleet.owner[ident{mac: mac}]
 	if m == nil || m.hidden {
 		s.mu.RUnlock()
 		return lpmos.Machine{}, false

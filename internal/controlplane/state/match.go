@@ -113,11 +113,15 @@ func (s *State) condition(t query.Term, now time.Time) (c condition, quick bool)
 	for i, v := range t.Values {
 		values[i] = strings.ToLower(v)
 	}
+	words := make([]word, len(values))
+	for i, v := range values {
+		words[i] = word{v, gramsOf(v)}
+	}
 	switch t.Key {
 	case "":
 		return func(r *row) bool {
-			for _, v := range values {
-				if strings.Contains(r.search, v) {
+			for i := range words {
+				if words[i].in(r, 0) {
 					return true
 				}
 			}
@@ -151,28 +155,30 @@ func (s *State) condition(t query.Term, now time.Time) (c condition, quick bool)
 		digits := make([]string, len(values))
 		for i, v := range values {
 			digits[i] = query.HexDigits(v)
+			words[i] = word{digits[i], gramsOf(digits[i])}
 		}
 		return func(r *row) bool {
-			return slices.ContainsFunc(digits, func(d string) bool { return strings.Contains(r.search[r.macs:], d) }) && hasMAC(r.t, digits, t.Exact)
+			for i := range words {
+				if words[i].in(r, r.macs) {
+					return hasMAC(r.t, digits, t.Exact)
+				}
+			}
+			return false
 		}, false
 	case "id":
 		return begins(values, t.Exact, func(t *task) string { return t.ID }), false
 	case "batch":
 		return begins(values, t.Exact, func(t *task) string { return t.BatchID }), false
 	case "version":
-		return func(r *row) bool {
-			have := strings.ToLower(r.t.OSVersion)
-			return slices.ContainsFunc(values, func(v string) bool {
-				return have == v || !t.Exact && strings.HasPrefix(have, v+".")
-			})
-		}, false
+		return s.named(values, func(r *row) uint16 { return r.system }, func(name, v string) bool {
+			_, have, _ := strings.Cut(name, "/")
+			have, _, _ = strings.Cut(have, "/")
+			return have == v || !t.Exact && strings.HasPrefix(have, v+".")
+		}), true
 	case "os":
-		return func(r *row) bool {
-			name := strings.ToLower(r.t.OSType + "/" + r.t.OSVersion + "/" + r.t.Arch)
-			return slices.ContainsFunc(values, func(v string) bool {
-				return !t.Exact && strings.Contains(name, v) || name == v || strings.HasPrefix(name, v+"/")
-			})
-		}, false
+		return s.named(values, func(r *row) uint16 { return r.system }, func(name, v string) bool {
+			return !t.Exact && strings.Contains(name, v) || name == v || strings.HasPrefix(name, v+"/")
+		}), true
 	case "drift":
 		return func(r *row) bool {
 			if r.t.Receipt == nil {
@@ -203,10 +209,11 @@ func (s *State) condition(t query.Term, now time.Time) (c condition, quick bool)
 		},
 	}[t.Key]
 	return func(r *row) bool {
-		for _, v := range values {
-			if !strings.Contains(r.search, v) {
+		for i := range words {
+			if !words[i].in(r, 0) {
 				continue
 			}
+			v := words[i].text
 			for _, f := range fields(r.t) {
 				f = strings.ToLower(f)
 				if f == v || !t.Exact && strings.Contains(f, v) {
@@ -216,6 +223,17 @@ func (s *State) condition(t query.Term, now time.Time) (c condition, quick bool)
 		}
 		return false
 	}, false
+}
+
+// word is what is looked for in the texts of rows.
+type word struct {
+	text  string
+	grams grams
+}
+
+// in reports whether the word is in the text of a row, from somewhere on.
+func (w *word) in(r *row, from uint32) bool {
+	return r.grams.have(&w.grams) && strings.Contains(r.search[from:], w.text)
 }
 
 // named looks names up once, not once for each task.

@@ -16,14 +16,39 @@ import (
 type row struct {
 	t       *task
 	search  string // lower case: what words are looked for in
+	grams   grams  // of search
 	created int64  // Unix nanoseconds
 	updated int64
+	host    int64  // where its host name stands among all, see host
 	macs    uint32 // where in search the addresses stand, as digits alone
 	region  uint16 // index into State.names
 	os      uint16
+	system  uint16 // os, version and architecture
 	attempt uint16
 	status  uint8 // index into lpmos.Statuses
 	percent int8  // of the newest progress, -1 without
+}
+
+// grams says which three bytes follow each other in a text, in so few bits that
+// some share one: a text without the bits of a word is without the word, and need
+// not be looked through for it.
+type grams [8]uint64
+
+func gramsOf(text string) (g grams) {
+	for i := range len(text) - 2 {
+		bit := (uint32(text[i]) | uint32(text[i+1])<<8 | uint32(text[i+2])<<16) * 2654435761 >> 23
+		g[bit/64] |= 1 << (bit % 64)
+	}
+	return g
+}
+
+func (g *grams) have(word *grams) bool {
+	for i, w := range word {
+		if g[i]&w != w {
+			return false
+		}
+	}
+	return true
 }
 
 // older orders rows as they are kept: by creation, and of two created at once
@@ -63,8 +88,11 @@ func (s *State) place(t *task) {
 		return
 	}
 	r := row{
-		t: t, search: t.row.search, macs: t.row.macs, created: t.CreatedAt.UnixNano(), updated: t.UpdatedAt.UnixNano(),
-		region: s.name(t.RegionID), os: s.name(t.OSType), attempt: uint16(min(t.Attempt, 1<<16-1)), status: st, percent: -1,
+		t: t, search: t.row.search, grams: t.row.grams, macs: t.row.macs, created: t.CreatedAt.UnixNano(), updated: t.UpdatedAt.UnixNano(),
+		region: s.name(t.RegionID), os: s.name(t.OSType), system: s.name(t.OSType + "/" + t.OSVersion + "/" + t.Arch), attempt: uint16(min(t.Attempt, 1<<16-1)), status: st, percent: -1,
+	}
+	if !s.listing { // else see settle
+		r.host = s.hostNumber(t.Hostname)
 	}
 	if p := t.progress(); p != nil {
 		r.percent = int8(min(max(p.Percentage, 0), 100))
@@ -167,10 +195,11 @@ func (s *State) settle() {
 		b.WriteString(s.rows[i].search)
 	}
 	all := b.String()
+	s.numberHosts()
 	for i := range s.rows {
 		r := &s.rows[i]
 		r.search, all = all[:len(r.search)], all[len(r.search):]
-		r.t.row.search = r.search
+		r.t.row = *r
 		s.learn(r.t)
 	}
 }
@@ -204,6 +233,7 @@ func (t *task) index() {
 	parts = slices.DeleteFunc(parts, func(p string) bool { return p == "" })
 	text := strings.ToLower(strings.Join(parts, "\n")) + "\n"
 	t.row.search, t.row.macs = text+digits, uint32(len(text))
+	t.row.grams = gramsOf(t.row.search)
 }
 
 // hexOf is a MAC without colons.

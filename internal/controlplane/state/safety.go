@@ -88,7 +88,7 @@ func (s *State) Locked(mac lpmos.MAC) *lpmos.Lock {
 // addresses are all that are known of a machine, the given one first.
 func (s *State) addresses(mac lpmos.MAC) []lpmos.MAC {
 	macs := []lpmos.MAC{mac}
-	if m := s.fleet.owner["mac "+mac.String()]; m != nil {
+	if m := s.fleet.owner[ident{mac: mac}]; m != nil {
 		macs = append(macs, m.view().MACs...)
 	}
 	return macs

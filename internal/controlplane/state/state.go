@@ -58,6 +58,7 @@ type State struct {
 	regionCounts map[uint16]map[lpmos.Status]int // by number in names
 	names        []string                        // of regions and systems, by number
 	nameOf       map[string]uint16
+	hosts        []host         // by name
 	runs         map[kind]*runs // what earlier installs took
 
 	regions  map[string]*region
@@ -107,7 +108,7 @@ func New(src source, log *slog.Logger, listen ...func(api.Update)) *State {
 
 func (s *State) clear() {
 	s.tasks, s.rows, s.byStatus, s.counts = map[string]*task{}, nil, [16][]*task{}, map[lpmos.Status]int{}
-	s.regionCounts, s.names, s.nameOf = map[uint16]map[lpmos.Status]int{}, nil, map[string]uint16{}
+	s.regionCounts, s.names, s.nameOf, s.hosts = map[uint16]map[lpmos.Status]int{}, nil, map[string]uint16{}, nil
 	s.imageRevs = map[string]int64{}
 	s.runs = map[kind]*runs{}
 	s.regions, s.images, s.fetchers = map[string]*region{}, map[string]lpmos.Image{}, map[string]string{}
