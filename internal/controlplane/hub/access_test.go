@@ -99,8 +99,8 @@ func TestRegionsLimitWhatIsHeard(t *testing.T) {
 	}
 }
 
-// One user cannot take the room of all, however many sessions and tokens they
-// have; the place of a handshake that failed, or of who left, is free again.
+// W06: one user cannot take the room of all, however many sessions and tokens
+// they have; the place of a handshake that failed, or of who left, is free again.
 func TestConnectionsOfOneUser(t *testing.T) {
 	s := serve(t)
 	anna := auth.Principal{Kind: auth.Session, Name: "anna", ID: "1", Role: lpmos.Viewer}
