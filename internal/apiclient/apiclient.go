@@ -131,7 +131,7 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 	if err != nil {
 		var op *net.OpError
 		if errors.As(err, &op) && op.Op == "dial" {
-			return fmt.Errorf("%w: no control plane answers at %s (is it running? --server or LPMOS_SERVER names another): %w", lpmos.ErrUnavailable, c.base, err)
+			return fmt.Errorf("%w: no control plane answers at %s (is it running? --server or LPMOS_SERVER names another): %w", lpmos.ErrUnavailable, c.base, op)
 		}
 		var unknown x509.UnknownAuthorityError
 		if errors.As(err, &unknown) {

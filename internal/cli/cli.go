@@ -105,6 +105,8 @@ func nextStep(err error) string {
 			return "see what there is: lpmos " + noun + " list"
 		}
 		return "lpmos task list, region list and image list show what there is"
+	case p.Status == http.StatusBadRequest && p.Field == "os_type":
+		return "lpmos image list shows what there is; lpmos image build debian-12 builds one"
 	case p.Status == http.StatusServiceUnavailable:
 		return "try again in a moment; lpmos doctor says what is wrong if it stays so"
 	case p.Status >= 500:
