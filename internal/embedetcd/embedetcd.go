@@ -222,6 +222,7 @@ func expected(msg string) bool {
 		"failed to register grpc gateway",
 		"leader failed to send out heartbeat on time",
 		"apply request took too long",
+		"request stats", // of one that took longer than 300 ms
 		"waiting for ReadIndex response took too long",
 		"slow fdatasync",
 		"Failed to detect schema version",
