@@ -2,9 +2,7 @@ package osimage
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,21 +40,25 @@ func (b *builder) bootstrap(ctx context.Context, root string) error {
 		"--skip=cleanup/apt/lists",
 	}
 	if b.Variant != "extract" {
-		dpkg, err := b.overlayFile("etc/dpkg/dpkg.cfg.d/image")
-		if err != nil {
-			return err
-		}
 		// The initramfs is made while the kernel package is configured, so its
 		// settings must be there before.
-		initramfs, err := b.overlayFile("etc/initramfs-tools/conf.d/image")
-		if err != nil {
+		laid := filepath.Join(b.work, "overlays")
+		if strings.Contains(laid, "'") {
+			return fmt.Errorf("use %s: mmdebstrap cannot be given a path with a quote in it", laid)
+		}
+		if err := os.Mkdir(laid, 0o755); err != nil {
 			return err
 		}
-		settings := filepath.Dir(filepath.Dir(initramfs))
+		for _, dir := range b.Overlays {
+			if err := copyOverlay("files/"+dir, laid, b.Modes); err != nil {
+				return err
+			}
+		}
+		settings := filepath.Join(laid, "etc/initramfs-tools")
 		if err := os.WriteFile(filepath.Join(settings, updateInitramfs), []byte("update_initramfs=no\n"), 0o644); err != nil {
 			return err
 		}
-		args = append(args, "--dpkgopt="+dpkg,
+		args = append(args, "--dpkgopt="+filepath.Join(laid, "etc/dpkg/dpkg.cfg.d/image"),
 			// A power failure costs a build, not a system; finish removes the
 			// file that these options are in.
 			"--dpkgopt=force-unsafe-io",
@@ -89,29 +91,6 @@ func (b *builder) bootstrap(ctx context.Context, root string) error {
 // unpacked, and a second would be the same and take as long as all other
 // packages together. The package's own file is put back afterwards.
 const updateInitramfs = "update-initramfs.conf"
-
-// overlayFile writes one file of the recipe's overlays, the last that has it, to
-// scratch space, at its place below it, and returns where.
-func (b *builder) overlayFile(name string) (string, error) {
-	var text []byte
-	err := fs.ErrNotExist
-	for _, dir := range slices.Backward(b.overlays()) {
-		if text, err = files.ReadFile("files/" + dir + "/" + name); !errors.Is(err, fs.ErrNotExist) {
-			break
-		}
-	}
-	if err != nil {
-		return "", fmt.Errorf("read embedded file: %w", err)
-	}
-	file := filepath.Join(b.work, name)
-	if strings.Contains(file, "'") {
-		return "", fmt.Errorf("use %s: mmdebstrap cannot be given a path with a quote in it", file)
-	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return "", err
-	}
-	return file, os.WriteFile(file, text, 0o644)
-}
 
 // installed lists the packages of a tree by its dpkg status: "name version
 // architecture", sorted. Of packages that were only unpacked there is no such

@@ -41,14 +41,18 @@ func TestRecipesAreComplete(t *testing.T) {
 			if strings.Contains(r.KernelArgs, "root=") || strings.Contains(r.KernelArgs, "console=") {
 				t.Errorf("KernelArgs %q has what the installer adds", r.KernelArgs)
 			}
-			for _, dir := range r.overlays() {
+			for _, dir := range r.Overlays {
 				if _, err := fs.Stat(files, "files/"+dir); err != nil {
 					t.Error(err)
 				}
 			}
 			for file := range r.Modes {
-				if _, err := fs.Stat(files, "files/"+r.Overlay+"/"+file); err != nil {
-					t.Errorf("a mode is given for a file that is not there: %v", err)
+				there := func(dir string) bool {
+					_, err := fs.Stat(files, "files/"+dir+"/"+file)
+					return err == nil
+				}
+				if !slices.ContainsFunc(r.Overlays, there) {
+					t.Errorf("a mode is given for %s, which is in no overlay", file)
 				}
 			}
 			for _, pattern := range r.Remove {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/lpmos/lpmos"
@@ -29,7 +30,7 @@ func cacheKey(r recipe, cfg Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	overlays := r.overlays()
+	overlays := slices.Clone(r.Overlays)
 	if r.arrange != nil {
 		overlays = append(overlays, tinyInitrd)
 	}

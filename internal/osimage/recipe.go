@@ -27,11 +27,10 @@ type recipe struct {
 	Variant  string // of mmdebstrap: "apt" configures packages, "extract" only unpacks them
 	Packages []string
 
-	Overlay string            // directory in files laid over the tree
-	further string            // another, laid over that one
-	Modes   map[string]uint32 // of overlay files that are neither 0644 nor a script (0755)
-	Links   map[string]string // symbolic links, replacing what is there
-	Remove  []string          // patterns; the last element may match, directories go whole
+	Overlays []string          // directories in files laid over the tree, one after the other
+	Modes    map[string]uint32 // of overlay files that are neither 0644 nor a script (0755)
+	Links    map[string]string // symbolic links, replacing what is there
+	Remove   []string          // patterns; the last element may match, directories go whole
 
 	// Modules are drivers for a system that gets only those it names: in the
 	// initramfs what reaches the root filesystem, in the root everything.
@@ -54,10 +53,6 @@ type recipe struct {
 
 func (r recipe) release() string { return cmp.Or(r.suite, "bookworm") }
 
-func (r recipe) overlays() []string {
-	return slices.DeleteFunc([]string{r.Overlay, r.further}, func(s string) bool { return s == "" })
-}
-
 const systemUnits = "/lib/systemd/system/"
 
 var debian12 = recipe{
@@ -73,7 +68,7 @@ var debian12 = recipe{
 		"iproute2", "iputils-ping", "netbase", "procps", "less", "vim-tiny",
 		"e2fsprogs", "dosfstools", "efibootmgr",
 	},
-	Overlay: "debian-12",
+	Overlays: []string{"debian-12"},
 	Links: map[string]string{
 		"etc/systemd/system/multi-user.target.wants/systemd-networkd.service":                 systemUnits + "systemd-networkd.service",
 		"etc/systemd/system/sockets.target.wants/systemd-networkd.socket":                     systemUnits + "systemd-networkd.socket",
@@ -104,15 +99,18 @@ var debian12 = recipe{
 // debian13 is the same of the next release.
 func debian13() recipe {
 	r := debian12
-	r.suite, r.Version, r.Title, r.further = "trixie", "13", "Debian 13 (trixie)", "debian-13"
+	r.suite, r.Version, r.Title = "trixie", "13", "Debian 13 (trixie)"
+	r.Overlays = append(slices.Clone(r.Overlays), "debian-13")
 	return r
 }
 
 // storage is a Debian with what its initramfs needs to start from arrays, LUKS,
-// volume groups and xfs.
+// volume groups and xfs. As that is made anew on the machine, it has only the
+// drivers of disks that the agent writes to, and of keyboards.
 func storage(r recipe) recipe {
 	r.Version, r.Title = r.Version+"-storage", r.Title+" for RAID, LUKS, LVM and XFS"
 	r.Packages = append(slices.Clone(r.Packages), "mdadm", "cryptsetup-initramfs", "lvm2", "xfsprogs")
+	r.Overlays = append(slices.Clone(r.Overlays), "debian-storage")
 	return r
 }
 
@@ -153,7 +151,7 @@ func tiny(version, title, kernel string, early, modules []string) recipe {
 		OS: "tiny", Version: version, Title: title,
 		Variant:  "extract",
 		Packages: []string{kernel, "busybox-static"},
-		Overlay:  "tiny",
+		Overlays: []string{"tiny"},
 		Modes:    map[string]uint32{"etc/shadow": 0o600},
 		// ext4 asks for its checksum by an alias, and VFAT for its tables by
 		// name: neither is a dependency of the module.

@@ -29,7 +29,7 @@ func (b *builder) finish(tree, uuid string, started time.Time) error {
 			}
 		}
 	}
-	for _, dir := range b.overlays() {
+	for _, dir := range b.Overlays {
 		if err := copyOverlay("files/"+dir, tree, b.Modes); err != nil {
 			return fmt.Errorf("lay files over the tree: %w", err)
 		}

@@ -109,6 +109,8 @@ type world struct {
 	client *apiclient.Client
 	blobs  string // the control plane's files by content
 	image  lpmos.Image
+
+	installs time.Duration // how long one may take, approval to call home
 }
 
 // empty is a network without services.
@@ -124,7 +126,7 @@ func empty(t *testing.T) *world {
 	}
 	// The directory is asked for before the network is, so that it is removed
 	// after the machines, which have their disks in it, are off.
-	w := &world{t: t, built: b, dir: t.TempDir(), logs: t.ArtifactDir()}
+	w := &world{t: t, built: b, dir: t.TempDir(), logs: t.ArtifactDir(), installs: installLimit}
 	w.net = labtest.Network(t, lab.Config{Dir: filepath.Join(w.logs, "lab")})
 	return w
 }
@@ -462,7 +464,7 @@ func (w *world) approve(id string) {
 // was to install, and the disk as planned.
 func (w *world) completed(m *machine, id string) lpmos.Task {
 	w.t.Helper()
-	t := w.wait(m, id, installLimit, lpmos.Completed)
+	t := w.wait(m, id, w.installs, lpmos.Completed)
 	events := w.history(id)
 	count := func(c lpmos.Cause) (n int) {
 		for _, e := range events {
