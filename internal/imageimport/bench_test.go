@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/lpmos/lpmos/test/fixture"
+	"github.com/lpmos/lpmos/test/memory"
 )
 
 // BenchmarkImport imports disks of two sizes, half of whose content compresses.
@@ -31,7 +32,7 @@ func BenchmarkImport(b *testing.B) {
 					r := request(b, from, format)
 					ctx, cancel := context.WithCancel(b.Context())
 					watched := make(chan uint64)
-					go func() { watched <- fixture.PeakMemory(ctx) }()
+					go func() { watched <- memory.Peak(ctx) }()
 					_, err := Import(b.Context(), r, Guard{}, Limits{}, nil)
 					cancel()
 					peak = max(peak, <-watched)

@@ -102,10 +102,16 @@ func (w *world) mirror(d installer) (address string, key []byte) {
 	dist := filepath.Join(root, "debian/dists/bookworm")
 	pool := filepath.Join(root, "debian/pool")
 	index := filepath.Join(dist, "main/debian-installer/binary-amd64/Packages")
-	for _, dir := range []string{pool, filepath.Dir(index)} {
+	// The installer asks for this file to learn whether the mirror has what its
+	// processor runs.
+	architecture := filepath.Join(dist, "main/binary-amd64/Release")
+	for _, dir := range []string{pool, filepath.Dir(index), filepath.Dir(architecture)} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			w.t.Fatal(err)
 		}
+	}
+	if err := os.WriteFile(architecture, []byte("Archive: stable\nOrigin: Lab\nComponent: main\nArchitecture: amd64\n"), 0o644); err != nil {
+		w.t.Fatal(err)
 	}
 	var names []string
 	for _, kind := range []string{"ata", "cdrom-core", "scsi", "ext4"} {

@@ -14,7 +14,7 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/agentapi"
 	"github.com/lpmos/lpmos/internal/tier"
-	"github.com/lpmos/lpmos/test/fixture"
+	"github.com/lpmos/lpmos/test/memory"
 )
 
 // BenchmarkCopy compares the agent's way with "curl | zstd -d | dd": the same
@@ -56,9 +56,9 @@ func BenchmarkCopy(b *testing.B) {
 			b.SetBytes(m.SizeBytes)
 			debug.FreeOSMemory()
 			ctx, cancel := context.WithCancel(b.Context())
-			before := fixture.Memory()
+			before := memory.Held()
 			watched := make(chan uint64)
-			go func() { watched <- fixture.PeakMemory(ctx) }()
+			go func() { watched <- memory.Peak(ctx) }()
 			for range b.N {
 				f, err := os.Create(filepath.Join(dir, "agent"))
 				if err != nil {
