@@ -9,8 +9,8 @@ SHELL := /bin/bash
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 # With -trimpath a package is compiled once, wherever it lies: for tests, for what they build, and for bin/.
 export GOFLAGS := $(strip $(GOFLAGS) -tags=nomsgpack -trimpath)
-# All of it runs each time; vet is part of make check, with every analyzer.
-TEST := go test -count=1 -vet=off
+# vet is part of make check, with every analyzer.
+TEST := go test -vet=off
 LDFLAGS := -s -w -X github.com/lpmos/lpmos/internal/version.Value=$(VERSION)
 CACHE ?= $(CURDIR)/.cache
 SUDO := $(shell [ $$(id -u) = 0 ] || echo sudo -E)
@@ -48,12 +48,12 @@ unit: ## unit, contract and system tests, with the race detector
 	$(SUDO) env LPMOS_REQUIRE=root,mkfs,tools,images,e2e,shells GOFLAGS='$(GOFLAGS)' $(TEST) -race -timeout 20m -skip 'Browser|Screenshots' $$(go list ./... | grep -v -e /test/vm -e /test/browser)
 
 browser: ## the web interface in real Chromium
-	LPMOS_REQUIRE=browser $(TEST) -p 1 -timeout 15m -run Browser ./internal/controlplane/web ./test/e2e
-	LPMOS_REQUIRE=browser $(TEST) -timeout 20m ./test/browser
+	LPMOS_REQUIRE=browser $(TEST) -count=1 -p 1 -timeout 15m -run Browser ./internal/controlplane/web ./test/e2e
+	LPMOS_REQUIRE=browser $(TEST) -count=1 -timeout 20m ./test/browser
 
 vm: deps-test ## machines provisioned for real, BIOS and UEFI
 	$(SUDO) env LPMOS_REQUIRE=tools,cloud-init LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' $(TEST) -run 'AreValid|IsValid' .
-	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' $(TEST) -parallel 2 -timeout 30m -v ./test/vm
+	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' $(TEST) -count=1 -parallel 2 -timeout 30m -v ./test/vm
 
 vm-all: deps-test ## every virtual machine test there is (about 40 min)
 	$(SUDO) env LPMOS_REQUIRE=vm,vm-all LPMOS_VM=all LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -p 1 -parallel 2 -timeout 90m -v ./test/vm ./internal/lab ./internal/bootimage ./internal/osimage

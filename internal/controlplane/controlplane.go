@@ -303,8 +303,8 @@ func (c *ControlPlane) release() {
 }
 
 // archiveAfter is how long a task that has ended stays where the key space has
-// its keys: readers of these have a day.
-const archiveAfter = 24 * time.Hour
+// its keys: readers of these have a week.
+const archiveAfter = 7 * 24 * time.Hour
 
 func (c *ControlPlane) archive(ctx context.Context) error {
 	t := time.NewTicker(time.Hour)

@@ -223,7 +223,7 @@ func remember(ctx context.Context, dir string, tasks int) (bytes int64, stored t
 		if n%week != 0 && n < tasks-1 {
 			continue
 		}
-		if _, err := st.ArchiveTasks(ctx, fixture.HistoryBegins.Add(time.Duration(n)*fixture.HistoryEvery-24*time.Hour)); err != nil {
+		if _, err := st.ArchiveTasks(ctx, fixture.HistoryBegins.Add(time.Duration(n)*fixture.HistoryEvery-7*24*time.Hour)); err != nil {
 			return bytes, 0, err
 		}
 		if _, err := c.Compact(ctx, r.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
