@@ -132,7 +132,7 @@ func downloadImage(ctx context.Context, c *apiclient.Client, dir string, img lpm
 
 // badge is what a machine's end says about the image.
 func (m *labMachine) badge(digest string) lpmos.Badge {
-	b := lpmos.Badge{Firmware: m.trial.name, Digest: digest, At: time.Now().UTC().Truncate(time.Second)}
+	b := lpmos.Badge{Firmware: m.trial.name, Digest: digest, At: m.marks["ended"].UTC().Truncate(time.Second)}
 	t := m.ended
 	secure := t.Receipt != nil && t.Receipt.SecureBoot != nil && *t.Receipt.SecureBoot
 	switch {
@@ -140,7 +140,7 @@ func (m *labMachine) badge(digest string) lpmos.Badge {
 		b.Text = "it started without Secure Boot"
 	case t.Status == lpmos.Completed:
 		b.Passed = true
-		b.Text = fmt.Sprintf("called home %s after power-on", time.Since(m.marks["power on"]).Round(time.Second))
+		b.Text = fmt.Sprintf("called home %s after power-on", m.marks["ended"].Sub(m.marks["power on"]).Round(time.Second))
 	case t.Error != nil:
 		b.Text = strings.TrimSuffix(t.Error.Cause, ".")
 	case m.err != nil:

@@ -107,7 +107,7 @@ func TestBadge(t *testing.T) {
 		passed   bool
 		text     string
 	}{
-		{"bios", labMachine{ended: lpmos.Task{Status: lpmos.Completed}, said: "login:"}, true, "called home"},
+		{"bios", labMachine{ended: lpmos.Task{Status: lpmos.Completed}, said: "login:"}, true, "called home 41s after power-on"},
 		{"uefi", labMachine{ended: lpmos.Task{Status: lpmos.Failed, Error: &lpmos.Failure{Cause: "Nobody called home."}}, said: "grub>"}, false, "Nobody called home; its console says: grub>"},
 		{"uefi", labMachine{ended: lpmos.Task{Status: lpmos.Verifying}, err: errors.New("the lab did not finish")}, false, "the lab did not finish"},
 		{"uefi-secure-boot", labMachine{ended: lpmos.Task{Status: lpmos.Completed, Receipt: &lpmos.Receipt{}}}, false, "without Secure Boot"},
@@ -117,7 +117,7 @@ func TestBadge(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.m.trial, c.m.marks = ts[0], map[string]time.Time{"power on": time.Now().Add(-41 * time.Second)}
+		c.m.trial, c.m.marks = ts[0], map[string]time.Time{"power on": time.Now().Add(-time.Hour), "ended": time.Now().Add(41*time.Second - time.Hour)}
 		if b := c.m.badge("sha256:x"); b.Passed != c.passed || b.Firmware != c.firmware || !strings.Contains(b.Text, c.text) || b.At.IsZero() {
 			t.Errorf("badge = %+v; want passed %v and %q", b, c.passed, c.text)
 		}

@@ -398,6 +398,7 @@ func (r *labRun) provision(ctx context.Context) error {
 					cancel()
 				}
 			})
+			m.marks["ended"] = time.Now()
 		})
 	}
 	wg.Wait()
