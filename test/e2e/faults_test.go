@@ -85,7 +85,7 @@ func TestInstallsSurviveKills(t *testing.T) {
 		}
 		// Whoever was told to read everything anew may have missed some.
 		if w.toldAnew() == 0 {
-			w.expect(t, id, statuses)
+			w.expect(t, id, statuses, true)
 		}
 	}
 	t.Logf("the socket came back and was told %d times to read anew", w.toldAnew())

@@ -42,7 +42,7 @@ func TestFoundingFlow(t *testing.T) {
 	if task.Attempt != 1 || task.Receipt == nil || task.Receipt.Hostname != task.Hostname || task.Receipt.RootDisk != task.Plan.Effect.Target {
 		t.Errorf("completed task is %+v with receipt %+v; want one attempt and a receipt from the planned disk", task, task.Receipt)
 	}
-	w.expect(t, id, s.history(id))
+	w.expect(t, id, s.history(id), false)
 	logs, err := s.api.Logs(t.Context(), id)
 	if err != nil || len(logs) == 0 {
 		t.Errorf("log is %q, %v; want lines of the agent", logs, err)
@@ -140,8 +140,8 @@ func TestReplicas(t *testing.T) {
 		s.until(id, lpmos.Completed, 60*time.Second)
 		other.until(id, lpmos.Completed, 60*time.Second)
 		statuses := s.history(id)
-		first.expect(t, id, statuses)
-		replica.expect(t, id, statuses)
+		first.expect(t, id, statuses, false)
+		replica.expect(t, id, statuses, false)
 	}
 }
 
