@@ -211,6 +211,7 @@ func TestForeignPages(t *testing.T) {
 		b.Type("#sn4", end)
 	}
 	b.Click(`button[name=approved][value=true]`)
+	b.Until("be led to the task", 30*time.Second, `location.pathname === '/tasks/`+id+`' && document.readyState === 'complete'`)
 	w.until(id, lpmos.Approved, lpmos.Installing, lpmos.Verifying, lpmos.Completed)
 
 	// What was shown is not shown again once nobody is signed in: no cache has it.
