@@ -56,13 +56,13 @@ vm: deps-test ## machines provisioned for real, BIOS and UEFI
 	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' $(TEST) -count=1 -parallel 2 -timeout 30m -v ./test/vm
 
 vm-all: deps-test ## every virtual machine test there is (about 40 min)
-	$(SUDO) env LPMOS_REQUIRE=vm,vm-all LPMOS_VM=all LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -p 1 -parallel 2 -timeout 90m -v ./test/vm ./internal/lab ./internal/bootimage ./internal/osimage
+	$(SUDO) env LPMOS_REQUIRE=vm,vm-all LPMOS_VM=all LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' $(TEST) -count=1 -p 1 -parallel 2 -timeout 90m -v ./test/vm ./internal/lab ./internal/bootimage ./internal/osimage
 
 vm-matrix: deps-test ## every firmware with every way to install; the table goes to docs/vm-matrix.md (about 40 min, CELL= for some)
-	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM_MATRIX=$(CURDIR)/docs/vm-matrix.md LPMOS_VM_CELL="$(CELL)" LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' go test -parallel 2 -timeout 90m -v -run TestMatrix ./test/vm
+	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_VM_MATRIX=$(CURDIR)/docs/vm-matrix.md LPMOS_VM_CELL="$(CELL)" LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' $(TEST) -count=1 -parallel 2 -timeout 90m -v -run TestMatrix ./test/vm
 
 long: deps-test ## a thousand rounds of cancel against permit, with a disk each, and of the store alone
-	LPMOS_LONG=1 go test -count=1 -timeout 30m -v -run CancelAgainstPermit ./test/e2e ./internal/controlplane/orchestrator
+	LPMOS_LONG=1 $(TEST) -count=1 -timeout 30m -v -run CancelAgainstPermit ./test/e2e ./internal/controlplane/orchestrator
 
 fuzz: ## every parser of bytes from outside against bytes nobody meant, two seconds each
 	@GOFLAGS='$(GOFLAGS)' scripts/fuzz
@@ -74,10 +74,10 @@ load: build ## 1,000 and 10,000 browsers' sockets, 1,000 machines: numbers and p
 	@go run ./test/load -bin bin -out test-artifacts/load $(LOAD)
 
 screenshots: deps-test build ## pictures for docs/images of a machine that is really installed, in the browser and in a terminal
-	$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_REQUIRE=screenshots LPMOS_SCREENSHOTS=docs/images LPMOS_CACHE_DIR=$(CACHE) LPMOS_LAB_OS=$(OS) go test -count=1 -timeout 40m -v -run LabScreenshots ./test/browser
+	$(SUDO) env GOFLAGS='$(GOFLAGS)' LPMOS_REQUIRE=screenshots LPMOS_SCREENSHOTS=docs/images LPMOS_CACHE_DIR=$(CACHE) LPMOS_LAB_OS=$(OS) $(TEST) -count=1 -timeout 40m -v -run LabScreenshots ./test/browser
 
 pages: deps-test ## a picture of every page in test-artifacts/pages: both languages, light and dark, wide and phone (PAGE=tasks for one)
-	LPMOS_REQUIRE=browser LPMOS_SCREENSHOTS=test-artifacts LPMOS_PAGE=$(PAGE) go test -count=1 -timeout 20m -run TestPages ./test/browser
+	LPMOS_REQUIRE=browser LPMOS_SCREENSHOTS=test-artifacts LPMOS_PAGE=$(PAGE) $(TEST) -count=1 -timeout 20m -run TestPages ./test/browser
 
 deps-lab:
 	@$(SUDO) scripts/deps lab

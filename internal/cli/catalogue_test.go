@@ -34,7 +34,17 @@ func catalogue(t *testing.T) (run func(args ...string) (int, string, string), as
 		var v any
 		switch strings.TrimPrefix(r.Method+" "+r.URL.Path, "/api/v1") {
 		case "GET /api/v1/machines":
-			v = map[string]any{"machines": []lpmos.Machine{m}, "total": 7, "counts": map[string]int{}}
+			other := m
+			other.MAC, other.Hostname = lpmos.MAC{0x52, 0x54, 0, 0, 0, 9}, "db1"
+			switch v = map[string]any{"machines": []lpmos.Machine{m}, "total": 7, "counts": map[string]int{}}; r.URL.Query().Get("q") {
+			case "db1", "SRV\u202e1": // more than one page of what has the name somewhere
+				v = map[string]any{"machines": []lpmos.Machine{m}, "total": 2, "counts": map[string]int{}, "next_cursor": "x"}
+				if r.URL.Query().Get("cursor") != "" {
+					v = map[string]any{"machines": []lpmos.Machine{other}, "total": 2, "counts": map[string]int{}}
+				}
+			}
+		case "GET /api/v1/machines/52:54:00:00:00:09":
+			v = m
 		case "GET /api/v1/machines/52:54:00:00:00:01":
 			v = m
 		case "POST /api/v1/tasks":
@@ -92,6 +102,12 @@ func TestMachineCommands(t *testing.T) {
 	}
 	if code, out, errs := run("machine", "show", "web-01"); code != 0 || !strings.Contains(out, "52:54:00:00:00:01, 52:54:00:00:00:02") {
 		t.Errorf("by host name = %d %s %s", code, out, errs)
+	}
+	if code, out, errs := run("machine", "show", "db1"); code != 0 || !strings.Contains(out, "52:54:00:00:00:01") {
+		t.Errorf("by a short host name = %d %s %s", code, out, errs)
+	}
+	if code, _, errs := run("machine", "lock", "SRV\u202e1", "--reason", "x"); code != ExitUsage || !strings.Contains(errs, "2 machines") {
+		t.Errorf("a serial number that two have = %d %s", code, errs)
 	}
 	if code, _, errs := run("machine", "lock", "nobody-has-this", "--reason", "x"); code != ExitNotFound || !strings.Contains(errs, "lpmos machine list") {
 		t.Errorf("an unknown name = %d %s", code, errs)

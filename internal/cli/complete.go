@@ -133,7 +133,7 @@ func (a *app) completeMachines(cmd *cobra.Command, args []string, typed string) 
 	}
 	return a.live(func(ctx context.Context, c *apiclient.Client, _ []string, typed string) ([]string, error) {
 		q := url.Values{"limit": {"100"}}
-		if typed != "" && !strings.ContainsAny(typed, ` :",!`) {
+		if typed != "" {
 			q.Set("q", typed)
 		}
 		l, err := c.Machines(ctx, q)

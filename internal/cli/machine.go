@@ -29,15 +29,16 @@ MAC address in any spelling, or by a host name or serial number that no other ha
 // number that only one machine has.
 func findMachine(ctx context.Context, c *apiclient.Client, name string) (lpmos.MAC, error) {
 	mac, bad := lpmos.ParseMAC(name)
-	if bad == nil || len(name) < 4 || strings.ContainsAny(name, ` :",!`) {
-		return mac, bad
+	if bad == nil {
+		return mac, nil
 	}
-	l, err := c.Machines(ctx, url.Values{"q": {name}, "limit": {"100"}})
+	// The search finds what has the name anywhere, or all of its words.
+	all, _, err := machines(ctx, c, url.Values{"q": {name}}, 0)
 	if err != nil {
 		return mac, err
 	}
 	var match []string
-	for _, m := range l.Machines {
+	for _, m := range all {
 		if m.Hostname == name || strings.EqualFold(m.Serial, name) {
 			match = append(match, m.MAC.String())
 			mac = m.MAC
@@ -45,11 +46,36 @@ func findMachine(ctx context.Context, c *apiclient.Client, name string) (lpmos.M
 	}
 	switch len(match) {
 	case 0:
+		if len(name) < 4 {
+			return mac, bad // rather the beginning of an address
+		}
 		return mac, hinted{fmt.Errorf("machine %s: %w", lpmos.Shorten(name, 64), lpmos.ErrNotFound), "see what there is: lpmos machine list"}
 	case 1:
 		return mac, nil
 	}
 	return mac, &lpmos.InvalidError{Field: "machine", Problem: fmt.Sprintf("is meant by %d machines (%s, …): give a MAC address", len(match), strings.Join(match[:2], ", ")), Value: name}
+}
+
+// machines reads all machines that a query finds, or the first of them, and how
+// many there are.
+func machines(ctx context.Context, c *apiclient.Client, q url.Values, limit int) (found []lpmos.Machine, total int, err error) {
+	found = []lpmos.Machine{}
+	for {
+		most := 1000
+		if limit > 0 {
+			most = min(most, limit-len(found))
+		}
+		q.Set("limit", strconv.Itoa(most))
+		l, err := c.Machines(ctx, q)
+		if err != nil {
+			return nil, 0, err
+		}
+		found = append(found, l.Machines...)
+		if l.NextCursor == "" || limit > 0 && len(found) >= limit {
+			return found, l.Total, nil
+		}
+		q.Set("cursor", l.NextCursor)
+	}
 }
 
 func (a *app) machineList() *cobra.Command {
@@ -69,31 +95,20 @@ turns it round.`,
 	f.StringVar(&state, "state", "", "only this state: "+machineStates())
 	f.IntVar(&limit, "limit", 0, "at most so many (default: all)")
 	cmd.RunE = a.with(func(ctx context.Context, c *apiclient.Client, args []string) error {
-		q := url.Values{"limit": {"1000"}}
+		q := url.Values{}
 		for name, v := range map[string]string{"q": strings.Join(args, " "), "region_id": region, "state": state} {
 			if v != "" {
 				q.Set(name, v)
 			}
 		}
-		machines, total := []lpmos.Machine{}, 0
-		for {
-			if limit > 0 {
-				q.Set("limit", strconv.Itoa(min(1000, limit-len(machines))))
-			}
-			l, err := c.Machines(ctx, q)
-			if err != nil {
-				return err
-			}
-			machines, total = append(machines, l.Machines...), l.Total
-			if l.NextCursor == "" || limit > 0 && len(machines) >= limit {
-				break
-			}
-			q.Set("cursor", l.NextCursor)
+		found, total, err := machines(ctx, c, q, limit)
+		if err != nil {
+			return err
 		}
-		return a.show(machines, func(wide bool) *table {
-			v := machineTable(machines, wide)
-			if total > len(machines) {
-				v.foot = fmt.Sprintf("%d of %d", len(machines), total)
+		return a.show(found, func(wide bool) *table {
+			v := machineTable(found, wide)
+			if total > len(found) {
+				v.foot = fmt.Sprintf("%d of %d", len(found), total)
 			}
 			return v
 		})

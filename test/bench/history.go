@@ -82,7 +82,7 @@ func (b *bench) history() error {
 	}
 	slices.Sort(ready)
 	table("Start with a long history", fmt.Sprintf("lpmos up (control plane, etcd and region in one process), from exec until /readyz answers 200; median %.1f s (aim 10 s). "+
-		"Tasks of usual size, four a machine, one in a hundred live, archived a day after they ended; stored in %s. The file is in the page cache.",
+		"Tasks of usual size, four a machine, one in a hundred live, archived a week after they ended; stored in %s. The file is in the page cache.",
 		ready[runs/2].Seconds(), stored.Round(time.Second)), rows...)
 	table("A page of a hundred of them", fmt.Sprintf("Median and slowest of %d requests over one connection, until the last byte was read, in ms (aim for the median 20): "+
 		"for who sees all of 40 regions, and for who sees %d of them.", pageRuns, len(limitedTo)), pages...)
@@ -190,7 +190,7 @@ func (s *site) timed(ctx context.Context, path, token string) (took []time.Durat
 }
 
 // remember writes tasks into the store in dir, as they come: those that ended a
-// day before the newest was created are archived, and history is compacted.
+// week before the newest was created are archived, and history is compacted.
 func remember(ctx context.Context, dir string, tasks int) (bytes int64, stored time.Duration, err error) {
 	e, err := embedetcd.Start(ctx, embedetcd.Config{Dir: dir, NoFsync: true}, slog.New(slog.DiscardHandler))
 	if err != nil {
