@@ -47,7 +47,6 @@ Every flag can be given in the environment: LPMOS_LISTEN_ADDR and so on.`,
 			if err != nil {
 				return err
 			}
-			service.SaveMemory()
 			ctx, cancel := service.Signals(context.Background(), log)
 			defer cancel()
 			st, err := etcd.Open(ctx, cfg.DataDir, cfg.CA, log)
@@ -65,7 +64,7 @@ Every flag can be given in the environment: LPMOS_LISTEN_ADDR and so on.`,
 			if err != nil {
 				return err
 			}
-			return service.Run(ctx, c.Run, st.Run)
+			return service.Run(ctx, c.Run, st.Run, service.SaveMemory(c.State().Synced()))
 		},
 	}
 	f := cmd.Flags()

@@ -44,7 +44,6 @@ To serve machines it needs root, --interface and --dhcp.`,
 			if err != nil {
 				return err
 			}
-			service.SaveMemory()
 			ctx, cancel := service.Signals(cmd.Context(), log)
 			defer cancel()
 			if os.Geteuid() != 0 && !cmd.Flags().Changed("tftp-addr") && cfg.Region.DHCP == "off" {
@@ -59,7 +58,7 @@ To serve machines it needs root, --interface and --dhcp.`,
 			if err != nil {
 				return err
 			}
-			return service.Run(ctx, s.Run, func(ctx context.Context) error {
+			return service.Run(ctx, s.Run, service.SaveMemory(s.ControlPlane.State().Synced()), func(ctx context.Context) error {
 				if err := publishIfBuilt(ctx, s, bootDir); err != nil {
 					return err
 				}

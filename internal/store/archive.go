@@ -53,7 +53,10 @@ func archivedText(parts []Change) string {
 	return string(append(append(text, first...), pack(rest)...))
 }
 
-// archivedHead is the listing of an archived task.
+// Archived are the parts of an archived task as a listing would have them if it
+// were not archived. c is of KindArchive.
+func (c Change) Archived() ([]Change, error) { return archivedHead(c.Key.TaskID, c.Value) }
+
 func archivedHead(id string, value []byte) ([]Change, error) {
 	head, _, err := frames(value)
 	if err != nil {

@@ -44,7 +44,8 @@ type Scope string
 
 // All is everything the control plane follows. A listing of it is without
 // events, idempotency keys, batches and the audit, and see Change.Left.
-// Of an archived task it has what it would have if that were not archived.
+// An archived task is one change of KindArchive in it, see Change.Archived; who
+// follows is told of none.
 const All Scope = prefix
 
 // RegionScope is what one region follows beside GlobalScope.
@@ -188,15 +189,12 @@ func (s *Store) pages(ctx context.Context, from, end string, rev int64, f func(k
 func (s *Store) listRange(ctx context.Context, scope Scope, from, end string, rev int64) (out []Change, err error) {
 	err = s.pages(ctx, from, end, rev, func(k Key, value []byte, at int64) {
 		c := Change{Key: k, Value: value, Rev: at}
+		if len(out) == cap(out) {
+			out = slices.Grow(out, max(64, len(out))) // append grows what is large by a quarter at a time
+		}
 		switch {
 		case scope != All:
 			out = append(out, c)
-		case k.Kind == KindArchive:
-			parts, err := archivedHead(k.TaskID, value)
-			if err != nil {
-				s.log.Error("value in the store cannot be read", "key", k.String(), "err", err)
-			}
-			out = append(out, parts...)
 		case !unlisted(k.Kind):
 			out = listed(out, c)
 		}

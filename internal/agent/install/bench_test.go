@@ -67,9 +67,9 @@ func BenchmarkCopy(b *testing.B) {
 				}
 				c := Copier{Blobs: s.client(b, 0), Decode: Zstd{Path: "/usr/bin/zstd"}, Stall: time.Minute, Log: slog.New(slog.DiscardHandler)}
 				behind := WriteBehind{File: f}
-				err = c.Copy(b.Context(), m, func(_ int, chunk lpmos.Chunk, raw []byte) error {
-					_, err := f.WriteAt(raw, chunk.Offset)
-					behind.Wrote(chunk.Offset, chunk.Bytes)
+				err = c.Copy(b.Context(), m, func(_ int, chunk lpmos.Chunk, at int64, piece []byte) error {
+					_, err := f.WriteAt(piece, chunk.Offset+at)
+					behind.Wrote(chunk.Offset+at, int64(len(piece)))
 					return err
 				})
 				if err != nil || f.Truncate(m.SizeBytes) != nil || f.Sync() != nil || f.Close() != nil {

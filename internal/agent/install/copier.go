@@ -37,13 +37,17 @@ type Copier struct {
 // ahead is how many stored chunks wait for the decoder.
 const ahead = 3
 
+// pieceBytes is how much is taken from the decoder at once and written: as much as
+// stays in a processor's cache between the two.
+const pieceBytes = 256 << 10
+
 // rangeBytes bounds one request. Chunks follow each other in the pack, so one
 // request serves many: a request for each would cost a round trip for each.
 const rangeBytes = 256 << 20
 
 // Copy hands every chunk of m to write, in order. write must not keep raw. An
 // error of the image is a *Failure.
-func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i int, chunk lpmos.Chunk, raw []byte) error) error {
+func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i int, chunk lpmos.Chunk, at int64, piece []byte) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	// A chunk that comes again and again must not reset the clock of stalls, so
@@ -133,27 +137,19 @@ func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i 
 		}
 		return nil
 	})
-	raws := make(chan []byte, 1)
-	freeRaw := make(chan []byte, 3)
-	for range cap(freeRaw) {
-		freeRaw <- nil
-	}
-	run(func() error { // take what comes out
-		defer close(raws)
+	run(func() error { // take what comes out, and write it
+		buf := make([]byte, min(largestRaw, pieceBytes))
 		for i, chunk := range m.Chunks {
-			buf, ok := receive(ctx, freeRaw)
-			if !ok {
-				return nil
-			}
-			if buf == nil {
-				buf = make([]byte, largestRaw)
-			}
-			b := buf[:chunk.Bytes]
-			if n, err := io.ReadFull(dec.Out, b); err != nil {
-				return dec.failed(ctx, corrupt("chunk %d decodes to %d bytes instead of %d", i, n, chunk.Bytes))
-			}
-			if !send(ctx, raws, b) {
-				return nil
+			for at := int64(0); at < chunk.Bytes; {
+				piece := buf[:min(int64(len(buf)), chunk.Bytes-at)]
+				if n, err := io.ReadFull(dec.Out, piece); err != nil {
+					return dec.failed(ctx, corrupt("chunk %d decodes to %d bytes instead of %d", i, at+int64(n), chunk.Bytes))
+				}
+				if err := write(i, chunk, at, piece); err != nil {
+					return err
+				}
+				at += int64(len(piece))
+				progress(0, int64(len(piece)))
 			}
 		}
 		if n, _ := io.ReadFull(dec.Out, make([]byte, 1)); n > 0 {
@@ -161,20 +157,6 @@ func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i 
 		}
 		if err := dec.Wait(); err != nil && ctx.Err() == nil {
 			return corrupt("it cannot be decoded: %v", err)
-		}
-		return nil
-	})
-	run(func() error { // write
-		for i, chunk := range m.Chunks {
-			b, ok := receive(ctx, raws)
-			if !ok {
-				return nil
-			}
-			if err := write(i, chunk, b); err != nil {
-				return err
-			}
-			progress(0, chunk.Bytes)
-			freeRaw <- b[:cap(b)]
 		}
 		return nil
 	})

@@ -48,8 +48,8 @@ func copyAll(t *testing.T, s *blobServer, digest string, decode Decoder, stall t
 		}
 		last = stored + raw
 	}
-	err = c.Copy(t.Context(), m, func(i int, chunk lpmos.Chunk, raw []byte) error {
-		copy(out[chunk.Offset:], raw)
+	err = c.Copy(t.Context(), m, func(_ int, chunk lpmos.Chunk, at int64, piece []byte) error {
+		copy(out[chunk.Offset+at:], piece)
 		return nil
 	})
 	if err == nil && last != m.Pack.Bytes+m.UsedBytes {
@@ -324,7 +324,7 @@ func TestCopyStopsOnAWriteError(t *testing.T) {
 	m, _ := s.pack(t, testBytes(20*testChunk), testChunk, nil)
 	boom := errors.New("boom")
 	c := Copier{Blobs: s.client(t, 0), Decode: zstdProgram(t), Stall: time.Second, Log: slog.New(slog.DiscardHandler)}
-	err := c.Copy(t.Context(), m, func(i int, _ lpmos.Chunk, _ []byte) error {
+	err := c.Copy(t.Context(), m, func(i int, _ lpmos.Chunk, _ int64, _ []byte) error {
 		if i == 2 {
 			return boom
 		}

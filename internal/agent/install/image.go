@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net/http"
 	"os"
@@ -139,12 +140,12 @@ func (in *Installer) copyImage(ctx context.Context, job *Job, m *lpmos.ImageMani
 	sync := WriteBehind{File: f}
 	began := time.Now()
 	c.Progress = job.progress(m)
-	err := c.Copy(ctx, m, func(i int, chunk lpmos.Chunk, raw []byte) error {
-		if _, err := f.WriteAt(raw, chunk.Offset); err != nil {
+	err := c.Copy(ctx, m, func(i int, chunk lpmos.Chunk, at int64, piece []byte) error {
+		if _, err := f.WriteAt(piece, chunk.Offset+at); err != nil {
 			return writeFailed(f.Name(), err)
 		}
-		sync.Wrote(chunk.Offset, int64(len(raw)))
-		s.take(i, chunk, raw)
+		sync.Wrote(chunk.Offset+at, int64(len(piece)))
+		s.take(i, chunk, at, piece)
 		return nil
 	})
 	if err != nil {
@@ -198,19 +199,24 @@ func (w *WriteBehind) start() {
 // them, to compare with what a disk says it has.
 type sample struct {
 	every, last int
-	sums        map[lpmos.Chunk][sha256.Size]byte
+	sums        map[lpmos.Chunk]hash.Hash
 }
 
 const sampleChunks = 16
 
 func newSample(chunks int) *sample {
-	return &sample{every: max(1, chunks/sampleChunks), last: chunks - 1, sums: map[lpmos.Chunk][sha256.Size]byte{}}
+	return &sample{every: max(1, chunks/sampleChunks), last: chunks - 1, sums: map[lpmos.Chunk]hash.Hash{}}
 }
 
-func (s *sample) take(i int, c lpmos.Chunk, raw []byte) {
-	if i%s.every == 0 || i == s.last {
-		s.sums[c] = sha256.Sum256(raw)
+// take is told of every piece of every chunk, in order.
+func (s *sample) take(i int, c lpmos.Chunk, at int64, piece []byte) {
+	if i%s.every != 0 && i != s.last {
+		return
 	}
+	if at == 0 {
+		s.sums[c] = sha256.New()
+	}
+	s.sums[c].Write(piece)
 }
 
 func (s *sample) compare(r io.ReaderAt) error {
@@ -219,7 +225,7 @@ func (s *sample) compare(r io.ReaderAt) error {
 		if _, err := r.ReadAt(b, c.Offset); err != nil {
 			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("What was written at byte %d of the image cannot be read back.", c.Offset), NextStep: nextDisk, Err: err}
 		}
-		if sha256.Sum256(b) != want {
+		if sum := sha256.Sum256(b); !bytes.Equal(sum[:], want.Sum(nil)) {
 			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("The disk returns other bytes than were written, at byte %d of the image.", c.Offset), NextStep: nextDisk}
 		}
 	}

@@ -58,8 +58,8 @@ func (in *Installer) stream(ctx context.Context, job *Job, m *lpmos.ImageManifes
 		unpacked <- err
 	}()
 	c := Copier{Blobs: in.blobs, Decode: in.decode, Stall: in.cfg.StallTimeout, Log: in.log, Progress: job.progress(m)}
-	err := c.Copy(ctx, m, func(_ int, _ lpmos.Chunk, raw []byte) error {
-		_, err := w.Write(raw)
+	err := c.Copy(ctx, m, func(_ int, _ lpmos.Chunk, _ int64, piece []byte) error {
+		_, err := w.Write(piece)
 		return err
 	})
 	_ = w.CloseWithError(cmp.Or(err, io.EOF)) // always nil

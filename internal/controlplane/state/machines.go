@@ -655,7 +655,7 @@ func (ts terms) match(m *machine) bool {
 // applyFleet notes what a change says about machines.
 func (s *State) applyFleet(c store.Change, moved map[string]bool) {
 	switch c.Key.Kind {
-	case store.KindMetadata, store.KindStatus, store.KindHardware, store.KindReportAgent, store.KindReceipt, store.KindPrevious:
+	case store.KindMetadata, store.KindStatus, store.KindHardware, store.KindReportAgent, store.KindReceipt, store.KindPrevious, store.KindArchive:
 		moved[c.Key.TaskID] = true
 	case store.KindDiscovered, store.KindAgentInfo:
 		if !s.listing { // else see readListing

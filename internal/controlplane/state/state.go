@@ -161,6 +161,11 @@ func (s *State) apply(b store.Batch) api.Update {
 	var statuses []string
 	for _, c := range b.Changes {
 		s.applyFleet(c, moved)
+		if c.Key.Kind == store.KindArchive { // read by readListing
+			s.know(c.Key.TaskID)
+			touch(touched, c.Key.TaskID, true)
+			continue
+		}
 		if taskPart(c.Key.Kind) {
 			s.applyTask(c, touched)
 			if c.Value == nil || c.Left {
@@ -273,11 +278,26 @@ func (s *State) applyTask(c store.Change, touched map[string]bool) {
 		}
 		return
 	}
+	t = s.know(id)
+	t.leave(c)
+	if !s.listing { // else see readListing
+		s.read(t, c)
+	}
+}
+
+// know is the task of an id, a new one if nothing was known of it.
+func (s *State) know(id string) *task {
+	t := s.tasks[id]
 	if t == nil {
 		t = &task{reports: map[int]*reports{}}
 		t.ID = id
 		s.tasks[id] = t
 	}
+	return t
+}
+
+// leave notes what of a task is in the store alone.
+func (t *task) leave(c store.Change) {
 	switch c.Key.Kind {
 	case store.KindHardware, store.KindPlan:
 		t.left = c.Left
@@ -286,12 +306,12 @@ func (s *State) applyTask(c store.Change, touched map[string]bool) {
 	case store.KindLogs:
 		t.leftLog = c.Left
 	}
-	if !c.Left && !s.listing { // else see readListing
-		s.read(t, c)
-	}
 }
 
 func (s *State) read(t *task, c store.Change) {
+	if c.Left {
+		return
+	}
 	if err := store.SetPart(&t.Task, c.Key, c.Value); err != nil {
 		s.log.Error("value in the store cannot be read", "key", c.Key.String(), "err", err)
 		return
@@ -313,12 +333,14 @@ func (s *State) readListing(all []store.Change) {
 		wg.Go(func() {
 			mine := func(id string) bool { return int(id[len(id)-1])%readers == reader }
 			for i := range all {
-				switch c := all[i]; {
+				switch c := &all[i]; {
 				case c.Value == nil:
+				case c.Key.Kind == store.KindArchive && mine(c.Key.TaskID):
+					s.readArchived(s.tasks[c.Key.TaskID], *c)
 				case taskPart(c.Key.Kind) && mine(c.Key.TaskID):
-					s.read(s.tasks[c.Key.TaskID], c)
+					s.read(s.tasks[c.Key.TaskID], *c)
 				case (c.Key.Kind == store.KindAgentInfo || c.Key.Kind == store.KindDiscovered) && i%readers == reader:
-					seen[i] = s.readSeen(c)
+					seen[i] = s.readSeen(*c)
 				}
 			}
 			for id, t := range s.tasks {
@@ -333,6 +355,15 @@ func (s *State) readListing(all []store.Change) {
 		if k != nil {
 			s.fleet.setSeen(all[i].Key, k)
 		}
+	}
+}
+
+func (s *State) readArchived(t *task, c store.Change) {
+	parts, err := c.Archived()
+	s.report(err, c)
+	for _, part := range parts {
+		t.leave(part)
+		s.read(t, part)
 	}
 }
 
@@ -365,16 +396,10 @@ func (t *task) recall() {
 }
 
 func (s *State) applyReport(c store.Change) (api.Event, bool) {
-	t := s.tasks[c.Key.TaskID]
-	if t == nil {
-		if c.Value == nil {
-			return api.Event{}, false
-		}
-		// A listing is in key order, and regions/ comes before tasks/.
-		t = &task{reports: map[int]*reports{}}
-		t.ID = c.Key.TaskID
-		s.tasks[t.ID] = t
+	if c.Value == nil && s.tasks[c.Key.TaskID] == nil {
+		return api.Event{}, false
 	}
+	t := s.know(c.Key.TaskID) // in a listing regions/ comes before tasks/
 	r := t.reports[c.Key.Attempt]
 	if r == nil {
 		r = &reports{chunks: map[int]string{}}

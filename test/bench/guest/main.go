@@ -64,9 +64,9 @@ func measure(ctx context.Context, url string, sys *pid1.System) error {
 		{"agent", func(f *os.File) error {
 			c := install.Copier{Blobs: blobs, Decode: install.Zstd{Path: zstd}, Stall: time.Minute, Log: sys.Log}
 			behind := install.WriteBehind{File: f} // as an installation does
-			return c.Copy(ctx, m, func(_ int, chunk lpmos.Chunk, raw []byte) error {
-				_, err := f.WriteAt(raw, chunk.Offset)
-				behind.Wrote(chunk.Offset, int64(len(raw)))
+			return c.Copy(ctx, m, func(_ int, chunk lpmos.Chunk, at int64, piece []byte) error {
+				_, err := f.WriteAt(piece, chunk.Offset+at)
+				behind.Wrote(chunk.Offset+at, int64(len(piece)))
 				return err
 			})
 		}},
