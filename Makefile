@@ -21,7 +21,7 @@ MACHINES ?= 1
 OS ?= debian-12
 AUTO ?=
 
-.PHONY: build release lab test check unit browser vm vm-all vm-matrix long bench fuzz load screenshots pages lint tidy generated deps-lab deps-test clean help
+.PHONY: build release lab test check unit parsers browser vm vm-all vm-matrix long bench fuzz load screenshots pages lint tidy generated deps-lab deps-test clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,7 +36,7 @@ release: ## static programs for amd64 and arm64 in dist/, built twice and compar
 lab: deps-lab build ## one blank virtual machine, provisioned for real (AUTO=1 FIRMWARE=uefi OS=tiny MACHINES=2)
 	@$(SUDO) bin/lpmos lab up --firmware $(FIRMWARE) --machines $(MACHINES) --os $(OS) --cache-dir $(CACHE) $(if $(AUTO),--auto)
 
-test: deps-test check unit browser vm ## everything CI runs
+test: deps-test check unit parsers browser vm ## everything CI runs
 
 check: lint tidy ## gofmt, vet, golangci-lint, tidy module
 lint:
@@ -46,6 +46,9 @@ tidy:
 
 unit: ## unit, contract and system tests, with the race detector
 	$(SUDO) env LPMOS_REQUIRE=root,mkfs,tools,images,e2e,shells GOFLAGS='$(GOFLAGS)' $(TEST) -race -timeout 20m -skip 'Browser|Screenshots' $$(go list ./... | grep -v -e /test/vm -e /test/browser)
+
+parsers: ## every parser of bytes from outside against 500 inputs nobody meant (longer: make fuzz)
+	$(SUDO) env GOFLAGS='$(GOFLAGS)' scripts/fuzz 500x
 
 browser: ## the web interface in real Chromium
 	LPMOS_REQUIRE=browser $(TEST) -count=1 -p 1 -timeout 15m -run Browser ./internal/controlplane/web ./test/e2e

@@ -106,3 +106,41 @@ func FuzzHardware(f *testing.F) {
 		}
 	})
 }
+
+// FuzzWords reads the short texts that people, files and machines give: what is
+// taken is written as it was meant, and read again as the same.
+func FuzzWords(f *testing.F) {
+	for _, s := range []string{"00-1A-2B-3C-4D-5E", "001a.2b3c.4d5e", "1.5 TiB", "web@3", edKey, "sha256:" + strings.Repeat("ab", 32), `{"disk-passphrase":{"value":"x","salt":"AAAA"}}`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if m, err := lpmos.ParseMAC(s); err == nil {
+			if again, err := lpmos.ParseMAC(m.String()); err != nil || again != m || m.IsZero() {
+				t.Fatalf("the MAC address %q is read as %s, and that as %s, %v", s, m, again, err)
+			}
+		}
+		if n, err := lpmos.ParseSize(s); err == nil && (n < 0 || n%(1<<20) != 0) {
+			t.Fatalf("the size %q has %d bytes", s, n)
+		}
+		if name, version, err := lpmos.ParseRef("profile", s); err == nil && (version < 0 || !lpmos.ValidName(name)) {
+			t.Fatalf("%q refers to %q, version %d", s, name, version)
+		}
+		if k, err := lpmos.ParseHostKey(s); err == nil {
+			if again, err := lpmos.ParseHostKey(k.Type + " " + k.Key); err != nil || again != k {
+				t.Fatalf("the key %q is read as %+v, and that as %+v, %v", s, k, again, err)
+			}
+		}
+		if d, err := lpmos.TrimDigest(s); err == nil && !lpmos.ValidDigest(d) {
+			t.Fatalf("%q is the digest %q", s, d)
+		}
+		if lpmos.ValidSSHKey(s) && strings.ContainsAny(s, "\n\r\x00") {
+			t.Fatalf("%q is taken for one key", s)
+		}
+		_ = lpmos.CheckPasswordHash(s)
+		if set, err := lpmos.ParseSecretSet([]byte(s)); err == nil {
+			if _, err := lpmos.ParseSecretSet(set.Expose()); err != nil {
+				t.Fatalf("secrets cannot be read again: %v", err)
+			}
+		}
+	})
+}

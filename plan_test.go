@@ -104,6 +104,7 @@ func TestPlanIsDeterministic(t *testing.T) {
 	}
 }
 
+// TestPlanChoosesDisk is D01, D09 and D10 where a plan is made.
 func TestPlanChoosesDisk(t *testing.T) {
 	for name, tt := range map[string]struct {
 		edit    func(*lpmos.Task, *lpmos.Hardware, *lpmos.Image)

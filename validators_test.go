@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,9 +20,10 @@ func validate(t *testing.T, cmd *exec.Cmd, text string) {
 	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd.Args = append(cmd.Args, name)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("%v: %v: %s\n%s", cmd.Args, err, out, text)
+	run := exec.CommandContext(t.Context(), cmd.Path, append(slices.Clone(cmd.Args[1:]), name)...)
+	run.Env = cmd.Env
+	if out, err := run.CombinedOutput(); err != nil {
+		t.Errorf("%v: %v: %s\n%s", run.Args, err, out, text)
 	}
 }
 
@@ -75,26 +77,57 @@ func cloudInit(t *testing.T) *exec.Cmd {
 	return cmd
 }
 
+// renderings are the answers of a kind with all that a profile, a template and an
+// installer's entry say, and with nothing of it.
+func renderings(t *testing.T, kind string) map[string]string {
+	bare := installer(kind)
+	bare.Installer.Repository = ""
+	return map[string]string{
+		"everything": answersOf(t, installerPlan(kind)),
+		"nothing":    answersOf(t, lpmos.NewPlan(task(), server(), bare)),
+	}
+}
+
 // TestAnswersAreValid has each family's own validator read the answers. There is
 // no Debian package of the one for kickstart.
 func TestAnswersAreValid(t *testing.T) {
-	t.Run(lpmos.TemplatePreseed, func(t *testing.T) {
-		validate(t, validator(t, "tools", "debconf-set-selections", "-c"), answersOf(t, installerPlan(lpmos.TemplatePreseed)))
-	})
-	t.Run(lpmos.TemplateKickstart, func(t *testing.T) {
-		validate(t, validator(t, "kickstart", "ksvalidator", "-v", "RHEL9"), answersOf(t, installerPlan(lpmos.TemplateKickstart)))
-	})
-	t.Run(lpmos.TemplateAutoinstall, func(t *testing.T) {
+	for kind, c := range map[string]struct {
+		validator func(*testing.T) *exec.Cmd
+		as        func(string) string
+	}{
+		lpmos.TemplatePreseed:   {func(t *testing.T) *exec.Cmd { return validator(t, "tools", "debconf-set-selections", "-c") }, nil},
+		lpmos.TemplateKickstart: {func(t *testing.T) *exec.Cmd { return validator(t, "kickstart", "ksvalidator", "-v", "RHEL9") }, nil},
 		// Its validator knows the document as a part of user-data.
-		text := answersOf(t, installerPlan(lpmos.TemplateAutoinstall))
-		validate(t, cloudInit(t), "#cloud-config\nautoinstall:\n  "+strings.ReplaceAll(text, "\n", "\n  "))
-	})
+		lpmos.TemplateAutoinstall: {cloudInit, func(s string) string { return "#cloud-config\nautoinstall:\n  " + strings.ReplaceAll(s, "\n", "\n  ") }},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			cmd := c.validator(t)
+			for name, text := range renderings(t, kind) {
+				if c.as != nil {
+					text = c.as(text)
+				}
+				t.Run(name, func(t *testing.T) { validate(t, cmd, text) })
+			}
+		})
+	}
 }
 
 // TestSeedIsValid is the same of what cloud-init is given in an installed system.
 func TestSeedIsValid(t *testing.T) {
 	cmd := cloudInit(t)
-	tk, img, s := task(), image(), setup()
-	img.CloudInit, tk.Setup = true, &s
-	validate(t, cmd, planned(t, lpmos.NewPlan(tk, server(), img), "/var/lib/cloud/seed/nocloud/user-data").Text)
+	s := setup()
+	for name, edit := range map[string]func(*lpmos.Task){
+		"everything": func(t *lpmos.Task) { t.Setup = &s },
+		"nothing":    func(*lpmos.Task) {},
+		"a template": func(t *lpmos.Task) {
+			t.TemplateText = &lpmos.TaskTemplate{Name: "more", Version: 1, Kind: lpmos.TemplateUserData, Text: "#cloud-config\nfqdn: {{json hostname}}\npackages: [tmux]\nwrite_files: [{path: /etc/asset, content: {{json asset}}}]\n"}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tk, h, img := task(), server(), image()
+			img.CloudInit, h.Chassis.AssetTag = true, `it's "A" % $(x) #1: [`
+			edit(tk)
+			validate(t, cmd, planned(t, lpmos.NewPlan(tk, h, img), "/var/lib/cloud/seed/nocloud/user-data").Text)
+		})
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -171,6 +172,22 @@ func FuzzReadOffer(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if o, ok := readOffer(b, p.TransactionID); ok && !o.Server.IsValid() {
 			t.Errorf("an offer of nobody: %v", o)
+		}
+	})
+}
+
+// FuzzSockets reads what the kernel lists as open.
+func FuzzSockets(f *testing.F) {
+	f.Add([]byte("  sl  local_address rem_address   st\n   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 1\n"))
+	f.Add([]byte("   0: 00000000000000000000000001000000:0043 0:0 07 a b c d e 7\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, network := range []string{"tcp", "udp"} {
+			sockets, _ := listening(fstest.MapFS{"net/" + network: {Data: b}}, network, "")
+			for _, s := range sockets {
+				if !s.addr.IsValid() {
+					t.Fatalf("a socket %+v", s)
+				}
+			}
 		}
 	})
 }

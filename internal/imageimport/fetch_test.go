@@ -3,8 +3,16 @@ package imageimport
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"log"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -125,16 +133,76 @@ func TestFetchStaysOutside(t *testing.T) {
 			t.Errorf("file = %v; want an error without the password", err)
 		}
 	})
-	// M10
-	t.Run("past a certificate that is not trusted", func(t *testing.T) {
-		s := httptest.NewTLSServer(http.NotFoundHandler())
-		defer s.Close()
-		l := quick()
-		l.Retries = 1
-		if _, err := fetched(t, loopback, l, s.URL, t.TempDir()); err == nil || !strings.Contains(err.Error(), "certificate") {
-			t.Errorf("file = %v; want an error about the certificate", err)
-		}
-	})
+}
+
+// TestFetchTrustsNobodyElse is M10: what a mirror shows is looked at by everybody's
+// rules.
+func TestFetchTrustsNobodyElse(t *testing.T) {
+	authority, key := certificate(t, &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
+	roots := x509.NewCertPool()
+	roots.AddCert(authority.Leaf)
+	by := func(edit func(*x509.Certificate)) tls.Certificate {
+		c := &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+		edit(c)
+		leaf, _ := certificate(t, c, authority.Leaf, key)
+		return leaf
+	}
+	good := by(func(*x509.Certificate) {})
+	self, _ := certificate(t, &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}, nil, nil)
+	for name, c := range map[string]struct {
+		cert tls.Certificate
+		most uint16 // version of TLS that the mirror speaks; 0 is any
+		want string // "": the file
+	}{
+		"a good one":                          {good, 0, ""},
+		"one that nobody signed":              {self, 0, "certificate"},
+		"one of yesterday":                    {by(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-24 * time.Hour) }), 0, "expired"},
+		"one of tomorrow":                     {by(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(24 * time.Hour) }), 0, "not yet valid"},
+		"one of another host":                 {by(func(c *x509.Certificate) { c.IPAddresses = nil; c.DNSNames = []string{"elsewhere.example"} }), 0, "certificate"},
+		"a good one, by TLS of the year 1999": {good, tls.VersionTLS10, "protocol version"},
+		"a good one, by TLS of the year 2006": {good, tls.VersionTLS11, "protocol version"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("the file")) }))
+			s.Config.ErrorLog = log.New(io.Discard, "", 0)
+			s.TLS = &tls.Config{Certificates: []tls.Certificate{c.cert}, MinVersion: tls.VersionTLS10, MaxVersion: c.most}
+			s.StartTLS()
+			defer s.Close()
+			l := quick()
+			l.Retries = 1
+			f := newFetcher(loopback, l, func(string, int64, int64) {})
+			f.client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: roots} // in place of the system's
+			u, err := url.Parse(s.URL)
+			must(t, err)
+			_, err = f.file(t.Context(), u, t.TempDir())
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("file = %v; want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// certificate makes one that is valid now, if c does not say otherwise, signed by
+// parent or by itself.
+func certificate(t *testing.T, c, parent *x509.Certificate, signer *ecdsa.PrivateKey) (tls.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	c.SerialNumber = big.NewInt(1)
+	if c.NotBefore.IsZero() {
+		c.NotBefore = time.Now().Add(-48 * time.Hour)
+	}
+	if c.NotAfter.IsZero() {
+		c.NotAfter = time.Now().Add(48 * time.Hour)
+	}
+	if parent == nil {
+		parent, signer = c, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, signer)
+	must(t, err)
+	leaf, err := x509.ParseCertificate(der)
+	must(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, key
 }
 
 // TestFetchFaults is M01, M02, M05 and M06.

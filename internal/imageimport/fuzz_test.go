@@ -3,6 +3,8 @@ package imageimport
 import (
 	"bytes"
 	"encoding/binary"
+	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/ulikunitz/xz"
@@ -50,7 +52,7 @@ func FuzzQcow2(f *testing.F) {
 	}
 	f.Add(uint32(8), []byte{1})
 	f.Add(uint32(1<<16), []byte{0x40, 0, 0, 0, 0, 0, 0, 1})
-	f.Fuzz(func(_ *testing.T, at uint32, change []byte) {
+	f.Fuzz(func(t *testing.T, at uint32, change []byte) {
 		b := bytes.Clone(good)
 		copy(b[int(at)%len(b):], change)
 		size, err := checkQcow2(b, int64(len(b)), 1<<24)
@@ -61,7 +63,11 @@ func FuzzQcow2(f *testing.F) {
 		if err != nil {
 			return
 		}
-		_, _ = d.holes()
+		for h, err := range d.holes {
+			if err == nil && (h.Offset < 0 || h.Bytes <= 0 || h.Offset+h.Bytes > size) {
+				t.Fatalf("a hole %+v of a disk of %d bytes", h, size)
+			}
+		}
 		_, _ = d.ReadAt(make([]byte, 4096), 0)
 		_, _ = d.ReadAt(make([]byte, 4096), size-4096)
 	})
@@ -82,4 +88,30 @@ func FuzzXZ(f *testing.F) {
 func FuzzTar(f *testing.F) {
 	f.Add(bytes.Repeat([]byte{0}, 1024))
 	f.Fuzz(func(_ *testing.T, b []byte) { _, _ = scanTar(bytes.NewReader(b), rofs.NewTar()) })
+}
+
+// FuzzAnswer judges the head of whatever a mirror answers.
+func FuzzAnswer(f *testing.F) {
+	f.Add(206, "bytes 10-99/100", "application/octet-stream", "", int64(90), int64(10))
+	f.Add(200, "", "text/html", "gzip", int64(-1), int64(0))
+	fetch := &fetcher{limits: Limits{Bytes: 1000}}
+	f.Fuzz(func(t *testing.T, status int, span, kind, encoding string, length, have int64) {
+		resp := &http.Response{StatusCode: status, ContentLength: length, Header: http.Header{"Content-Range": {span}, "Content-Type": {kind}, "Content-Encoding": {encoding}, "Etag": {span}}}
+		_ = validator(resp.Header)
+		was := have
+		total, err := fetch.answer(resp, &partialNote{Total: -1}, &have)
+		if err == nil && (total > 1000 || have != 0 && have != was) {
+			t.Fatalf("answered %d bytes, going on at %d", total, have)
+		}
+	})
+}
+
+// FuzzSigner reads what gpgv says; a key is good when it says both.
+func FuzzSigner(f *testing.F) {
+	f.Add("[GNUPG:] GOODSIG 1234 A Name <a@example>\n[GNUPG:] VALIDSIG ABCD 2026-01-01\n")
+	f.Fuzz(func(t *testing.T, status string) {
+		if s := validSigner(status); s != "" && (!strings.Contains(status, "GOODSIG") || !strings.Contains(status, "VALIDSIG")) {
+			t.Fatalf("%q names the signer %q", status, s)
+		}
+	})
 }

@@ -11,6 +11,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"iter"
 	"net/url"
 	"os"
 	"path"
@@ -358,10 +359,7 @@ func (im *importer) disk(ctx context.Context, f *os.File, size int64) (Result, e
 		if err != nil {
 			return Result{}, err
 		}
-		if d.Holes, err = q.holes(); err != nil {
-			return Result{}, err
-		}
-		d.Source, size = q, diskBytes
+		d.Source, d.Holes, size = q, q.holes, diskBytes
 	} else {
 		d.Source, d.Holes = f, fileHoles(f, size)
 	}
@@ -411,22 +409,24 @@ func (im *importer) unpack(ctx context.Context, f *os.File, size int64) (*os.Fil
 	return out, n, nil
 }
 
-// fileHoles lists the holes of a sparse file, as far as the filesystem tells.
-func fileHoles(f *os.File, size int64) []lpmos.Range {
-	var out []lpmos.Range
-	for at := int64(0); at < size; {
-		hole, err := unix.Seek(int(f.Fd()), at, unix.SEEK_HOLE)
-		if err != nil || hole >= size {
-			return out
+// fileHoles yields the holes of a sparse file, as far as the filesystem tells.
+func fileHoles(f *os.File, size int64) iter.Seq2[lpmos.Range, error] {
+	return func(yield func(lpmos.Range, error) bool) {
+		for at := int64(0); at < size; {
+			hole, err := unix.Seek(int(f.Fd()), at, unix.SEEK_HOLE)
+			if err != nil || hole >= size {
+				return
+			}
+			data, err := unix.Seek(int(f.Fd()), hole, unix.SEEK_DATA)
+			if err != nil {
+				data = size // nothing but a hole follows
+			}
+			if !yield(lpmos.Range{Offset: hole, Bytes: min(data, size) - hole}, nil) {
+				return
+			}
+			at = data
 		}
-		data, err := unix.Seek(int(f.Fd()), hole, unix.SEEK_DATA)
-		if err != nil {
-			data = size // nothing but a hole follows
-		}
-		out = append(out, lpmos.Range{Offset: hole, Bytes: min(data, size) - hole})
-		at = data
 	}
-	return out
 }
 
 // tar packs the tar of a root filesystem, and looks at it while it passes by.

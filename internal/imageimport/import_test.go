@@ -466,6 +466,7 @@ func TestImportRefusesWhatItIsNot(t *testing.T) {
 	})
 }
 
+// TestImportIsBounded is M07 for what a person imports.
 func TestImportIsBounded(t *testing.T) {
 	var bomb bytes.Buffer
 	z, err := zstd.NewWriter(&bomb)

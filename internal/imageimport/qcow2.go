@@ -133,21 +133,22 @@ func (d *qcowDisk) ReadAt(b []byte, off int64) (n int, err error) {
 	return d.img.ReadAt(b, off)
 }
 
-// holes lists what the image does not have, or says is zero.
-func (d *qcowDisk) holes() (out []lpmos.Range, err error) {
-	defer recovered(&err)
+// holes yields what the image does not have, or says is zero.
+func (d *qcowDisk) holes(yield func(lpmos.Range, error) bool) {
 	for at := int64(0); at < d.size; {
-		e, err := d.img.Extent(at, d.size-at)
-		if err != nil {
-			return nil, err
-		}
-		if e.Length <= 0 || e.Start != at {
-			return nil, errors.New("its tables are damaged")
-		}
-		if e.Zero || !e.Allocated {
-			out = append(out, lpmos.Range{Offset: at, Bytes: e.Length})
+		e, err := d.extent(at)
+		if (err != nil || e.Zero || !e.Allocated) && !yield(lpmos.Range{Offset: at, Bytes: e.Length}, err) || err != nil {
+			return
 		}
 		at += e.Length
 	}
-	return out, nil
+}
+
+// extent is the stretch of one kind that begins at a place of the disk.
+func (d *qcowDisk) extent(at int64) (e image.Extent, err error) {
+	defer recovered(&err)
+	if e, err = d.img.Extent(at, d.size-at); err == nil && (e.Length <= 0 || e.Start != at) {
+		err = errors.New("its tables are damaged")
+	}
+	return e, err
 }

@@ -2,6 +2,7 @@ package imagepack
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"math/bits"
 	"os"
 	"path/filepath"
 
@@ -19,9 +22,11 @@ import (
 type Disk struct {
 	Source io.ReaderAt // reads as zero where a sparse file has holes
 	Bytes  int64       // of the disk; the last partial 4096 bytes are filled with zeros
-	// Holes are stretches that are known to read as zero without reading them:
-	// clusters a qcow2 does not have, holes of a sparse file. Ascending.
-	Holes []lpmos.Range
+	// Holes yields stretches that are known to read as zero without reading them:
+	// clusters a qcow2 does not have, holes of a sparse file. An error ends the
+	// pack. They are no list, because a file can have a billion of them. It may be
+	// nil.
+	Holes iter.Seq2[lpmos.Range, error]
 	// Ext4 are the partitions, ascending, whose own bitmaps say which blocks are
 	// free. One that was not unmounted cleanly, or that this package cannot read
 	// exactly, is packed whole.
@@ -43,7 +48,8 @@ type Packed struct {
 
 // PackDisk packs a whole disk into dir/blobs: data in chunks, what reads as zero
 // as ranges to be zeroed, and the free blocks of ext4 not at all. Memory is
-// bounded by a few chunks for each processor, whatever the size.
+// bounded by a few chunks for each processor, three bits for each block, and the
+// longest manifest there may be, whatever is in the image.
 func PackDisk(ctx context.Context, dir string, d Disk) (Packed, error) {
 	p, err := packDisk(ctx, dir, d)
 	if err != nil {
@@ -61,9 +67,14 @@ func packDisk(ctx context.Context, dir string, d Disk) (Packed, error) {
 	blocks := m.SizeBytes / blockBytes
 	free, zero := newBlockSet(blocks), newBlockSet(blocks)
 	out := Packed{Manifest: &m, Whole: map[int64]string{}}
-	for _, h := range d.Holes {
-		// Only whole blocks are known to be zero.
-		zero.set((h.Offset+blockBytes-1)/blockBytes, min((h.Offset+h.Bytes)/blockBytes, blocks))
+	if d.Holes != nil {
+		for h, err := range d.Holes {
+			if err = cmp.Or(err, ctx.Err()); err != nil {
+				return Packed{}, err
+			}
+			// Only whole blocks are known to be zero.
+			zero.set((h.Offset+blockBytes-1)/blockBytes, min((h.Offset+h.Bytes)/blockBytes, blocks))
+		}
 	}
 	for _, part := range d.Ext4 {
 		if err := freeOf(d.Source, part, free); err != nil {
@@ -73,12 +84,17 @@ func packDisk(ctx context.Context, dir string, d Disk) (Packed, error) {
 	var err error
 	if m.Pack, err = writePack(ctx, dir, func(add func(int64, []byte) error) error {
 		return scan(ctx, d, m.SizeBytes, free, zero, add)
-	}, nil, &m); err != nil {
+	}, func() error {
+		for r := range zero.runs(0, blocks) {
+			if len(m.Zero) == maxZeros {
+				return errPieces
+			}
+			m.Zero = append(m.Zero, lpmos.Range{Offset: r.first * blockBytes, Bytes: r.count * blockBytes})
+		}
+		return nil
+	}, &m); err != nil {
 		return Packed{}, err
 	}
-	zero.each(func(first, count int64) {
-		m.Zero = append(m.Zero, lpmos.Range{Offset: first * blockBytes, Bytes: count * blockBytes})
-	})
 	out.Digest, err = writeManifest(dir, &m)
 	return out, err
 }
@@ -98,13 +114,17 @@ func freeOf(src io.ReaderAt, part lpmos.Range, free blockSet) error {
 		return err
 	}
 	next := int64(0)
-	for _, u := range append(used, run{fs.blocks, 0}) {
+	freeTo := func(block int64) {
 		// A partition need not begin at a multiple of 4096: a block of the disk
 		// is free when all of it is.
-		from, to := part.Offset+next*blockBytes, part.Offset+u.first*blockBytes
+		from, to := part.Offset+next*blockBytes, part.Offset+block*blockBytes
 		free.set((from+blockBytes-1)/blockBytes, to/blockBytes)
+	}
+	for u := range used.runs(0, fs.blocks) {
+		freeTo(u.first)
 		next = u.first + u.count
 	}
+	freeTo(fs.blocks)
 	return nil
 }
 
@@ -120,7 +140,9 @@ func scan(ctx context.Context, d Disk, size int64, free, zero blockSet, add func
 		n := min(int64(chunkBytes), size-at)
 		first, last := at/blockBytes, (at+n)/blockBytes
 		// What is free is not zeroed: the filesystem never shows it.
-		free.eachIn(first, last, func(f, t int64) { zero.clear(f, t) })
+		for f := range free.runs(first, last) {
+			zero.clear(f.first, f.first+f.count)
+		}
 		if !free.or(zero, first, last) {
 			b := buf[:n]
 			if err := readFull(d.Source, b, at, d.Bytes); err != nil {
@@ -219,23 +241,37 @@ func (b blockSet) or(c blockSet, from, to int64) bool {
 	return true
 }
 
-// eachIn calls f for every run of b in [from, to).
-func (b blockSet) eachIn(from, to int64, f func(from, to int64)) {
-	for i := from; i < to; i++ {
-		if !b.has(i) {
-			continue
+// runs yields the runs of b in [from, to), ascending, with blocks that are not in
+// b between any two.
+func (b blockSet) runs(from, to int64) iter.Seq[run] {
+	return func(yield func(run) bool) {
+		for i := from; i < to; i++ {
+			if !b.has(i) {
+				continue
+			}
+			start := i
+			for i < to && b.has(i) {
+				i++
+			}
+			if !yield(run{start, i - start}) {
+				return
+			}
 		}
-		start := i
-		for i < to && b.has(i) {
-			i++
-		}
-		f(start, i)
 	}
 }
 
-// each calls f for every run.
-func (b blockSet) each(f func(first, count int64)) {
-	b.eachIn(0, int64(len(b))*64, func(from, to int64) { f(from, to-from) })
+// count is how many of [from, to) are in b.
+func (b blockSet) count(from, to int64) (n int64) {
+	for i := from; i < to; i++ {
+		switch {
+		case i%64 == 0 && to-i >= 64:
+			n += int64(bits.OnesCount64(b[i/64]))
+			i += 63
+		case b.has(i):
+			n++
+		}
+	}
+	return n
 }
 
 // PackTar packs a tar stream as it is: the format is the stream's, its bytes
@@ -281,6 +317,16 @@ func PackTar(ctx context.Context, dir string, r io.Reader, manifest lpmos.ImageM
 	return Packed{Digest: digest, Manifest: &m}, nil
 }
 
+// Chunks and zeros beyond these make a manifest that is certainly too large:
+// each takes at least so many characters of it. A variable because a test cannot
+// wait for so many.
+var (
+	maxChunks = lpmos.MaxManifestBytes / (len(`{"offset":0,"bytes":1,"stored_offset":0,"stored_bytes":1,"sha256":""},`) + 2*sha256.Size)
+	maxZeros  = lpmos.MaxManifestBytes / len(`{"offset":0,"bytes":4096},`)
+)
+
+var errPieces = fmt.Errorf("it is in more pieces than a manifest of %s can list", lpmos.FormatBytes(lpmos.MaxManifestBytes))
+
 // writeManifest validates m and stores it under its digest.
 func writeManifest(dir string, m *lpmos.ImageManifest) (string, error) {
 	if err := m.Validate(); err != nil {
@@ -318,6 +364,9 @@ func writePack(ctx context.Context, dir string, produce func(add func(off int64,
 		q := newQueue(ctx, func(off, n int64, frame []byte) error {
 			if _, err := w.Write(frame); err != nil {
 				return err
+			}
+			if len(m.Chunks) == maxChunks {
+				return errPieces
 			}
 			sum := sha256.Sum256(frame)
 			m.Chunks = append(m.Chunks, lpmos.Chunk{Offset: off, Bytes: n, StoredOffset: stored, StoredBytes: int64(len(frame)), SHA256: hex.EncodeToString(sum[:])})

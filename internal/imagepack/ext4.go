@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
 )
 
 // Offsets and flags are those of the Linux kernel's documentation of the disk
@@ -196,17 +195,12 @@ func (f *filesystem) hasSuper(n int64) bool {
 	return false
 }
 
-// allocated lists the runs of blocks that are in use, in ascending order and
-// with free blocks between any two. Each group's bitmap must agree with its
-// free count and all of them with the superblock, so a filesystem that e2fsck
+// allocated are the blocks that are in use. Each group's bitmap must agree with
+// its free count and all of them with the superblock, so a filesystem that e2fsck
 // would change is refused instead of being packed with blocks missing.
-func (f *filesystem) allocated(r io.ReaderAt) ([]run, error) {
-	used := make([]byte, (f.blocks+7)/8)
-	mark := func(r run) {
-		for b := r.first; b < r.first+r.count && b < f.blocks; b++ {
-			used[b/8] |= 1 << (b % 8)
-		}
-	}
+func (f *filesystem) allocated(r io.ReaderAt) (blockSet, error) {
+	used := newBlockSet(f.blocks)
+	mark := func(r run) { used.set(r.first, min(r.first+r.count, f.blocks)) }
 	// Metadata first: a group without a bitmap has nothing else, and in the
 	// others the bitmap says the same again.
 	for n, g := range f.groups {
@@ -229,7 +223,7 @@ func (f *filesystem) allocated(r io.ReaderAt) ([]run, error) {
 		start := int64(n) * f.blocksPerGroup
 		for i := range min(f.blocksPerGroup, f.blocks-start) {
 			if bitmap[i/8]&(1<<(i%8)) != 0 {
-				used[(start+i)/8] |= 1 << ((start + i) % 8)
+				used.set(start+i, start+i+1)
 			}
 		}
 	}
@@ -238,7 +232,7 @@ func (f *filesystem) allocated(r io.ReaderAt) ([]run, error) {
 	for n, g := range f.groups {
 		start := int64(n) * f.blocksPerGroup
 		size := min(f.blocksPerGroup, f.blocks-start)
-		got := size - countBits(used, start, size)
+		got := size - used.count(start, start+size)
 		if got != g.free {
 			return nil, fmt.Errorf("group %d has %d free blocks and its descriptor says %d (run e2fsck)", n, got, g.free)
 		}
@@ -248,32 +242,5 @@ func (f *filesystem) allocated(r io.ReaderAt) ([]run, error) {
 		return nil, fmt.Errorf("filesystem has %d free blocks and its superblock says %d (run e2fsck)", free, f.freeBlocks)
 	}
 
-	var runs []run
-	for b := int64(0); b < f.blocks; b++ {
-		if used[b/8]&(1<<(b%8)) == 0 {
-			continue
-		}
-		if last := len(runs) - 1; last >= 0 && runs[last].first+runs[last].count == b {
-			runs[last].count++
-		} else {
-			runs = append(runs, run{b, 1})
-		}
-	}
-	return runs, nil
-}
-
-// countBits counts the set bits of [first, first+count).
-func countBits(set []byte, first, count int64) int64 {
-	var n int
-	i, end := first, first+count
-	for ; i < end && i%8 != 0; i++ {
-		n += int(set[i/8] >> (i % 8) & 1)
-	}
-	for ; i+8 <= end; i += 8 {
-		n += bits.OnesCount8(set[i/8])
-	}
-	for ; i < end; i++ {
-		n += int(set[i/8] >> (i % 8) & 1)
-	}
-	return int64(n)
+	return used, nil
 }

@@ -24,12 +24,12 @@ func FuzzExt4(f *testing.F) {
 		if err != nil {
 			return
 		}
-		runs, err := fs.allocated(r)
+		used, err := fs.allocated(r)
 		if err != nil {
 			return
 		}
 		var end int64
-		for _, run := range runs {
+		for run := range used.runs(0, fs.blocks) {
 			if run.first < end || run.count <= 0 || run.first+run.count > fs.blocks {
 				t.Fatalf("run %+v behind block %d of %d", run, end, fs.blocks)
 			}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"time"
@@ -75,7 +76,7 @@ func pack(ctx context.Context, fsPath string, opt Options) (lpmos.Image, error) 
 	if err != nil {
 		return lpmos.Image{}, err
 	}
-	runs, err := fs.allocated(src)
+	used, err := fs.allocated(src)
 	if err != nil {
 		return lpmos.Image{}, err
 	}
@@ -87,7 +88,7 @@ func pack(ctx context.Context, fsPath string, opt Options) (lpmos.Image, error) 
 	}
 	m.Pack, err = writePack(ctx, opt.OutDir, func(add func(int64, []byte) error) error {
 		buf := make([]byte, chunkBytes)
-		for _, c := range plan(runs) {
+		for _, c := range plan(used.runs(0, fs.blocks)) {
 			if _, err := src.ReadAt(buf[:c.Bytes], c.Offset); err != nil {
 				return fmt.Errorf("read %d bytes at %d: %w", c.Bytes, c.Offset, err)
 			}
@@ -114,9 +115,9 @@ func pack(ctx context.Context, fsPath string, opt Options) (lpmos.Image, error) 
 
 // plan cuts runs of allocated blocks into chunks: neighbours with a small gap
 // become one, and none crosses a multiple of chunkBytes.
-func plan(runs []run) []lpmos.Range {
+func plan(runs iter.Seq[run]) []lpmos.Range {
 	var chunks []lpmos.Range
-	for _, r := range runs {
+	for r := range runs {
 		start, end := r.first*blockBytes, (r.first+r.count)*blockBytes
 		for start < end {
 			limit := start - start%chunkBytes + chunkBytes

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -159,7 +160,7 @@ func TestAllocatedIsTheComplementOfWhatDumpe2fsCallsFree(t *testing.T) {
 			}
 			var got []run // the complement
 			next := int64(0)
-			for _, r := range append(slices.Clone(used), run{fsys.blocks, 0}) {
+			for _, r := range append(slices.Collect(used.runs(0, fsys.blocks)), run{fsys.blocks, 0}) {
 				if r.first > next {
 					got = append(got, run{next, r.first - next})
 				}
@@ -495,12 +496,43 @@ func TestPlan(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var got [][2]int64
-			for _, k := range plan(test.runs) {
+			for _, k := range plan(slices.Values(test.runs)) {
 				got = append(got, [2]int64{k.Offset / blockBytes, k.Bytes / blockBytes})
 			}
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("plan(%v) (-want +got):\n%s", test.runs, diff)
 			}
 		})
+	}
+}
+
+func TestPackDiskIsBounded(t *testing.T) {
+	// A block of data every MiB.
+	b := make([]byte, 16<<20)
+	for at := 0; at < len(b); at += 1 << 20 {
+		b[at] = 1
+	}
+	pack := func(holes iter.Seq2[lpmos.Range, error]) error {
+		dir := t.TempDir()
+		_, err := PackDisk(t.Context(), dir, Disk{Source: bytes.NewReader(b), Bytes: int64(len(b)), Holes: holes})
+		if left, _ := os.ReadDir(filepath.Join(dir, "blobs")); len(left) > 0 {
+			t.Errorf("a pack that went wrong left %v", left)
+		}
+		return err
+	}
+	for name, limit := range map[string]*int{"chunks": &maxChunks, "zeros": &maxZeros} {
+		was := *limit
+		*limit = 15
+		if err := pack(nil); !errors.Is(err, errPieces) {
+			t.Errorf("PackDisk of more %s than a manifest lists = %v; want %v", name, err, errPieces)
+		}
+		*limit = was
+	}
+	damaged := errors.New("damaged")
+	err := pack(func(yield func(lpmos.Range, error) bool) {
+		_ = yield(lpmos.Range{Offset: 4096, Bytes: 8192}, nil) && yield(lpmos.Range{}, damaged)
+	})
+	if !errors.Is(err, damaged) {
+		t.Errorf("PackDisk with tables that are damaged = %v", err)
 	}
 }

@@ -1,6 +1,9 @@
 package pki
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -274,4 +277,33 @@ func TestNames(t *testing.T) {
 	if got := Names("LPMOS.example.net:443"); !slices.Contains(got, "lpmos.example.net") {
 		t.Errorf("names are %q", got)
 	}
+}
+
+// FuzzRequest reads what a region, or whoever says it is one, sends to have
+// signed.
+func FuzzRequest(f *testing.F) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	good, err := Request(key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if key, err := ParseRequest(b); (key == nil) != (err != nil) {
+			t.Fatalf("ParseRequest = %v, %v", key, err)
+		}
+	})
+}
+
+// FuzzToken: what is taken is what is written, but for blanks around it.
+func FuzzToken(f *testing.F) {
+	f.Add(tokenPrefix + "dc1." + strings.Repeat("A", 43) + "." + strings.Repeat("A", 43))
+	f.Fuzz(func(t *testing.T, s string) {
+		if token, err := ParseToken(s); err == nil && token.String() != strings.TrimSpace(s) {
+			t.Fatalf("%q is read as the token %q", s, token.String())
+		}
+	})
 }

@@ -285,7 +285,7 @@ func (l *look) identity() {
 	if entries, err := l.tree.ReadDir("/etc/ssh"); err == nil {
 		for _, e := range entries {
 			if strings.HasPrefix(e.Name, "ssh_host_") && strings.HasSuffix(e.Name, "_key") {
-				l.say("identity", lpmos.CheckWarning, "It carries SSH host keys (%s): whoever has the image can pose as every machine it is installed on, unless they are made anew.", e.Name)
+				l.say("identity", lpmos.CheckWarning, "It carries SSH host keys (%s): whoever has the image can pose as every machine it is installed on, unless they are made anew.", clip(e.Name, 64))
 				break
 			}
 		}

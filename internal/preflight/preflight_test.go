@@ -3,11 +3,15 @@ package preflight
 import (
 	"bytes"
 	"slices"
+	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/rofs"
 )
 
 func TestParseFstab(t *testing.T) {
@@ -73,11 +77,37 @@ func FuzzFstab(f *testing.F) {
 		for _, m := range ParseFstab(s) {
 			_, _ = m.Disk(), m.Optional()
 		}
-		_ = defaultUser(s)
+		_, _ = defaultUser(s), assignments(s)
 	})
 }
 
 func FuzzPE(f *testing.F) {
 	f.Add(append([]byte("MZ"), make([]byte, 200)...))
 	f.Fuzz(func(_ *testing.T, b []byte) { _, _ = PESigned(b), PEMachine(b) })
+}
+
+// FuzzSystem looks into a root filesystem whose files say anything: the report is
+// text that can be shown, of a length that can be.
+func FuzzSystem(f *testing.F) {
+	f.Add("6.1.0-40-amd64", "ID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME=\"Debian\"\n", "system_info:\n  default_user:\n    name: debian\n", "root::1\nx:$y$:1\n", "SELINUX=enforcing\n")
+	f.Add("\x1b[31m", "ID=\u202e\nID_LIKE=suse rhel\nPRETTY_NAME='\xff\x00\n", "default_user:\n name:\n", ":", "SELINUX=")
+	f.Fuzz(func(t *testing.T, kernel, release, cloud, shadow, selinux string) {
+		list := rofs.NewTar()
+		for name, text := range map[string]string{"usr/x": "", "etc/os-release": release, "etc/cloud/cloud.cfg": cloud, "etc/cloud/cloud.cfg.d/1.cfg": cloud, "etc/shadow": shadow, "etc/selinux/config": selinux,
+			"etc/machine-id": kernel, "etc/ssh/ssh_host_" + kernel + "_key": "", "boot/vmlinuz-" + kernel: release, "boot/initrd.img-" + kernel: ""} {
+			if list.Add(name, 0, int64(len(text)), "", []byte(text)) != nil {
+				return
+			}
+		}
+		r := Tar(list, Want{"debian", "12", "amd64"}).Report
+		texts := []string{r.PrettyName, r.OSID, r.Kernel, r.DefaultUser, r.SELinux}
+		for _, c := range r.Checks {
+			texts = append(texts, c.Text)
+		}
+		for _, s := range texts {
+			if len(s) > 1000 || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+				t.Fatalf("the report holds %q", s)
+			}
+		}
+	})
 }

@@ -332,3 +332,15 @@ func TestOpenRefuses(t *testing.T) {
 		}
 	}
 }
+
+func TestTarIsBounded(t *testing.T) {
+	list, content, n := rofs.NewTar(), make([]byte, 1<<20), 0
+	for list.Add(fmt.Sprintf("etc/cloud/cloud.cfg.d/%d.cfg", n), 0, int64(len(content)), "", content) == nil {
+		if n++; n > 1000 {
+			t.Fatal("a list holds more than a gigabyte of files to be looked at")
+		}
+	}
+	if n < 100 {
+		t.Errorf("a list holds %d MiB of files to be looked at", n)
+	}
+}

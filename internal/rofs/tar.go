@@ -13,6 +13,7 @@ import (
 type Tar struct {
 	files map[string]*tarFile // by clean path
 	count int
+	bytes int64 // that the list takes
 }
 
 type tarFile struct {
@@ -23,8 +24,13 @@ type tarFile struct {
 	names   []string
 }
 
-// MaxTarEntries bounds the files of a stream.
-const MaxTarEntries = 2_000_000
+// Bounds of a list: the files of a stream, and the memory for their names, links
+// and contents, of which each file takes some more.
+const (
+	MaxTarEntries = 2_000_000
+	maxTarBytes   = 512 << 20
+	tarFileBytes  = 200
+)
 
 // NewTar is an empty list.
 func NewTar() *Tar { return &Tar{files: map[string]*tarFile{"/": {kind: fs.ModeDir}}} }
@@ -41,11 +47,16 @@ func (t *Tar) Add(name string, kind fs.FileMode, size int64, target string, cont
 	if err != nil || clean == "/" {
 		return err
 	}
+	if err := t.room(len(clean) + len(target) + len(content)); err != nil {
+		return err
+	}
 	f := t.files[clean]
 	if f == nil {
 		f = &tarFile{}
 		t.files[clean] = f
-		t.parent(clean)
+		if err := t.parent(clean); err != nil {
+			return err
+		}
 	}
 	f.kind, f.size, f.target, f.content = kind, size, target, content
 	return nil
@@ -64,22 +75,34 @@ func (t *Tar) Link(name, to string) error {
 	return t.Add(name, f.kind, f.size, f.target, f.content)
 }
 
+// room notes that the list grows by a file with so many bytes of text.
+func (t *Tar) room(text int) error {
+	if t.bytes += int64(text) + tarFileBytes; t.bytes > maxTarBytes {
+		return fmt.Errorf("the names of the stream, and what is to be looked at in it, take more than %d MiB", maxTarBytes>>20)
+	}
+	return nil
+}
+
 // parent makes the directories a file is in, which a stream may leave out.
-func (t *Tar) parent(name string) {
+func (t *Tar) parent(name string) error {
 	for name != "/" {
 		dir := path.Dir(name)
 		d := t.files[dir]
 		known := d != nil
 		if !known {
+			if err := t.room(0); err != nil { // its name is a part of that of the file
+				return err
+			}
 			d = &tarFile{kind: fs.ModeDir}
 			t.files[dir] = d
 		}
 		d.names = append(d.names, path.Base(name))
 		if known {
-			return
+			return nil
 		}
 		name = dir
 	}
+	return nil
 }
 
 // CleanTarName makes a member's name absolute; one with a part ".." leads out

@@ -12,7 +12,7 @@ import (
 )
 
 // TestCertify has "lpmos image certify" try a Debian as the image of a whole
-// disk, with a signed shim on it: by BIOS, by UEFI, and by UEFI with Secure Boot.
+// disk, with a signed shim on it: by BIOS, by UEFI, and by UEFI with Secure Boot (D12).
 func TestCertify(t *testing.T) {
 	rest(t)
 	w := onSite(t, "tiny", nil)

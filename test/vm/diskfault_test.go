@@ -12,7 +12,7 @@ import (
 
 // TestDiskFaults installs on a disk that cannot write one sector in the middle
 // of the image, and on one that is pulled out in the middle. Both fail with
-// what happened, and nothing else in the machine is written.
+// what happened, and nothing else in the machine is written (D02, D07).
 func TestDiskFaults(t *testing.T) {
 	rest(t)
 	w := onSite(t, "tiny", nil)

@@ -74,6 +74,11 @@ var matrix = []cell{
 	{lab.UEFI, "debian-13-storage", "tar", "raid1-lvm", lab.NVMe, 512, 1, two, false},
 	{lab.UEFI, "debian-13-storage", "ubuntu", "plain", lab.SCSI, 512, 1, two, false},
 	{lab.BIOS, "debian-13-storage", "el9", "plain", lab.AHCI, 512, 1, two, false},
+	{lab.BIOS, "debian-12-storage", "tar", "plain", lab.NVMe, 512, 1, two, false},
+	{lab.BIOS, "debian-13-storage", "tar", "plain", lab.AHCI, 512, 2, two, false},
+	{lab.UEFI, "debian-13-storage", "tar", "plain", lab.Virtio, 512, 1, two, false},
+	{lab.BIOS, "debian-13-storage", "tar", "raid1-lvm", lab.SCSI, 512, 1, two, false},
+	{lab.UEFI, "debian-13-storage", "tar", "luks", lab.AHCI, 512, 1, two, false},
 }
 
 // whole reports whether the image is a disk with partitions of its own.
@@ -96,7 +101,7 @@ func (c cell) name() string {
 // TestMatrix installs each cell on a machine with more disks than it needs,
 // which hold other systems' data, boots it and takes its receipt. A cell with
 // LUKS is given its passphrase as an operator would: with the task, and then at
-// the machine's console.
+// the machine's console. It is D12, and D09 for buses and sectors.
 //
 // LPMOS_VM_MATRIX names a file for the table; then all cells run, or those
 // whose names match LPMOS_VM_CELL, a regular expression.
@@ -153,7 +158,8 @@ func TestMatrix(t *testing.T) {
 const notInTable = `
 Not here: the images of Ubuntu, Rocky Linux, AlmaLinux and openSUSE themselves, which could not be fetched where this runs
 (whole disks in the layouts of Ubuntu 24.04 and EL 9 are made from the systems above, with their partitions, filesystems,
-fstab and menu); Secure Boot from an installed disk (internal/bootimage, decision 0009); sectors of 4096 bytes with a BIOS,
+fstab and menu); Secure Boot, with which TestCertify installs and boots a whole disk (declared layouts have a loader of ours, which is not
+signed: decision 0009); sectors of 4096 bytes with a BIOS,
 which cannot boot them, with AHCI, of which QEMU has none, and of whole disks, which keep those of the image.
 `
 

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/lpmos/lpmos"
@@ -69,4 +70,26 @@ func TestUnitNames(t *testing.T) {
 	if !slices.Equal(got, []string{"a.service", "b.mount"}) {
 		t.Errorf("units %q", got)
 	}
+}
+
+// FuzzFound reads anything as the files of an installed system: the region takes
+// the receipt, whatever the system is like.
+func FuzzFound(f *testing.F) {
+	f.Add("23 1 8:3 / / rw shared:1 - ext4 /dev/sda3 rw\n24 23 8:4 / /srv/a\\040b\\000 rw - xfs /dev/sda4 rw\n", "ID=debian\nPRETTY_NAME=\"Debian\"\n", "ops:x:1000:1000::/:/bin/sh\n", "a.service loaded failed\n")
+	f.Fuzz(func(t *testing.T, mountinfo, release, passwd, units string) {
+		for _, s := range []*string{&mountinfo, &release, &passwd, &units} {
+			*s = strings.ToValidUTF8(*s, "") // as Collect does
+		}
+		_ = rootDevice(mountinfo)
+		found := osRelease(release)
+		r := lpmos.Receipt{RootFSUUID: "x", OS: found["PRETTY_NAME"], OSID: found["ID"], OSVersion: found["VERSION_ID"],
+			Mounts: mounts(mountinfo), Users: people(passwd), FailedUnits: unitNames(units)}
+		var taken lpmos.Receipt
+		if err := lpmos.UnmarshalJSON(lpmos.CanonicalJSON(r), &taken); err != nil {
+			t.Fatalf("the region cannot read %+v: %v", r, err)
+		}
+		if err := taken.Check(); err != nil {
+			t.Fatalf("the region refuses %+v: %v", r, err)
+		}
+	})
 }

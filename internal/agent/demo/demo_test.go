@@ -104,3 +104,14 @@ func TestHardwareIsTheMachinesOwn(t *testing.T) {
 		t.Error("the disk cannot be installed on")
 	}
 }
+
+// FuzzCPIO looks for a file in whatever a region serves as an archive.
+func FuzzCPIO(f *testing.F) {
+	f.Add(agentapi.Archive(agentapi.ArchiveFile{Path: "/lpmos/boot.json", Mode: 0o600, Content: []byte("{}")}))
+	f.Add([]byte("\x00\x00070701ffffffff"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if got, err := fileOfCPIO(b, "lpmos/boot.json"); err == nil && !bytes.Contains(b, got) {
+			t.Fatalf("%q is not in the archive", got)
+		}
+	})
+}

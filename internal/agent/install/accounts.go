@@ -1,7 +1,6 @@
 package install
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -44,7 +43,7 @@ type table struct {
 const maxTable = 4 << 20
 
 func (t tree) readTable(name string, must bool) (*table, error) {
-	f, err := t.Open(name)
+	f, st, err := openFile(t.Root, name)
 	if errors.Is(err, fs.ErrNotExist) && !must {
 		return nil, nil
 	}
@@ -52,19 +51,18 @@ func (t tree) readTable(name string, must bool) (*table, error) {
 		return nil, err
 	}
 	defer f.Close()
-	st, err := f.Stat()
+	if st.Size() > maxTable {
+		return nil, fmt.Errorf("/%s is not an account file: it has %s", name, lpmos.FormatBytes(st.Size()))
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxTable))
 	if err != nil {
 		return nil, err
 	}
-	if !st.Mode().IsRegular() || st.Size() > maxTable {
-		return nil, fmt.Errorf("/%s is not an account file", name)
-	}
 	out := &table{path: name, mode: st.Mode().Perm(), gid: groupOf(st)}
-	sc := bufio.NewScanner(io.LimitReader(f, maxTable))
-	for sc.Scan() {
-		out.lines = append(out.lines, sc.Text())
+	if s := strings.TrimSuffix(string(text), "\n"); s != "" {
+		out.lines = strings.Split(s, "\n")
 	}
-	return out, sc.Err()
+	return out, nil
 }
 
 // find is the line of a name, -1 without one.

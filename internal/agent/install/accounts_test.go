@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lpmos/lpmos"
@@ -117,6 +118,23 @@ func TestAddUsersFollowsNoLink(t *testing.T) {
 	}
 	if _, err := tr.addUsers(setupJob(&lpmos.Setup{Users: []lpmos.Account{{Name: "ops"}}}), false); err == nil {
 		t.Error("a home was made outside of the image")
+	}
+}
+
+// Nobody writes to the other end of a FIFO of an image.
+func TestAccountFileThatIsNone(t *testing.T) {
+	tr, dir := accountTree(t)
+	for _, name := range []string{"etc/passwd", "etc/gshadow"} {
+		p := filepath.Join(dir, name)
+		if err := errors.Join(os.Remove(p), syscall.Mkfifo(p, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tr.addUsers(setupJob(&lpmos.Setup{Users: []lpmos.Account{{Name: "ops"}}}), false); err == nil || !strings.Contains(err.Error(), name+": is not a file") {
+			t.Errorf("addUsers with a FIFO as %s = %v; want that it is not a file", name, err)
+		}
+		if err := errors.Join(os.Remove(p), os.WriteFile(p, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/lpmos/lpmos"
@@ -231,6 +232,24 @@ func (t tree) copyFile(to string, mode fs.FileMode, from string) error {
 		return fmt.Errorf("write /%s: %w", to, err)
 	}
 	return nil
+}
+
+// openFile opens a file of an image for reading. Anything else is an error: whoever
+// opens a FIFO waits for somebody at its other end.
+func openFile(root *os.Root, name string) (*os.File, fs.FileInfo, error) {
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = &fs.PathError{Op: "open", Path: name, Err: errors.New("is not a file")}
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, st, nil
 }
 
 func (t tree) create(name string, mode, dirMode fs.FileMode) (*os.File, error) {

@@ -75,7 +75,7 @@ func TestCopyWritesTheImage(t *testing.T) {
 	}
 }
 
-// TestCopyRecovers spoils answers in ways that pass.
+// TestCopyRecovers spoils answers in ways that pass (M01, M02, M03, M05).
 func TestCopyRecovers(t *testing.T) {
 	want := testBytes(20 * testChunk)
 	for _, c := range []struct {
@@ -159,6 +159,7 @@ func (c cutter) Write(b []byte) (int, error) {
 	return c.ResponseWriter.Write(b)
 }
 
+// TestCopyFailsWithACause spoils answers in ways that do not (M01, M02, M03, M05, M06).
 func TestCopyFailsWithACause(t *testing.T) {
 	fs := testBytes(20 * testChunk)
 	flip := func(w http.ResponseWriter, r *http.Request, blob []byte) bool {
@@ -284,6 +285,8 @@ func (f decoderFunc) Start(ctx context.Context) (*Decoding, error) {
 	return &Decoding{In: inW, Out: outR, Wait: func() error { inW.Close(); outR.Close(); <-done; return err }}, nil
 }
 
+// TestCopyDistrustsTheDecoder is M07 on the machine: a chunk unpacks to what the
+// manifest says, or not at all.
 func TestCopyDistrustsTheDecoder(t *testing.T) {
 	fs := testBytes(8 * testChunk)
 	for _, c := range []struct {

@@ -42,7 +42,7 @@ type device struct {
 func openBlock(path string) (*device, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_EXCL, 0)
 	if errors.Is(err, syscall.EBUSY) {
-		return nil, &Failure{Code: "disk_busy", Cause: "The target disk " + path + " is in use.", NextStep: "Look in the log for what holds it, then retry the task.", Err: err}
+		return nil, busy("the kernel does not say what holds "+path, err)
 	}
 	if err != nil {
 		return nil, &Failure{Code: "disk_missing", Cause: "The target disk " + path + " cannot be opened for writing.", NextStep: nextDisk, Err: err}
@@ -90,20 +90,24 @@ func (in *Installer) checkTarget(d *device, want lpmos.DiskRef, bootMode string)
 	if d.sectorBytes != 512 && bootMode == "bios" {
 		return &Failure{Code: "disk_unsupported", Cause: "A BIOS cannot boot a disk with sectors of 4096 bytes.", NextStep: "Switch the machine to UEFI, or choose another disk."}
 	}
-	if holder := in.holder(d); holder != "" {
-		return &Failure{Code: "disk_busy", Cause: "The target disk is in use: " + holder + ".", NextStep: "Take it out of use, then retry the task."}
+	if d.regular {
+		return nil
+	}
+	if holder := in.holder(d.Name()); holder != "" {
+		return busy(holder, nil)
 	}
 	return nil
+}
+
+func busy(holder string, err error) *Failure {
+	return &Failure{Code: "disk_busy", Cause: "The target disk is in use: " + holder + ".", NextStep: "Take it out of use, then retry the task.", Err: err}
 }
 
 // holder says what uses the disk or one of its partitions, "" if nothing does.
 // O_EXCL refuses most of it already; this names it, and also sees mounts of
 // filesystems that do not claim their device.
-func (in *Installer) holder(d *device) string {
-	if d.regular {
-		return ""
-	}
-	name := filepath.Base(d.Name())
+func (in *Installer) holder(path string) string {
+	name := filepath.Base(path)
 	dirs := []string{filepath.Join(in.cfg.Sys, "class/block", name)}
 	if parts, err := filepath.Glob(filepath.Join(dirs[0], name+"*")); err == nil {
 		dirs = append(dirs, parts...)

@@ -318,7 +318,7 @@ func (in *Installer) signpost(ctx context.Context, job *Job, m *lpmos.ImageManif
 	} else if job.Plan.Effect.BootMode == "uefi" {
 		return &Failure{Code: "image_unsuitable", Cause: "The image has no EFI system partition, and the machine boots by UEFI.", NextStep: "Switch the machine to BIOS, or use another image."}
 	}
-	return in.mounted([]mountable{on}, func(r *os.Root) error {
+	err := in.mounted([]mountable{on}, func(r *os.Root) error {
 		tree := tree{r}
 		if on.FS == "vfat" && job.Plan.Effect.BootMode == "uefi" {
 			if err := fallbackLoader(tree, m.Arch); err != nil {
@@ -330,6 +330,11 @@ func (in *Installer) signpost(ctx context.Context, job *Job, m *lpmos.ImageManif
 		}
 		return nil
 	})
+	if errors.Is(err, syscall.ENOSPC) {
+		return &Failure{Code: "image_unsuitable", Cause: "The filesystem that firmware reads is full: what lets firmware and region find this disk has no room on it.",
+			NextStep: "Use an image with more room on its EFI system partition.", Err: err}
+	}
+	return err
 }
 
 // fallbackLoader copies the system's own loader to where firmware looks without

@@ -3,7 +3,11 @@ package install
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"hash/crc32"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/lpmos/lpmos"
@@ -81,6 +85,57 @@ func FuzzMarker(f *testing.F) {
 		copy(m, again)
 		if back, ok := readMarker(bytes.NewReader(b)); !ok || lpmos.DigestOf(back) != lpmos.DigestOf(got) {
 			t.Fatalf("%+v is read back as %+v, %v", got, back, ok)
+		}
+	})
+}
+
+// FuzzAccounts adds an account to whatever an image has as its account files: what
+// was there stays, line by line, and the new one has a number that nobody had.
+func FuzzAccounts(f *testing.F) {
+	f.Add("root:x:0:0:root:/root:/bin/bash\n", "root:x:0:\nadm:x:4:syslog\n", "root:*:19000:0:99999:7:::\n", "adm:*::\n")
+	f.Add("a:b\n:::\r\n", "ops:x:99999999999999999999:\nadm\n", "", ":")
+	f.Add("x:y:1000:1000\n", "ops:x:7:\n", "ops:!\n", "ops\n")
+	f.Fuzz(func(t *testing.T, passwd, group, shadow, gshadow string) {
+		root, err := os.OpenRoot(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		for name, text := range map[string]string{"etc/passwd": passwd, "etc/group": group, "etc/shadow": shadow, "etc/gshadow": gshadow} {
+			if err := errors.Join(root.MkdirAll("etc", 0o755), root.WriteFile(name, []byte(text), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tr := tree{root}
+		before, err := tr.readTable("etc/passwd", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		users, err := tr.addUsers(setupJob(&lpmos.Setup{Users: []lpmos.Account{{Name: "ops", Groups: []string{"adm", "docker"}}}}), false)
+		if err != nil {
+			return
+		}
+		after, err := tr.readTable("etc/passwd", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if was := len(before.lines); len(after.lines) != was+1 || !slices.Equal(after.lines[:was], before.lines) || !strings.HasPrefix(after.lines[was], "ops:x:") {
+			t.Fatalf("passwd %q became %q", before.lines, after.lines)
+		}
+		if id := users["ops"].uid; id < firstUID || id > lastUID || before.numbers(2)[id] {
+			t.Fatalf("ops has the number %d, which %q has", id, before.lines)
+		}
+	})
+}
+
+// FuzzACL reads an ACL as archives have it.
+func FuzzACL(f *testing.F) {
+	f.Add("user::rwx,user:adm:r-x:4,group::r-x,mask::rwx,other::---")
+	f.Add("u::rwx\ng:7:--x#effective:---\no::r")
+	f.Fuzz(func(t *testing.T, text string) {
+		u := unpacker{names: map[string]map[string]int{"passwd": {"root": 0}, "group": {"adm": 4}}}
+		if b, err := u.acl(text); err == nil && (len(b) < 4 || len(b)%8 != 4) {
+			t.Fatalf("%q is %d bytes for the kernel", text, len(b))
 		}
 	})
 }

@@ -315,6 +315,11 @@ func (in *Installer) claim(ctx context.Context, e *lpmos.Effect) (devices []*dev
 			return devices, err
 		}
 		d, err := in.open(path)
+		if errors.Is(err, syscall.EBUSY) {
+			if holder := in.holder(path); holder != "" {
+				err = busy(holder, err)
+			}
+		}
 		if err != nil {
 			return devices, err
 		}

@@ -2,6 +2,7 @@ package install
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -9,9 +10,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 // fileDevice is a regular file in place of a disk.
@@ -108,7 +111,7 @@ func TestPartitionPath(t *testing.T) {
 	}
 }
 
-// TestInstallRefusesBeforeWriting holds every refusal to "nothing was written".
+// TestInstallRefusesBeforeWriting holds every refusal to "nothing was written" (D02, D04).
 func TestInstallRefusesBeforeWriting(t *testing.T) {
 	const size = 400 << 20
 	for _, c := range []struct {
@@ -151,7 +154,7 @@ func TestInstallRefusesBeforeWriting(t *testing.T) {
 }
 
 // TestNamesThatMoved has the target's name be another disk's between two steps:
-// what is there now is not written to.
+// what is there now is not written to (D02).
 func TestNamesThatMoved(t *testing.T) {
 	other := filepath.Join(t.TempDir(), "disk")
 	was := bytes.Repeat([]byte{7}, 2<<20)
@@ -303,5 +306,70 @@ func TestMenuTakesConsolesAndRefusesScripts(t *testing.T) {
 		if got, err := b.menu(&plan.Effect, m); err == nil {
 			t.Errorf("menu with argument %q = %q; want an error", evil, got)
 		}
+	}
+}
+
+// TestHolder is D05: what uses the disk, or a partition of it, is said by its name.
+func TestHolder(t *testing.T) {
+	for name, c := range map[string]struct{ file, text, want string }{
+		"nothing":                {"", "", ""},
+		"LVM or LUKS":            {"sys/class/block/sda/sda2/holders/dm-0", "", "sda2 is held by dm-0"},
+		"multipath":              {"sys/class/block/sda/holders/dm-1", "", "sda is held by dm-1"},
+		"an array":               {"sys/class/block/sda/sda1/holders/md0", "", "sda1 is held by md0"},
+		"a mount":                {"proc/self/mountinfo", "22 1 8:2 / /srv rw - ext4 /dev/sda2 rw\n", "sda2 is mounted on /srv"},
+		"a mount of the disk":    {"proc/self/mountinfo", "22 1 8:0 / /srv rw - ext4 /dev/sda rw\n", "sda is mounted on /srv"},
+		"swap":                   {"proc/swaps", "Filename Type Size Used Priority\n/dev/sda1 partition 1 0 -2\n", "sda1 is swapped to"},
+		"a mount of another":     {"proc/self/mountinfo", "22 1 8:16 / /srv rw - ext4 /dev/sdb rw\n", ""},
+		"swap on another's part": {"proc/swaps", "/dev/sda10 partition 1 0 -2\n", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			files := map[string]string{"sys/class/block/sda/dev": "8:0\n", "sys/class/block/sda/sda1/dev": "8:1\n", "sys/class/block/sda/sda2/dev": "8:2\n"}
+			if c.file != "" {
+				files[c.file] = c.text
+			}
+			for name, text := range files {
+				p := filepath.Join(dir, name)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(text), 0o644)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			in := New(Config{Sys: filepath.Join(dir, "sys"), Proc: filepath.Join(dir, "proc")}, nil, nil, nil, slog.New(slog.DiscardHandler))
+			if got := in.holder("/dev/sda"); got != c.want {
+				t.Errorf("holder = %q; want %q", got, c.want)
+			}
+			// As the kernel says it of most of them.
+			in.cfg.Identify = func(context.Context) (*lpmos.Hardware, error) { return testHardware("/dev/sda", 400<<20, 512), nil }
+			in.open = func(string) (*device, error) { return nil, busy("somebody", syscall.EBUSY) }
+			_, err := in.claim(t.Context(), &lpmos.Effect{Target: testHardware("/dev/sda", 400<<20, 512).Disks[0].Ref()})
+			if f, ok := errors.AsType[*Failure](err); !ok || f.Code != "disk_busy" || !strings.Contains(f.Cause, cmp.Or(c.want, "somebody")) {
+				t.Errorf("claim = %v; want disk_busy, and whose it is", err)
+			}
+		})
+	}
+}
+
+// TestFullESP is D11: a boot loader that has no room where firmware looks for it
+// without a boot entry is said to have none.
+func TestFullESP(t *testing.T) {
+	if os.Getuid() != 0 {
+		tier.Missing(t, "root", "not root")
+	}
+	esp := t.TempDir()
+	if err := syscall.Mount("tmpfs", esp, "tmpfs", 0, "size=64k"); err != nil {
+		tier.Missing(t, "root", "tmpfs: "+err.Error())
+	}
+	t.Cleanup(func() { syscall.Unmount(esp, syscall.MNT_DETACH) })
+	loader := filepath.Join(esp, "EFI/vendor/shimx64.efi")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(loader), 0o755), os.WriteFile(loader, make([]byte, 40<<10), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	in := New(Config{WorkDir: t.TempDir()}, new(recorder), nil, nil, slog.New(slog.DiscardHandler))
+	in.mountFS = func(_, target, _ string, _ uintptr) error { return mountFS(esp, target, "", syscall.MS_BIND) }
+	m := &lpmos.ImageManifest{Arch: "amd64", Disk: &lpmos.ImageDisk{ESP: 15, Partitions: []lpmos.ImagePartition{{Number: 15}}}}
+	job := &Job{Plan: &lpmos.Plan{Effect: lpmos.Effect{BootMode: "uefi"}}}
+	err := in.signpost(t.Context(), job, m, target{path: "/dev/sda"}, mountable{})
+	if f, ok := errors.AsType[*Failure](err); !ok || f.Code != "image_unsuitable" || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("signpost on an ESP without room = %v; want image_unsuitable", err)
 	}
 }

@@ -94,6 +94,8 @@ func command(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
+// TestInstallOnLoopDevice is D09 for the size of sectors, and D05 and D11 with a
+// real kernel.
 func TestInstallOnLoopDevice(t *testing.T) {
 	for _, c := range []struct {
 		name     string
@@ -298,8 +300,9 @@ func installOnLoop(t *testing.T, sector int, bootMode string) {
 		}
 		defer syscall.Unmount(dir, 0)
 		job.OnWrite = func() { t.Error("OnWrite was called") }
-		if got := failureCode(in.Install(t.Context(), job)); got != "disk_busy" {
-			t.Errorf("Install on a mounted disk = %s; want disk_busy", got)
+		err := in.Install(t.Context(), job)
+		if f, ok := errors.AsType[*Failure](err); !ok || f.Code != "disk_busy" || !strings.Contains(f.Cause, "is mounted on "+dir) {
+			t.Errorf("Install on a mounted disk = %v; want disk_busy, and where it is mounted", err)
 		}
 	})
 	t.Run("refuses a disk that was exchanged, before it writes", func(t *testing.T) {

@@ -368,6 +368,23 @@ func TestUnpackRefuses(t *testing.T) {
 			t.Errorf("unpack = %s; want image_corrupt", got)
 		}
 	})
+	for name, entries := range map[string][]tar.Header{
+		"more directories than memory is for": {directory("a"), directory("a/b"), directory("a/b/c")},
+		"an ACL larger than memory is for":    {{Name: "f", PAXRecords: map[string]string{"SCHILY.acl.access": strings.Repeat("user::rw-,", 20)}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root, err := os.OpenRoot(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer root.Close()
+			u := newUnpacker(root, &lpmos.ImageManifest{SizeBytes: 1 << 20})
+			u.room = 150
+			if got := failureCode(u.run(bytes.NewReader(archive(t, entries...)))); got != "image_corrupt" {
+				t.Errorf("unpack = %s; want image_corrupt", got)
+			}
+		})
+	}
 }
 
 func FuzzUnpack(f *testing.F) {
@@ -503,6 +520,7 @@ func diskPlan(t testing.TB, hw *lpmos.Hardware, m *lpmos.ImageManifest, digest s
 	return &p
 }
 
+// TestInstallDisk is D11, too: firmware finds the system without a boot entry.
 func TestInstallDisk(t *testing.T) {
 	for _, fs := range []string{"ext4", "xfs"} {
 		t.Run("root is "+fs, func(t *testing.T) { installDiskOnLoop(t, fs) })
@@ -611,7 +629,7 @@ func installDiskOnLoop(t *testing.T, rootFS string) {
 	}
 }
 
-// TestReadBackDiffers has a disk return other bytes than were written.
+// TestReadBackDiffers has a disk return other bytes than were written (D07, M11).
 func TestReadBackDiffers(t *testing.T) {
 	raw, layout := ubuntuDisk(t, 128<<20, "ext4")
 	srv := newBlobServer(t)
@@ -651,7 +669,7 @@ func mustOpen(t testing.TB, name string) *os.File {
 	return f
 }
 
-// TestInstallDiskRefuses holds every refusal to "nothing was written".
+// TestInstallDiskRefuses holds every refusal to "nothing was written" (D01, D09).
 func TestInstallDiskRefuses(t *testing.T) {
 	raw, layout := ubuntuDisk(t, 128<<20, "ext4")
 	srv := newBlobServer(t)
@@ -711,7 +729,7 @@ func TestGPTRefusesDamage(t *testing.T) {
 }
 
 // TestWriteErrors installs on a disk that takes half of the image: a file in a
-// memory filesystem that is full.
+// memory filesystem that is full (D07), or that is gone by then (D02).
 func TestWriteErrors(t *testing.T) {
 	if os.Getuid() != 0 {
 		tier.Missing(t, "root", "not root")

@@ -87,6 +87,7 @@ func protectUnpack(f func() error) (err error) {
 type unpacker struct {
 	root  *os.Root
 	limit int64 // of bytes in files
+	room  int   // for what is remembered until the end: bytes that are left
 
 	files, bytes int64
 	dirs         []dirTime          // times of directories, set when nothing is put into them any more
@@ -115,12 +116,13 @@ type fileSum struct {
 const (
 	maxUnpackedFiles = 4_000_000
 	maxSampledBytes  = 64 << 20 // a larger file is not compared
+	maxRemembered    = 64 << 20 // names of directories and ACLs
 )
 
 func newUnpacker(root *os.Root, m *lpmos.ImageManifest) *unpacker {
 	// The stream has at least a header of 512 bytes for each file; holes make
 	// the files larger than the stream, but not than what was measured.
-	return &unpacker{root: root, limit: max(m.UnpackedBytes*2, m.SizeBytes) + 1<<30, every: max(1, m.SizeBytes/(32<<10)/sampleChunks/4),
+	return &unpacker{root: root, limit: max(m.UnpackedBytes*2, m.SizeBytes) + 1<<30, room: maxRemembered, every: max(1, m.SizeBytes/(32<<10)/sampleChunks/4),
 		samples: map[string]fileSum{}, buf: make([]byte, 256<<10)}
 }
 
@@ -216,6 +218,9 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
+		if err := u.remember(name); err != nil {
+			return err
+		}
 		u.dirs = append(u.dirs, dirTime{name, h.ModTime})
 	case tar.TypeLink:
 		old, err := clean(h.Linkname)
@@ -237,6 +242,16 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 		}
 	}
 	return u.attributes(name, h)
+}
+
+// remember takes from the room for what is kept until the end, so that no archive
+// fills the machine's memory.
+func (u *unpacker) remember(text string) error {
+	const beside = 64 // times, lengths, addresses
+	if u.room -= len(text) + beside; u.room < 0 {
+		return corrupt("the names of its directories and its ACLs take more than %s", lpmos.FormatBytes(maxRemembered))
+	}
+	return nil
 }
 
 // parents makes directories that the archive has not named; it names them all
@@ -382,6 +397,9 @@ func (u *unpacker) attributes(name string, h *tar.Header) error {
 	}
 	for _, kind := range []string{"access", "default"} {
 		if text, ok := h.PAXRecords["SCHILY.acl."+kind]; ok {
+			if err := u.remember(name + text); err != nil {
+				return err
+			}
 			u.acls = append(u.acls, namedACL{name, kind, text})
 		}
 	}
@@ -507,7 +525,7 @@ func (u *unpacker) id(list, name string) (uint32, error) {
 	}
 	if u.names[list] == nil {
 		ids := map[string]int{}
-		if f, err := u.root.Open("etc/" + list); err == nil {
+		if f, _, err := openFile(u.root, "etc/"+list); err == nil {
 			text, _ := io.ReadAll(io.LimitReader(f, 1<<20))
 			f.Close()
 			for line := range strings.Lines(string(text)) {
@@ -549,7 +567,7 @@ func lsetxattr(path, name string, value []byte) error {
 // compare reads the sampled files and checks that they are what was written.
 func (u *unpacker) compare(root *os.Root) error {
 	for name, s := range u.samples {
-		f, err := root.Open(name)
+		f, _, err := openFile(root, name)
 		sum := sha256.New()
 		var n int64
 		if err == nil {

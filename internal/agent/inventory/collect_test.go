@@ -21,6 +21,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite golden files")
 
+// TestCollect is D09 and D10 where disks are found: what is removable or remote is
+// said to be.
 func TestCollect(t *testing.T) {
 	for name, boot := range map[string]string{"vm": "52:54:00:12:34:56", "server": "24:6e:96:00:00:02", "hostile": ""} {
 		t.Run(name, func(t *testing.T) {
@@ -56,6 +58,7 @@ func TestCollect(t *testing.T) {
 	}
 }
 
+// TestCollectOfNothing is D14 for a machine of which nothing can be found.
 func TestCollectOfNothing(t *testing.T) {
 	h := Collect(t.Context(), Source{Proc: fstest.MapFS{}, Sys: fstest.MapFS{}}, lpmos.MAC{})
 	if h.BootMode != "bios" || len(h.Disks) != 0 || len(h.NICs) != 0 || h.CPU.Threads != 0 {
@@ -63,6 +66,7 @@ func TestCollectOfNothing(t *testing.T) {
 	}
 }
 
+// TestCollectBounds is D14.
 func TestCollectBounds(t *testing.T) {
 	all := fstest.MapFS{}
 	for i := range 64 {
@@ -108,13 +112,25 @@ func TestCollectBounds(t *testing.T) {
 	}
 }
 
-// TestHugeFile stands for a tree that never ends.
+// TestHugeFile stands for a tree that never ends (D14).
 func TestHugeFile(t *testing.T) {
 	huge := bytes.Repeat([]byte("model name : x\nprocessor : 1\ncore id : 7\n"), 1<<20)
 	src := Source{Proc: fstest.MapFS{"cpuinfo": {Data: huge}, "meminfo": {Data: huge}}, Sys: fstest.MapFS{"class/dmi/id/sys_vendor": {Data: huge}}}
 	h := Collect(t.Context(), src, lpmos.MAC{})
 	if len(h.System.Manufacturer) > maxText || h.CPU.Threads > maxCPUs || h.CPU.Sockets != 1 {
 		t.Errorf("Collect = %d bytes of vendor, %+v", len(h.System.Manufacturer), h.CPU)
+	}
+}
+
+// TestNotDisks is D09 for what the kernel lists beside disks.
+func TestNotDisks(t *testing.T) {
+	for name, want := range map[string]bool{
+		"fd0": true, "sr0": true, "loop7": true, "ram0": true, "zram0": true, "dm-0": true, "md127": true, "md_d0": true, "nbd0": true, "mmcblk0boot0": true, "mmcblk0boot1": true, "mmcblk0rpmb": true, "mmcblk1gp0": true, "nvme0c1n1": true,
+		"sda": false, "sdfd": false, "vda": false, "nvme0n1": false, "nvme10n2": false, "mmcblk0": false, "xvda": false, "hda": false, "pmem0": false,
+	} {
+		if got := notDisks.MatchString(name); got != want {
+			t.Errorf("%s is no disk: %v; want %v", name, got, want)
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 // The shell is only a convenient subject here; the product has none.
 const sh = "/bin/sh"
 
+// TestRun is D13 for a program that ends with an error.
 func TestRun(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -60,6 +61,7 @@ func TestRunSays(t *testing.T) {
 	}
 }
 
+// TestRunEndsTheWholeGroup is D13 for a program that hangs.
 func TestRunEndsTheWholeGroup(t *testing.T) {
 	alive := func(pidFile string) bool {
 		b, err := os.ReadFile(pidFile)
@@ -118,6 +120,7 @@ func TestRunEndsTheWholeGroup(t *testing.T) {
 	})
 }
 
+// TestOutputIsBounded is D13 for a program that prints without end.
 func TestOutputIsBounded(t *testing.T) {
 	var lines int
 	r := Runner{Log: func(string) { lines++ }}

@@ -27,3 +27,17 @@ func TestStatesWithoutEnd(t *testing.T) {
 		t.Errorf("%d states are remembered; want %d at most", len(p.used), maxUsed)
 	}
 }
+
+// FuzzAttempt reads the cookie that a browser brings back.
+func FuzzAttempt(f *testing.F) {
+	f.Add(Attempt{State: "s", Nonce: "n", Verifier: "v"}.Encode())
+	f.Fuzz(func(t *testing.T, s string) {
+		a, ok := DecodeAttempt(s)
+		if !ok {
+			return
+		}
+		if again, ok := DecodeAttempt(a.Encode()); !ok || again != a {
+			t.Fatalf("%+v is read back as %+v, %v", a, again, ok)
+		}
+	})
+}

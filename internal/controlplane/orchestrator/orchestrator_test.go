@@ -340,6 +340,8 @@ func TestCreateRefuses(t *testing.T) {
 	}
 }
 
+// TestApprovalIsBoundToThePlan is D15: nothing that was found is erased without
+// having been shown.
 func TestApprovalIsBoundToThePlan(t *testing.T) {
 	s := newSite(t, orchestrator.Config{})
 	task := s.create("52:54:00:00:00:01")

@@ -2,6 +2,7 @@ package state
 
 import (
 	"cmp"
+	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -321,4 +322,23 @@ func TestParseSort(t *testing.T) {
 			t.Errorf("ParseSort(%q) = %v; want to hear what there is", s, err)
 		}
 	}
+}
+
+// FuzzList reads what stands in an address: the order, where the page before
+// ended, and what is searched for.
+func FuzzList(f *testing.F) {
+	f.Add("-host", base64.RawURLEncoding.EncodeToString([]byte("1\x00-host\x00web-1\x007\x00id")), "!state:failed 52-54-00-00-00-01")
+	f.Add("progress", base64.RawURLEncoding.EncodeToString([]byte("1\x00progress\x0055\x007\x00id")), "--")
+	f.Fuzz(func(t *testing.T, by, cursor, search string) {
+		sort, err := api.ParseSort(by)
+		if err != nil {
+			return
+		}
+		if p, ok := parseCursor(cursor, sort); ok && strings.Contains(p.id, cursorSep) {
+			t.Fatalf("the cursor %q has the place %+v", cursor, p)
+		}
+		if got := parseTerms(search); len(got) != len(strings.Fields(strings.ToLower(search))) {
+			t.Fatalf("%q has the terms %+v", search, got)
+		}
+	})
 }

@@ -161,8 +161,11 @@ func sameUUID(a, b string) bool {
 }
 
 func parseUUID(s string) (u [16]byte, ok bool) {
-	n, err := hex.Decode(u[:], []byte(strings.ReplaceAll(lpmos.Shorten(s, 36), "-", "")))
-	if err != nil || n != 16 {
+	digits := strings.ReplaceAll(s, "-", "")
+	if len(digits) != hex.EncodedLen(len(u)) { // Decode does not look
+		return u, false
+	}
+	if _, err := hex.Decode(u[:], []byte(digits)); err != nil {
 		return u, false
 	}
 	for _, b := range u[1:] {

@@ -609,6 +609,7 @@ func TestSameUUID(t *testing.T) {
 		{"00112233-4455-6677-8899-aabbccddeeff", "", true},
 		{"00000000-0000-0000-0000-000000000000", "00112233-4455-6677-8899-aabbccddeeff", true},
 		{"not a uuid", "00112233-4455-6677-8899-aabbccddeeff", true},
+		{"00112233445566778899aabbccddeeff0011", "00112233-4455-6677-8899-aabbccddeeff", true},
 	}
 	for _, tt := range tests {
 		if got := sameUUID(tt.a, tt.b); got != tt.want || sameUUID(tt.b, tt.a) != tt.want {

@@ -910,3 +910,24 @@ func TestAStormOfBoots(t *testing.T) {
 		t.Errorf("1000 machines took %v", took)
 	}
 }
+
+// FuzzJournal reads any file as that of the leases: each has a machine and an
+// address.
+func FuzzJournal(f *testing.F) {
+	f.Add([]byte(`{"mac":"02:00:00:00:00:01","address":"10.77.0.11"}` + "\n{}\n\n{\"mac\""))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		name := filepath.Join(t.TempDir(), "leases")
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		skipped, err := readJournal(name, func(l Lease) {
+			if n++; l.MAC.IsZero() || !l.Address.Is4() {
+				t.Errorf("a lease %+v", l)
+			}
+		})
+		if err != nil || n+skipped > len(b) {
+			t.Errorf("readJournal of %d bytes = %d leases, %d skipped, %v", len(b), n, skipped, err)
+		}
+	})
+}

@@ -89,7 +89,8 @@ func files(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// TestFaultySource: whatever the source does, a blob is right or not there.
+// TestFaultySource: whatever the source does, a blob is right or not there (M01,
+// M02, M03, M05, M06, M07).
 func TestFaultySource(t *testing.T) {
 	data, digest := blob(700_000, 1)
 	flipped := bytes.Clone(data)

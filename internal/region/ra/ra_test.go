@@ -46,3 +46,15 @@ func TestAdvertisementMakesNobodyUseUs(t *testing.T) {
 		t.Errorf("option = % x; want only the source link-layer address", b[16:])
 	}
 }
+
+// FuzzAnswer: only a solicitation of the own link is answered, and its sender or
+// all are.
+func FuzzAnswer(f *testing.F) {
+	f.Add([]byte{133, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 2, 3, 4, 5}, "fe80::1")
+	f.Fuzz(func(t *testing.T, b []byte, from string) {
+		a, _ := netip.ParseAddr(from)
+		if to, ok := answer(b, a, hopLimit); ok && (b[0] != typeSolicitation || to != a && to != allNodes) {
+			t.Fatalf("% x of %s is answered to %s", b, a, to)
+		}
+	})
+}
