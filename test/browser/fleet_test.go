@@ -45,6 +45,14 @@ func newFleet(t testing.TB) *fleet {
 	if err == nil {
 		err = fixture.PutImage(f.ctx, f.api, f.dir, installer)
 	}
+	var old lpmos.Image
+	if err == nil {
+		old, err = fixture.Installer(f.dir, "debian", "11-installer", "Debian 11 (its own installer)", lpmos.TemplatePreseed)
+	}
+	if err == nil {
+		old.BootModes = []string{"bios"} // the fleet's machines start by UEFI
+		err = fixture.PutImage(f.ctx, f.api, f.dir, old)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -83,13 +83,14 @@ type machinesView struct {
 	First   bool
 	Empty   bool // there is no machine at all
 	Finds   bool // some region discovers unknown machines
+	Chooser chooser
 	Command string
 }
 
 func (w *Web) machineList(rw http.ResponseWriter, r *http.Request) {
 	rev, q := w.rev(), r.URL.Query()
 	v := machinesView{Query: strings.TrimSpace(lpmos.Shorten(q.Get("q"), 256)), State: lpmos.MachineState(q.Get("state")), Region: q.Get("region_id"),
-		Regions: w.reader.Regions(), First: q.Get("cursor") == ""}
+		Regions: w.reader.Regions(), First: q.Get("cursor") == "", Chooser: w.columns(r, "machines")}
 	if !v.State.Valid() {
 		v.State = ""
 	}
