@@ -35,6 +35,7 @@ type machineRow struct {
 	Disks string
 	Seen  string // "18 min"; "" when it never booted the agent
 	Link  string
+	Run   *run // of its install, if one runs
 }
 
 func (w *Web) newMachineRow(m lpmos.Machine) machineRow {
@@ -59,6 +60,11 @@ func (w *Web) newMachineRow(m lpmos.Machine) machineRow {
 	}
 	if !m.LastSeen.IsZero() {
 		r.Seen = w.age(w.cfg.Now().Sub(m.LastSeen))
+	}
+	if m.State == lpmos.MachineDeploying {
+		if t, ok := w.reader.Task(m.TaskID); ok {
+			_, r.Run = w.now(t, api.Summary{})
+		}
 	}
 	return r
 }
