@@ -160,9 +160,13 @@ func (w *Web) showCreate(rw http.ResponseWriter, r *http.Request, status int, v 
 	if v.FormID == "" {
 		v.FormID = rand.Text()
 	}
-	v.Command = commandCreate("REGION", "00:1a:2b:3c:4d:5e", "debian", "12")
+	mac := "00:1a:2b:3c:4d:5e"
+	if v.Known != nil {
+		mac = v.Known.MAC.String()
+	}
+	v.Command = commandCreate("REGION", mac, "debian", "12")
 	if len(v.Regions) > 0 && len(images) > 0 {
-		v.Command = commandCreate(v.Regions[0].ID, "00:1a:2b:3c:4d:5e", images[0].OS, images[0].Version)
+		v.Command = commandCreate(cmp.Or(v.Form.RegionID, v.Regions[0].ID), mac, images[0].OS, images[0].Version)
 	}
 	w.show(rw, r, status, "create", page{Title: w.T("New task"), Nav: "tasks", Body: v})
 }

@@ -70,7 +70,7 @@ func (w *Web) newPace(p api.Pace) paceView {
 	}
 	v := paceView{Completed: w.T("none")}
 	if p.Completed > 0 {
-		v.Completed = w.T("%s, %s of them at the first attempt", count(p.Completed), w.percent(p.First*100/p.Completed))
+		v.Completed = w.T("%s, and %s at the first attempt", count(p.Completed), w.percent(p.First*100/p.Completed))
 		v.Spark = newSpark(hours, len(hours), 300, 32, w.T("Installs completed in each hour, from %s to %s", count(int(slices.Min(hours))), count(int(slices.Max(hours)))))
 	}
 	if p.Half > 0 {
