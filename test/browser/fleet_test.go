@@ -123,7 +123,7 @@ func newFleet(t testing.TB) *fleet {
 	if _, err := f.api.Decide(f.ctx, f.id["rejected"], false, "", "wrong rack"); err != nil {
 		t.Fatal(err)
 	}
-	for i, takes := range []time.Duration{15 * time.Minute, 6 * time.Minute, 10 * time.Minute} {
+	for i, takes := range []time.Duration{30 * time.Minute, 12 * time.Minute, 20 * time.Minute} {
 		name := []string{"installing", "installing2", "installing3"}[i]
 		add(name, fmt.Sprintf("app-%d", 112+i), blank, takes)
 		f.approve(f.id[name])

@@ -3,6 +3,7 @@ package web
 import (
 	"cmp"
 	"errors"
+	"html/template"
 	"net/http"
 	"slices"
 	"strconv"
@@ -38,7 +39,7 @@ func (w *Web) showSummary(rw http.ResponseWriter, r *http.Request, v createView,
 	var specs []lpmos.Spec
 	for _, l := range lines {
 		specs = append(specs, l.Spec)
-		if len(l.Spec.SSHKeys) == 0 {
+		if len(l.Spec.SSHKeys) == 0 && len(logins(w.setupOf(l.Spec))) == 0 {
 			s.NoKeys++
 		}
 		if l.Spec.Hostname != "" {
@@ -73,13 +74,18 @@ func (w *Web) showSummary(rw http.ResponseWriter, r *http.Request, v createView,
 	if v.Many {
 		title = w.N(len(lines), "1 new task: look before it is created", "%s new tasks: look before they are created")
 	}
+	one, keys := lines[0].Spec, ""
+	if n := len(one.SSHKeys); n > 0 {
+		keys = w.N(n, "1 SSH key", "%s SSH keys")
+	}
 	// The form's own id travels on: what was shown is created once.
 	w.show(rw, r, http.StatusOK, "summary", page{Title: title, Nav: "tasks", Body: struct {
 		summaryView
-		Count int
-		One   lpmos.Spec
-		OS    string
-	}{s, len(lines), lines[0].Spec, imageTitle(w.reader.Images(), lines[0].Spec.OSType, lines[0].Spec.OSVersion, lines[0].Spec.Arch)}})
+		Count  int
+		One    lpmos.Spec
+		OS     string
+		Logins template.HTML
+	}{s, len(lines), one, imageTitle(w.reader.Images(), one.OSType, one.OSVersion, one.Arch), w.whoLogsIn(keys, w.setupOf(one))}})
 }
 
 // commandOf asks for the same task from a shell. What its profile says needs not

@@ -128,7 +128,7 @@ func TestCreateOneHasASummary(t *testing.T) {
 	}
 	checkMarkup(t, body)
 	plain := html.UnescapeString(body)
-	for _, want := range []string{"Nothing is erased by this.", "7c:c2:55:10:90:72", "Ubuntu 24.04, amd64", "app-119", "root with 1 SSH key", "lpmos task create --region bj-1"} {
+	for _, want := range []string{"Nothing is erased by this.", "7c:c2:55:10:90:72", "Ubuntu 24.04, amd64", "app-119", "with <bdi>1 SSH key</bdi>; no password", "lpmos task create --region bj-1"} {
 		if !strings.Contains(plain, want) {
 			t.Errorf("the summary does not say %q", want)
 		}
@@ -271,6 +271,9 @@ func TestCreateManyWithSecrets(t *testing.T) {
 		if strings.Count(body, want) < 1 {
 			t.Errorf("the summary lacks %s", want)
 		}
+	}
+	if !strings.Contains(body, "Nobody can log into 2 machines") {
+		t.Error("the machines without any account that can log in are not counted")
 	}
 	if strings.Contains(body, "password.plain") {
 		t.Error("the password of an account without one is asked for")

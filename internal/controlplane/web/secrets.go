@@ -25,24 +25,28 @@ const secretField = "secret-"
 // secretsOf are the secrets that a task has a place for: the passphrase of disks
 // that are encrypted, and password hashes of accounts of its profile.
 func (w *Web) secretsOf(s lpmos.Spec) (out []secretAsk) {
-	var users []lpmos.Account
 	if p, ok := w.profileNamed(s.Profile); ok {
 		s = p.Apply(s)
-		if p.System != nil {
-			users = p.System.Users
-		}
 	}
 	if s.Layout.Encrypted() {
 		out = append(out, secretAsk{Name: lpmos.SecretDisk, Label: w.T("Passphrase of the encrypted disks"), Required: true, Passphrase: true,
 			Hint: w.T("The machine asks for it at its console at every start. It is shown to nobody again, so keep it.")})
 	}
-	for _, u := range users {
-		if u.Password {
-			out = append(out, secretAsk{Name: u.PasswordSecret(), Label: w.T("Password hash of %s", u.Name),
-				Hint: w.T("Instead of the one its profile has. By mkpasswd or openssl passwd -6, never the password itself.")})
+	if x := w.setupOf(s); x != nil {
+		for _, u := range x.Users {
+			if u.Password {
+				out = append(out, secretAsk{Name: u.PasswordSecret(), Label: w.T("Password hash of %s", u.Name),
+					Hint: w.T("Instead of the one its profile has. By mkpasswd or openssl passwd -6, never the password itself.")})
+			}
 		}
 	}
 	return out
+}
+
+// setupOf is what the profile of a task configures, nil if nothing.
+func (w *Web) setupOf(s lpmos.Spec) *lpmos.Setup {
+	p, _ := w.profileNamed(s.Profile)
+	return p.System
 }
 
 // secretAsks are the secrets of all of some tasks, each once.
