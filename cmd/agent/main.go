@@ -215,8 +215,17 @@ func (m *machine) Reboot(string) {}
 // runner is a run.Runner as the installer wants it.
 type runner struct{ run.Runner }
 
-func (r *runner) Run(ctx context.Context, input []byte, path string, args ...string) (string, error) {
-	res, err := r.Runner.Run(ctx, run.Cmd{Path: path, Args: args, Stdin: bytes.NewReader(input)})
+func (r *runner) Run(ctx context.Context, input []byte, path string, args ...string) error {
+	_, err := r.run(ctx, run.Cmd{Path: path, Args: args, Stdin: bytes.NewReader(input)})
+	return err
+}
+
+func (r *runner) Read(ctx context.Context, path string, args ...string) (string, error) {
+	return r.run(ctx, run.Cmd{Path: path, Args: args, Says: func(string) {}})
+}
+
+func (r *runner) run(ctx context.Context, c run.Cmd) (string, error) {
+	res, err := r.Runner.Run(ctx, c)
 	if e, ok := errors.AsType[*run.Error](err); ok {
 		return res.Output, exitError{e}
 	}

@@ -45,6 +45,14 @@ func newFleet(t testing.TB) *fleet {
 	if err == nil {
 		err = fixture.PutImage(f.ctx, f.api, f.dir, installer)
 	}
+	var old lpmos.Image
+	if err == nil {
+		old, err = fixture.Installer(f.dir, "debian", "11-installer", "Debian 11 (its own installer)", lpmos.TemplatePreseed)
+	}
+	if err == nil {
+		old.BootModes = []string{"bios"} // the fleet's machines start by UEFI
+		err = fixture.PutImage(f.ctx, f.api, f.dir, old)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +123,7 @@ func newFleet(t testing.TB) *fleet {
 	if _, err := f.api.Decide(f.ctx, f.id["rejected"], false, "", "wrong rack"); err != nil {
 		t.Fatal(err)
 	}
-	for i, takes := range []time.Duration{15 * time.Minute, 6 * time.Minute, 10 * time.Minute} {
+	for i, takes := range []time.Duration{30 * time.Minute, 12 * time.Minute, 20 * time.Minute} {
 		name := []string{"installing", "installing2", "installing3"}[i]
 		add(name, fmt.Sprintf("app-%d", 112+i), blank, takes)
 		f.approve(f.id[name])

@@ -22,7 +22,7 @@ func TestJob(t *testing.T) {
 	b.Open("/tasks/create")
 	b.Type("#mac", "B07B.25C4.1A10")
 	b.Click("input[value=dc1]")
-	b.Choose("#image", img.Name())
+	b.Click(`[data-mode="one"] [name="image"][value="` + img.Name() + `"]`)
 	b.Type("#host", "db-07")
 	b.Click("main form button[data-kind=primary]")
 	b.Visible("button[value=create]") // the summary
@@ -71,7 +71,7 @@ func TestJobWithoutScripts(t *testing.T) {
 	b.Visible("#mac")
 	b.Type("#mac", mac.String())
 	b.Click("input[value=dc1]")
-	b.Choose("#image", img.Name())
+	b.Click(`[data-mode="one"] [name="image"][value="` + img.Name() + `"]`)
 	b.Click("main form button[data-kind=primary]")
 	b.Visible("button[value=create]") // the summary
 	b.Click("button[value=create]")

@@ -39,7 +39,7 @@ func task(name, below string) func(*fleet) string {
 // pages are all pages. A new one is added here, and is then looked at in both
 // languages, light and dark, wide and narrow.
 var pages = []page{
-	{name: "dashboard", path: at("/dashboard"), ready: `document.querySelectorAll('.list tr[data-task]').length === 3`},
+	{name: "dashboard", path: at("/dashboard"), ready: `document.querySelectorAll('.list tr[data-task]').length > 0`},
 	{name: "tasks", path: at("/tasks"), ready: `document.querySelectorAll('tr[data-task]').length > 8`},
 	{name: "tasks-selected", path: at("/tasks"), steps: func(b *tab.Tab, _ *fleet) {
 		b.Click(`thead [name="all"]`)
@@ -52,13 +52,14 @@ var pages = []page{
 	{name: "task-installing", path: task("installing", "")},
 	{name: "task-failed", path: task("failed", "")},
 	{name: "task-completed", path: task("completed", "")},
+	{name: "task-paper", path: task("completed", ""), steps: onPaper},
 	{name: "task-pending", path: task("pending", "")},
 	{name: "approve-data", path: task("data", "/approve")},
 	{name: "approve-blank", path: task("blank", "/approve")},
 	{name: "approve-problem", path: task("problem", "/approve")},
 	{name: "approve-eyes", path: task("eyes", "/approve")},
 	{name: "approve-installer", path: task("installer", "/approve")},
-	{name: "create", path: at("/tasks/create")},
+	{name: "create", path: func(f *fleet) string { return "/tasks/create?target_mac=" + f.mac["pending"].String() }},
 	{name: "approve-together", path: func(f *fleet) string { return "/tasks/approve?ids=" + f.id["blank"] + "," + f.id["blank2"] }},
 	{name: "batch", path: func(f *fleet) string { return "/batches/" + f.batch }},
 	{name: "regions", path: at("/regions")},
@@ -93,6 +94,11 @@ var pages = []page{
 		b.Click(`[data-mode="one"] button[value="check"]`)
 		b.Visible(`button[value="create"]`)
 	}},
+	{name: "create-unfit", path: func(f *fleet) string { return "/tasks/create?target_mac=" + f.mac["completed"].String() }, more: true},
+	{name: "create-secrets", path: at("/tasks/create?region_id=fra-1&profile=accounts&hostname=web-06&target_mac=b0:7b:25:c6:00:20"), more: true, steps: func(b *tab.Tab, _ *fleet) {
+		b.Click(`[data-mode="one"] button[value="check"]`)
+		b.Visible(`button[value="create"]`)
+	}},
 	{name: "create-many", path: at("/tasks/create?mode=many&csv=" + url.QueryEscape(badLines)), more: true, allow: []string{"400 (Bad Request)"}, steps: func(b *tab.Tab, _ *fleet) {
 		b.Click(`[data-mode="many"] button[value="check"]`)
 		b.Visible("#summary")
@@ -110,7 +116,20 @@ var pages = []page{
 		b.Until("the refusal", 20*time.Second, `document.querySelector('form.decision') === null && document.readyState === 'complete'`)
 	}},
 	{name: "user", path: at("/users/operator"), more: true},
+	{name: "columns", path: at("/machines"), more: true, steps: func(b *tab.Tab, _ *fleet) {
+		b.Click(".chooser summary")
+		b.Visible(".chooser fieldset")
+	}},
+	{name: "approve-paper", path: task("data", "/approve"), more: true, steps: onPaper},
+	{name: "dashboard-forced", path: at("/dashboard"), more: true, steps: func(b *tab.Tab, _ *fleet) { b.Prefer("forced-colors", "active") }},
 	{name: "machines-none", path: at("/machines?q=nothing"), more: true},
+}
+
+// onPaper is a page as it is printed: dark ink on white, without what is there to
+// be clicked.
+func onPaper(b *tab.Tab, _ *fleet) {
+	b.Paper()
+	b.Until("be printed", 10*time.Second, `[...document.querySelectorAll('.rail, .topbar, .actions, .log, .decision .button')].every((el) => el.checkVisibility() === false) && getComputedStyle(document.documentElement).colorScheme === 'light'`)
 }
 
 // badLines are machines as people write them down.
@@ -122,7 +141,7 @@ func cancelOne(b *tab.Tab, f *fleet) {
 	b.Open("/tasks?q=" + id)
 	selectAll(b, "cancel")
 	b.Type("#reason", "ordered twice")
-	b.Click(".bulk-form button") // one task needs no number
+	b.Click(".bulk-form .buttons button") // one task needs no number
 	b.Visible("[data-outcome]")
 	if err := f.api.Delete(f.ctx, id); err != nil {
 		f.t.Fatal(err)
@@ -224,7 +243,6 @@ func lookAtPages(t *testing.T, f *fleet, axe, lang, theme string) {
 	out := tab.New(t, f.url)
 	for _, b := range []*tab.Tab{in, out} {
 		b.Cookie("lpmos_lang", lang)
-		b.Prefer("prefers-color-scheme", theme)
 	}
 	for _, p := range pages {
 		b := in
@@ -240,6 +258,7 @@ func lookAtPages(t *testing.T, f *fleet, axe, lang, theme string) {
 			width, height int64
 		}{{"wide", 1280, 900}, {"phone", 390, 844}} {
 			b.Width(size.width, size.height)
+			b.Prefer("prefers-color-scheme", theme) // until a page prefers more
 			b.Open(p.path(f))
 			if p.steps != nil {
 				p.steps(b, f)

@@ -33,7 +33,7 @@ func TestFoundingFlowInBrowser(t *testing.T) {
 	b.Visible("#mac")
 	b.Type("#mac", "02-4C-50-00-00-01")
 	b.Click("input[name=region_id][value=dc1]")
-	b.Choose("#image", s.image.Name())
+	b.Click(`[data-mode="one"] [name="image"][value="` + s.image.Name() + `"]`)
 	b.Type("#host", "web-01")
 	b.Type("main #notes", "rack 7")
 	b.Click("main form button[data-kind=primary]")

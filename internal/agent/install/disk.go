@@ -248,7 +248,7 @@ func (in *Installer) growDisk(ctx context.Context, job *Job, m *lpmos.ImageManif
 		if err := in.check(ctx, fs.dev); err != nil {
 			return fs, err
 		}
-		if _, err := in.run.Run(ctx, nil, in.cfg.Tools.Resize2fs, fs.dev); err != nil {
+		if err := in.run.Run(ctx, nil, in.cfg.Tools.Resize2fs, fs.dev); err != nil {
 			return fs, commandFailed("Growing the root filesystem", err)
 		}
 	case "xfs":
@@ -258,7 +258,7 @@ func (in *Installer) growDisk(ctx context.Context, job *Job, m *lpmos.ImageManif
 			return fs, err
 		}
 		err = in.mounted([]mountable{fs}, func(*os.Root) error {
-			if _, err := in.run.Run(ctx, nil, in.cfg.Tools.XFSGrowfs, dir); err != nil {
+			if err := in.run.Run(ctx, nil, in.cfg.Tools.XFSGrowfs, dir); err != nil {
 				return commandFailed("Growing the root filesystem", err)
 			}
 			return nil

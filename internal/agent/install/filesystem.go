@@ -28,14 +28,14 @@ func (in *Installer) growRoot(ctx context.Context, job *Job, part string) error 
 	if err := in.check(ctx, part); err != nil {
 		return err
 	}
-	if _, err := in.run.Run(ctx, nil, in.cfg.Tools.Tune2fs, "-U", root.UUID, "-L", "lpmos-root", part); err != nil {
+	if err := in.run.Run(ctx, nil, in.cfg.Tools.Tune2fs, "-U", root.UUID, "-L", "lpmos-root", part); err != nil {
 		return commandFailed("Giving the root filesystem its UUID", err)
 	}
 	job.step(lpmos.StageInstall, 85, 100, "Growing the filesystem to "+lpmos.FormatBytes(root.SizeBytes))
 	if err := in.check(ctx, part); err != nil {
 		return err
 	}
-	if _, err := in.run.Run(ctx, nil, in.cfg.Tools.Resize2fs, part); err != nil {
+	if err := in.run.Run(ctx, nil, in.cfg.Tools.Resize2fs, part); err != nil {
 		return commandFailed("Growing the root filesystem", err)
 	}
 	job.step(lpmos.StageInstall, 100, 100, "The root filesystem is in place")
@@ -44,7 +44,7 @@ func (in *Installer) growRoot(ctx context.Context, job *Job, part string) error 
 
 // check repairs what is safe to repair: exit 1 means that it did.
 func (in *Installer) check(ctx context.Context, part string) error {
-	_, err := in.run.Run(ctx, nil, in.cfg.Tools.E2fsck, "-f", "-p", part)
+	err := in.run.Run(ctx, nil, in.cfg.Tools.E2fsck, "-f", "-p", part)
 	if e, ok := err.(exitCoder); ok && e.ExitCode() == 1 {
 		return nil
 	}
@@ -63,7 +63,7 @@ func (in *Installer) makeESP(ctx context.Context, esp lpmos.PlannedPartition, pa
 		bits = "16"
 	}
 	args := []string{"-n", "LPMOS-ESP", "-i", strings.ReplaceAll(esp.UUID, "-", ""), "-F", bits, "-s", "1"}
-	if _, err := in.run.Run(ctx, nil, in.cfg.Tools.MkfsVfat, append(args, part)...); err != nil {
+	if err := in.run.Run(ctx, nil, in.cfg.Tools.MkfsVfat, append(args, part)...); err != nil {
 		return commandFailed("Making the EFI system partition", err)
 	}
 	f, err := openPartition(part)

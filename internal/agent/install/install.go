@@ -51,11 +51,14 @@ func (j *Job) tell(s Step) {
 	}
 }
 
-// Runner runs one program to its end, with input as its standard input. What
-// it wrote comes back; an exit status other than zero is an error that has
-// ExitCode and names the last line of output.
+// Runner runs one program to its end. An exit status other than zero is an error
+// that has ExitCode and names the last line of output.
 type Runner interface {
-	Run(ctx context.Context, input []byte, path string, args ...string) (output string, err error)
+	// Run gives the program input, and lets people see what it says.
+	Run(ctx context.Context, input []byte, path string, args ...string) error
+	// Read gives back what the program says, which is for programs: of it people
+	// see how it ended.
+	Read(ctx context.Context, path string, args ...string) (output string, err error)
 }
 
 // Blobs opens a stretch of a blob; agentapi.Blobs is it.

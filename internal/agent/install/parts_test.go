@@ -199,10 +199,14 @@ func TestNamesThatMoved(t *testing.T) {
 // recorder is a Runner that only remembers.
 type recorder struct{ calls, inputs []string }
 
-func (r *recorder) Run(_ context.Context, input []byte, path string, args ...string) (string, error) {
+func (r *recorder) Run(_ context.Context, input []byte, path string, args ...string) error {
 	r.calls = append(r.calls, strings.Join(append([]string{filepath.Base(path)}, args...), " "))
 	r.inputs = append(r.inputs, string(input))
-	return "", nil
+	return nil
+}
+
+func (r *recorder) Read(ctx context.Context, path string, args ...string) (string, error) {
+	return "", r.Run(ctx, nil, path, args...)
 }
 
 // TestEncryptedVolumes holds the order in which things are made and taken apart,

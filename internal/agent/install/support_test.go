@@ -35,9 +35,18 @@ type exitError struct{ err *run.Error }
 func (e exitError) Error() string { return e.err.Error() }
 func (e exitError) ExitCode() int { return e.err.Result.ExitCode }
 
-func (p *programs) Run(ctx context.Context, input []byte, path string, args ...string) (string, error) {
-	res, err := p.Runner.Run(ctx, run.Cmd{Path: path, Args: args, Stdin: bytes.NewReader(input)})
-	p.t.Logf("%s %s: exit %d, %q", filepath.Base(path), strings.Join(args, " "), res.ExitCode, res.LastLine)
+func (p *programs) Run(ctx context.Context, input []byte, path string, args ...string) error {
+	_, err := p.run(ctx, run.Cmd{Path: path, Args: args, Stdin: bytes.NewReader(input)})
+	return err
+}
+
+func (p *programs) Read(ctx context.Context, path string, args ...string) (string, error) {
+	return p.run(ctx, run.Cmd{Path: path, Args: args, Says: func(string) {}})
+}
+
+func (p *programs) run(ctx context.Context, c run.Cmd) (string, error) {
+	res, err := p.Runner.Run(ctx, c)
+	p.t.Logf("%s %s: exit %d, %q", filepath.Base(c.Path), strings.Join(c.Args, " "), res.ExitCode, res.LastLine)
 	if e, ok := errors.AsType[*run.Error](err); ok {
 		return res.Output, exitError{e}
 	}

@@ -75,14 +75,14 @@ func tableScript(parts []placed, sectorBytes int64, arch string) string {
 // writeTable writes the table with sfdisk and reads it back. sfdisk does not
 // tell the kernel: this process holds the disk, and tells it itself.
 func (in *Installer) writeTable(ctx context.Context, d *device, parts []placed, arch string) error {
-	if _, err := in.run.Run(ctx, []byte(tableScript(parts, d.sectorBytes, arch)), in.cfg.Tools.Sfdisk,
+	if err := in.run.Run(ctx, []byte(tableScript(parts, d.sectorBytes, arch)), in.cfg.Tools.Sfdisk,
 		"--wipe", "always", "--wipe-partitions", "always", "--no-reread", "--no-tell-kernel", "--color=never", d.Name()); err != nil {
 		return commandFailed("Writing the partition table", err)
 	}
 	if err := d.flush(); err != nil {
 		return writeFailed(d.Name(), err)
 	}
-	out, err := in.run.Run(ctx, nil, in.cfg.Tools.Sfdisk, "--json", "--color=never", d.Name())
+	out, err := in.run.Read(ctx, in.cfg.Tools.Sfdisk, "--json", "--color=never", d.Name())
 	if err != nil {
 		return commandFailed("Reading the partition table back", err)
 	}

@@ -88,7 +88,7 @@ func where(fs lpmos.PlannedFS) string {
 // it: it may be part of the kernel.
 func (in *Installer) load(ctx context.Context, names ...string) {
 	for _, name := range names {
-		if _, err := in.run.Run(ctx, nil, in.cfg.Tools.Modprobe, "-q", "--", name); err != nil {
+		if err := in.run.Run(ctx, nil, in.cfg.Tools.Modprobe, "-q", "--", name); err != nil {
 			in.log.Debug("module not loaded", "module", name, "err", err)
 		}
 	}
@@ -109,7 +109,7 @@ func (v *volumes) array(ctx context.Context, dev string, a lpmos.PlannedArray) e
 	}
 	// It asks whether to go on when it thinks that the boot loader cannot read
 	// 1.2, or finds something on a member; nothing of the image is there yet.
-	if _, err := v.in.run.Run(ctx, []byte("y\n"), v.in.cfg.Tools.Mdadm, args...); err != nil {
+	if err := v.in.run.Run(ctx, []byte("y\n"), v.in.cfg.Tools.Mdadm, args...); err != nil {
 		return commandFailed("Making the array "+a.Name, err)
 	}
 	v.arrays = append(v.arrays, dev)
@@ -132,7 +132,7 @@ func (v *volumes) crypt(ctx context.Context, c lpmos.PlannedCrypt, passphrase lp
 		{"luksFormat", "--batch-mode", "--type", "luks2", "--uuid", c.UUID, "--key-file", "-", on},
 		{"open", "--type", "luks2", "--key-file", "-", on, c.Name},
 	} {
-		if _, err := v.in.run.Run(ctx, []byte(passphrase.Reveal()), v.in.cfg.Tools.Cryptsetup, args...); err != nil {
+		if err := v.in.run.Run(ctx, []byte(passphrase.Reveal()), v.in.cfg.Tools.Cryptsetup, args...); err != nil {
 			return commandFailed("Making the encrypted container "+c.Name, err)
 		}
 	}
@@ -154,7 +154,7 @@ func lvmConfig(devices []string) string {
 }
 
 func (v *volumes) lvm(ctx context.Context, on []string, command string, args ...string) error {
-	_, err := v.in.run.Run(ctx, nil, v.in.cfg.Tools.LVM, append([]string{command, "--config", lvmConfig(on)}, args...)...)
+	err := v.in.run.Run(ctx, nil, v.in.cfg.Tools.LVM, append([]string{command, "--config", lvmConfig(on)}, args...)...)
 	return err
 }
 
@@ -199,12 +199,12 @@ func (v *volumes) close(ctx context.Context) error {
 		}
 	}
 	for _, name := range slices.Backward(v.crypts) {
-		if _, err := v.in.run.Run(ctx, nil, v.in.cfg.Tools.Cryptsetup, "close", name); err != nil {
+		if err := v.in.run.Run(ctx, nil, v.in.cfg.Tools.Cryptsetup, "close", name); err != nil {
 			errs = append(errs, commandFailed("Closing the encrypted container "+name, err))
 		}
 	}
 	for _, dev := range slices.Backward(v.arrays) {
-		if _, err := v.in.run.Run(ctx, nil, v.in.cfg.Tools.Mdadm, "--stop", dev); err != nil {
+		if err := v.in.run.Run(ctx, nil, v.in.cfg.Tools.Mdadm, "--stop", dev); err != nil {
 			errs = append(errs, commandFailed("Stopping the array "+dev, err))
 		}
 	}
@@ -241,7 +241,7 @@ func (in *Installer) makeFS(ctx context.Context, fs lpmos.PlannedFS, dev string)
 	default:
 		return &Failure{Code: "plan_invalid", Cause: "The plan has a filesystem that cannot be made: " + fs.FS + ".", NextStep: nextReport}
 	}
-	if _, err := in.run.Run(ctx, nil, path, args...); err != nil {
+	if err := in.run.Run(ctx, nil, path, args...); err != nil {
 		return commandFailed("Making the filesystem for "+where(fs), err)
 	}
 	return nil

@@ -74,6 +74,25 @@ type ETA struct {
 	FasterThan int
 }
 
+// Of the speed of a running install one figure is kept for each TrendEvery, and
+// so many of them.
+const (
+	TrendEvery  = 10 * time.Second
+	TrendLength = 30
+)
+
+// PaceHours is how far Pace looks back.
+const PaceHours = 24
+
+// Pace is how many installs got done in the last hours, and how fast.
+type Pace struct {
+	Hours          [PaceHours]int // completed in each, the last one newest
+	Completed      int
+	First          int           // of them, at their first attempt
+	Half           time.Duration // half of them took less, from the permit to the call home; 0 when not known
+	BytesPerSecond int64         // that running installs download now
+}
+
 // Sort is how a list is ordered. Equal ones stand newest first.
 type Sort struct {
 	By   string // one of Sorts, "" for the zero Sort

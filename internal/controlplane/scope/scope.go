@@ -32,6 +32,9 @@ type Model interface {
 	IDs(api.Query) (ids []string, total int)
 	ValidCursor(cursor string, sort api.Sort) bool
 	Estimate(id string) *api.ETA
+	Trend(id string) []int64
+	Pace() api.Pace
+	PaceOf(regions []string) api.Pace
 	Logs(id string) ([]string, bool)
 	Counts() map[lpmos.Status]int
 	RegionCounts(region string) map[lpmos.Status]int
@@ -138,6 +141,22 @@ func (r *Reader) Estimate(id string) *api.ETA {
 		return nil
 	}
 	return r.m.Estimate(id)
+}
+
+// Trend is how fast a running install moved bytes.
+func (r *Reader) Trend(id string) []int64 {
+	if !r.sees(id) {
+		return nil
+	}
+	return r.m.Trend(id)
+}
+
+// Pace is how many installs got done in what is seen.
+func (r *Reader) Pace() api.Pace {
+	if r.all() {
+		return r.m.Pace()
+	}
+	return r.m.PaceOf(r.p.Within())
 }
 
 // Logs are the lines kept of a task's log.

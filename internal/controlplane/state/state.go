@@ -90,6 +90,7 @@ type task struct {
 type reports struct {
 	api.Reports
 	chunks map[int]string
+	trend  trend
 }
 
 type region struct {
@@ -428,6 +429,7 @@ func (s *State) applyReport(c store.Change) (api.Event, bool) {
 		}
 		if p == nil || p.After(r.Progress) {
 			r.Progress = p // an older value that comes late is not shown
+			r.trend.add(p)
 		}
 		if p != nil && c.Key.Attempt == t.Attempt && p.After(was) {
 			e.Type, e.Progress = api.EventProgress, p

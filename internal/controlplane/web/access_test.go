@@ -139,6 +139,12 @@ func TestRefusals(t *testing.T) {
 		if body := rec.Body.String(); !strings.Contains(body, "This needs the role approver; you are operator.") || strings.Contains(body, `value="true"`) {
 			t.Error("the approval page does not say why")
 		}
+		for _, path := range []string{"/dashboard", "/tasks", "/machines", "/machines/7c:c2:55:10:99:07"} {
+			rec = ask(auth.Principal{Kind: auth.Session, Name: "v", Role: lpmos.Viewer}, "GET", path)
+			if body := rec.Body.String(); rec.Code != 200 || !strings.Contains(body, "This needs the role operator; you are viewer.") || strings.Contains(body, `data-kind="primary" href="/tasks/create`) {
+				t.Errorf("%s = %d; want it to say why no task can be created", path, rec.Code)
+			}
+		}
 	})
 	t.Run("what nobody may see is nobody's business", func(t *testing.T) {
 		for _, path := range []string{"/nothing", "/tasks/" + idBlank} {

@@ -285,6 +285,7 @@ func TestBrowserLiveTask(t *testing.T) {
 		t.Errorf("after an older message the page says %s; want what it said", text)
 	}
 	progress(1002, 75, "installing")
+	b.until("the headline and the step move with the bar", `document.querySelector('h1').innerText.includes('is writing its image') && document.querySelector('.track [data-step=now]').innerText.includes('stage 3 of 4')`)
 	b.until("stage moves", `document.querySelector('[data-stage=installing]').dataset.step === 'now' && document.querySelector('[data-stage=downloading]').dataset.step === 'done' && document.querySelector('[data-stage=installing] progress').value === 50`)
 	b.hub.send(t, map[string]any{"type": "log", "rev": 1003, "task_id": idInstalling, "lines": []string{"2026-11-23T14:32:09Z <script>alert(1)</script>"}})
 	b.until("log grows", `document.querySelector('task-log li:last-child').textContent.includes('<script>alert(1)</script>')`)
@@ -407,7 +408,7 @@ func TestBrowserWithoutScripts(t *testing.T) {
 	b.do("send an incomplete form", chromedp.SendKeys(chromedp.CSS("#mac"), "7C-C2-55-10-90-72"), chromedp.Click(chromedp.CSS("main button[data-kind=primary]")),
 		chromedp.WaitVisible(chromedp.CSS("#summary")))
 	b.picture("create-problem")
-	b.do("complete it", chromedp.Click(chromedp.CSS("input[value=bj-1]")), chromedp.SetValue(chromedp.CSS("#image"), "ubuntu/24.04/amd64"),
+	b.do("complete it", chromedp.Click(chromedp.CSS("input[value=bj-1]")), chromedp.Click(chromedp.CSS(`input[value="ubuntu/24.04/amd64"]`)),
 		chromedp.SendKeys(chromedp.CSS("#host"), "app-119"), chromedp.Click(chromedp.CSS("main button[data-kind=primary]")),
 		chromedp.WaitVisible(chromedp.CSS("button[value=create]")))
 	if s.created != 0 {

@@ -33,7 +33,7 @@ type createView struct {
 	Form     createForm
 	Many     bool
 	Regions  []regionView
-	Images   []choice
+	Images   []imageChoice
 	Profiles []choice
 	Known    *knownMachine // the machine of the MAC, if it was ever seen
 	Offered  []knownMachine
@@ -53,6 +53,17 @@ type createView struct {
 type choice struct {
 	Value, Label, Why string
 }
+
+// imageChoice is an image with what speaks for and against it.
+type imageChoice struct {
+	choice
+	Title, Detail string  // of Label
+	Tried         []found // firmware it was started with
+}
+
+// Cards reports whether the images are so few that each is shown with what is
+// known of it.
+func (v createView) Cards() bool { return len(v.Images) <= 8 }
 
 // knownMachine is a machine that was seen before.
 type knownMachine struct {
@@ -113,7 +124,10 @@ func (w *Web) showCreate(rw http.ResponseWriter, r *http.Request, status int, v 
 	}
 	images := w.reader.Images()
 	for _, i := range images {
-		c := choice{Value: i.Name(), Label: w.list([]string{cmp.Or(i.Title, i.Name()), i.Arch}) + " (" + bootWords(i.BootModes) + ")"}
+		row := imageRow{Image: i}
+		w.describe(&row)
+		c := imageChoice{choice: choice{Value: i.Name()}, Title: cmp.Or(i.Title, i.Name()), Detail: w.list([]string{i.Arch, bootWords(i.BootModes)}), Tried: row.Tried}
+		c.Label = c.Title + " (" + c.Detail + ")"
 		if v.Known != nil {
 			c.Why = w.unfit(i, v.Known.Hardware)
 		}
@@ -146,9 +160,13 @@ func (w *Web) showCreate(rw http.ResponseWriter, r *http.Request, status int, v 
 	if v.FormID == "" {
 		v.FormID = rand.Text()
 	}
-	v.Command = commandCreate("REGION", "00:1a:2b:3c:4d:5e", "debian", "12")
+	mac := "00:1a:2b:3c:4d:5e"
+	if v.Known != nil {
+		mac = v.Known.MAC.String()
+	}
+	v.Command = commandCreate("REGION", mac, "debian", "12")
 	if len(v.Regions) > 0 && len(images) > 0 {
-		v.Command = commandCreate(v.Regions[0].ID, "00:1a:2b:3c:4d:5e", images[0].OS, images[0].Version)
+		v.Command = commandCreate(cmp.Or(v.Form.RegionID, v.Regions[0].ID), mac, images[0].OS, images[0].Version)
 	}
 	w.show(rw, r, status, "create", page{Title: w.T("New task"), Nav: "tasks", Body: v})
 }
@@ -290,14 +308,15 @@ func (w *Web) createOne(rw http.ResponseWriter, r *http.Request, v createView) {
 		return
 	}
 	if len(problems) == 0 {
+		one := []lpmos.Spec{spec}
+		if v.Problems = w.giveSecrets(r.PostForm, one); len(v.Problems) > 0 {
+			w.showSummary(rw, r, v, []csvLine{{Spec: shown}})
+			return
+		}
 		ctx, cancel := actionContext(r)
 		defer cancel()
-		if shown.Layout.Encrypted() {
-			// Typed on the summary, so that no page carries it.
-			spec.Secrets = map[string]lpmos.Secret{lpmos.SecretDisk: lpmos.NewSecret(r.PostForm.Get("passphrase"))}
-		}
 		// The form's id makes one task of a form that is sent twice.
-		t, err := w.actions.Create(ctx, spec, w.cfg.Person(r), v.FormID)
+		t, err := w.actions.Create(ctx, one[0], w.cfg.Person(r), v.FormID)
 		if err == nil {
 			http.Redirect(rw, r, "/tasks/"+t.ID, http.StatusSeeOther)
 			return
@@ -306,7 +325,7 @@ func (w *Web) createOne(rw http.ResponseWriter, r *http.Request, v createView) {
 		conflict, isConflict := errors.AsType[*lpmos.ConflictError](err)
 		switch {
 		case ok && strings.HasPrefix(invalid.Field, "secrets."):
-			v.Problems = []fieldProblem{{"passphrase", w.sentence(invalid.Error())}}
+			v.Problems = []fieldProblem{{secretField + strings.TrimPrefix(invalid.Field, "secrets."), w.sentence("it " + invalid.Problem)}}
 			w.showSummary(rw, r, v, []csvLine{{Spec: shown}})
 			return
 		case ok:

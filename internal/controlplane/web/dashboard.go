@@ -31,6 +31,7 @@ type dashboardView struct {
 	NeedTotal int
 	Running   []row
 	RunTotal  int
+	Pace      paceView
 	Recent    []happening
 	Tallies   []tally
 	Regions   []regionTally
@@ -129,6 +130,10 @@ func (w *Web) dashboard(rw http.ResponseWriter, r *http.Request) {
 	}
 	running := ask(dashboardRunning, api.Query{Statuses: []lpmos.Status{lpmos.Installing, lpmos.Verifying}})
 	v.Running, v.RunTotal = w.rows(running), running.Total
+	for i := range v.Running {
+		v.Running[i].Trend = w.speedTrend(v.Running[i].Task)
+	}
+	v.Pace = w.newPace(w.reader.Pace())
 	for _, r := range w.rows(ask(dashboardRecent, api.Query{Sort: api.Sort{By: "updated", Desc: true}})) {
 		v.Recent = append(v.Recent, w.newHappening(r))
 	}

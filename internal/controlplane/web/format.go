@@ -268,17 +268,26 @@ func (w *Web) preferences(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	for name, choices := range map[string][]string{"theme": {"light", "dark"}, "lang": tagNames} {
-		if !r.PostForm.Has(name) {
-			continue
+		if r.PostForm.Has(name) {
+			value := r.PostForm.Get(name)
+			if !slices.Contains(choices, value) {
+				value = ""
+			}
+			storePreference(rw, r, name, value)
 		}
-		c := &http.Cookie{Name: "lpmos_" + name, Value: r.PostForm.Get(name), Path: "/", MaxAge: 400 * 24 * 3600,
-			HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode}
-		if !slices.Contains(choices, c.Value) {
-			c.Value, c.MaxAge = "", -1
-		}
-		http.SetCookie(rw, c)
 	}
+	storeColumns(rw, r)
 	http.Redirect(rw, r, localPath(r.PostForm.Get("return")), http.StatusSeeOther)
+}
+
+// storePreference keeps a choice in this browser; "" forgets it.
+func storePreference(rw http.ResponseWriter, r *http.Request, name, value string) {
+	c := &http.Cookie{Name: "lpmos_" + name, Value: value, Path: "/", MaxAge: 400 * 24 * 3600,
+		HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode}
+	if value == "" {
+		c.MaxAge = -1
+	}
+	http.SetCookie(rw, c)
 }
 
 // localPath lets a form say where to go afterwards without letting it leave

@@ -147,6 +147,11 @@ func wordTables() [][]string {
 	for _, k := range query.Keys {
 		keys = append(keys, k.Help)
 	}
+	for _, list := range listColumns {
+		for _, c := range list {
+			field = append(field, c.Label)
+		}
+	}
 	return [][]string{status, cause, signature, states, parts, stage, field, slices.Collect(maps.Values(roleWords)), sorts, bulk, keys}
 }
 

@@ -34,7 +34,8 @@ type row struct {
 	Summary string // what it waits for or how it ended; "" when Run says more
 	Run     *run
 	Link    string
-	Age     string // since the last change
+	Age     string    // since the last change
+	Trend   sparkView // of a running install on the dashboard
 }
 
 // maxWords bounds what a row shows of the words of machines and people.

@@ -2,6 +2,7 @@ package web
 
 import (
 	"cmp"
+	"html/template"
 	"slices"
 	"strconv"
 	"strings"
@@ -181,7 +182,7 @@ type planView struct {
 	Hostname  string
 	BootMode  string
 	Network   string
-	Keys      []string // type and comment of each
+	Logins    template.HTML // who can log in
 	Encrypted bool
 	Layout    string
 	Parts     []plannedView
@@ -257,9 +258,11 @@ func (s *tongue) newPlan(t lpmos.Task, images []lpmos.Image) *planView {
 	if e.Network.Mode == "dhcp" {
 		v.Network = s.N(len(e.Network.MACs), "DHCP on 1 network port", "DHCP on %s network ports")
 	}
+	var keys []string
 	for _, k := range e.SSHKeys {
-		v.Keys = append(v.Keys, keyWords(k))
+		keys = append(keys, keyWords(k))
 	}
+	v.Logins = s.whoLogsIn(s.list(keys), e.System)
 	var layout []string
 	for _, q := range e.Partitions {
 		role := s.roleWord(q.Role)

@@ -35,6 +35,7 @@ type machineRow struct {
 	Disks string
 	Seen  string // "18 min"; "" when it never booted the agent
 	Link  string
+	Run   *run // of its install, if one runs
 }
 
 func (w *Web) newMachineRow(m lpmos.Machine) machineRow {
@@ -60,6 +61,11 @@ func (w *Web) newMachineRow(m lpmos.Machine) machineRow {
 	if !m.LastSeen.IsZero() {
 		r.Seen = w.age(w.cfg.Now().Sub(m.LastSeen))
 	}
+	if m.State == lpmos.MachineDeploying {
+		if t, ok := w.reader.Task(m.TaskID); ok {
+			_, r.Run = w.now(t, api.Summary{})
+		}
+	}
 	return r
 }
 
@@ -83,13 +89,14 @@ type machinesView struct {
 	First   bool
 	Empty   bool // there is no machine at all
 	Finds   bool // some region discovers unknown machines
+	Chooser chooser
 	Command string
 }
 
 func (w *Web) machineList(rw http.ResponseWriter, r *http.Request) {
 	rev, q := w.rev(), r.URL.Query()
 	v := machinesView{Query: strings.TrimSpace(lpmos.Shorten(q.Get("q"), 256)), State: lpmos.MachineState(q.Get("state")), Region: q.Get("region_id"),
-		Regions: w.reader.Regions(), First: q.Get("cursor") == ""}
+		Regions: w.reader.Regions(), First: q.Get("cursor") == "", Chooser: w.columns(r, "machines")}
 	if !v.State.Valid() {
 		v.State = ""
 	}

@@ -1,7 +1,9 @@
 package web
 
 import (
+	"cmp"
 	"errors"
+	"html/template"
 	"net/http"
 	"slices"
 	"strconv"
@@ -24,20 +26,20 @@ type summaryView struct {
 	NoKeys   int      // machines nobody can log into
 	Hosts    []string // host names that more than one machine gets
 	Commands []string
-	// Encrypted asks for the passphrase of the one machine; Passphrase says what
-	// was wrong with it.
-	Encrypted  bool
-	Passphrase string
+	Secrets  []secretAsk
+	Problems []fieldProblem // of Secrets
 }
 
 // listedLines is how many lines of a file a page lists.
 const listedLines = 200
 
 func (w *Web) showSummary(rw http.ResponseWriter, r *http.Request, v createView, lines []csvLine) {
-	s := summaryView{Many: v.Many, Form: v.Form, FormID: v.FormID, Lines: lines, Left: len(v.Bad)}
+	s := summaryView{Many: v.Many, Form: v.Form, FormID: v.FormID, Lines: lines, Left: len(v.Bad), Problems: v.Problems}
 	names := map[string]int{}
+	var specs []lpmos.Spec
 	for _, l := range lines {
-		if len(l.Spec.SSHKeys) == 0 {
+		specs = append(specs, l.Spec)
+		if len(l.Spec.SSHKeys) == 0 && len(logins(w.setupOf(l.Spec))) == 0 {
 			s.NoKeys++
 		}
 		if l.Spec.Hostname != "" {
@@ -51,13 +53,16 @@ func (w *Web) showSummary(rw http.ResponseWriter, r *http.Request, v createView,
 			}
 		}
 		if len(s.Commands) < 20 {
-			s.Commands = append(s.Commands, commandOf(l.Spec))
+			s.Commands = append(s.Commands, w.commandOf(l.Spec))
 		}
 	}
 	s.Hidden = len(lines) - min(len(lines), listedLines)
 	s.Lines = lines[:len(lines)-s.Hidden]
-	s.Encrypted, s.Passphrase = !v.Many && lines[0].Spec.Layout.Encrypted(), v.Problem("passphrase")
-	s.Changed = r.PostForm.Get("step") == "create" && s.Passphrase == ""
+	s.Secrets = w.secretAsks(specs)
+	for i, a := range s.Secrets {
+		s.Secrets[i].Problem = v.Problem(a.Field())
+	}
+	s.Changed = r.PostForm.Get("step") == "create" && len(s.Problems) == 0
 	if v.Form.GoodOnly {
 		var names []string
 		for _, l := range lines {
@@ -69,25 +74,51 @@ func (w *Web) showSummary(rw http.ResponseWriter, r *http.Request, v createView,
 	if v.Many {
 		title = w.N(len(lines), "1 new task: look before it is created", "%s new tasks: look before they are created")
 	}
+	one, keys := lines[0].Spec, ""
+	if n := len(one.SSHKeys); n > 0 {
+		keys = w.N(n, "1 SSH key", "%s SSH keys")
+	}
 	// The form's own id travels on: what was shown is created once.
 	w.show(rw, r, http.StatusOK, "summary", page{Title: title, Nav: "tasks", Body: struct {
 		summaryView
-		Count int
-		One   lpmos.Spec
-		OS    string
-	}{s, len(lines), lines[0].Spec, imageTitle(w.reader.Images(), lines[0].Spec.OSType, lines[0].Spec.OSVersion, lines[0].Spec.Arch)}})
+		Count  int
+		One    lpmos.Spec
+		OS     string
+		Logins template.HTML
+	}{s, len(lines), one, imageTitle(w.reader.Images(), one.OSType, one.OSVersion, one.Arch), w.whoLogsIn(keys, w.setupOf(one))}})
 }
 
-func commandOf(s lpmos.Spec) string {
-	c := commandCreate(s.RegionID, s.TargetMAC.String(), s.OSType, s.OSVersion)
-	if s.Hostname != "" {
-		c += " --hostname " + s.Hostname
+// commandOf asks for the same task from a shell. What its profile says needs not
+// be said again.
+func (w *Web) commandOf(s lpmos.Spec) string {
+	p, _ := w.profileNamed(s.Profile)
+	c := "lpmos task create --region " + s.RegionID + " --mac " + s.TargetMAC.String()
+	add := func(flag, value string) {
+		if value != "" {
+			c += " --" + flag + " " + value
+		}
 	}
-	if len(s.Addresses) > 0 {
-		c += " --address " + strings.Join(s.Addresses, ",")
+	add("profile", s.Profile)
+	if s.OSType != p.OSType || s.OSVersion != p.OSVersion {
+		add("os", s.OSType)
+		add("os-version", s.OSVersion)
 	}
-	if len(s.Gateways) > 0 {
-		c += " --gateway " + strings.Join(s.Gateways, ",")
+	if s.Arch != cmp.Or(p.Arch, "amd64") {
+		add("arch", s.Arch)
+	}
+	add("hostname", s.Hostname)
+	add("address", strings.Join(s.Addresses, ","))
+	add("gateway", strings.Join(s.Gateways, ","))
+	if !slices.Equal(s.SSHKeys, p.SSHKeys) {
+		add("ssh-key-file", "keys.pub")
+	}
+	if s.Notes != "" && s.Notes != p.Notes {
+		add("notes", shellQuoted(s.Notes))
+	}
+	for _, a := range w.secretsOf(s) {
+		if a.Required {
+			add("secret", a.Name)
+		}
 	}
 	return c
 }
@@ -134,10 +165,24 @@ func (w *Web) createMany(rw http.ResponseWriter, r *http.Request, v createView) 
 	for i, l := range good {
 		specs[i] = l.Spec
 	}
+	if v.Problems = w.giveSecrets(r.PostForm, specs); len(v.Problems) > 0 {
+		w.showSummary(rw, r, v, good)
+		return
+	}
 	ctx, cancel := actionContext(r)
 	defer cancel()
 	b, err := w.cfg.Batches.CreateBatch(ctx, specs, w.cfg.Person(r), v.FormID)
 	if refused, ok := errors.AsType[*lpmos.BatchError](err); ok {
+		for _, p := range refused.Lines {
+			// They are the same for all lines, and stand on the summary.
+			if name, ok := strings.CutPrefix(p.Field, "secrets."); ok && v.Problem(secretField+name) == "" {
+				v.Problems = append(v.Problems, fieldProblem{secretField + name, w.sentence(p.Detail)})
+			}
+		}
+		if len(v.Problems) > 0 {
+			w.showSummary(rw, r, v, good)
+			return
+		}
 		for _, p := range refused.Lines {
 			if p.Line < 1 || p.Line > len(good) {
 				continue

@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http/httptest"
 	"net/url"
 	"regexp"
@@ -56,6 +57,21 @@ func (s *fakeSite) Estimate(id string) *api.ETA {
 		return nil
 	}
 	return &api.ETA{Basis: "image and model", Runs: 41, Expected: 6 * time.Minute, Left: 5*time.Minute - 20*time.Second, FasterThan: 58}
+}
+
+func (s *fakeSite) Trend(id string) []int64 {
+	if id != idInstalling {
+		return nil
+	}
+	return []int64{12e6, 30e6, 31e6, 28e6, 31e6}
+}
+
+func (s *fakeSite) Pace() api.Pace {
+	p := api.Pace{Completed: 212, First: 208, Half: 6*time.Minute + 12*time.Second, BytesPerSecond: 64e6}
+	for i := range p.Hours {
+		p.Hours[i] = 1 + i*7%22
+	}
+	return p
 }
 
 // addDiscovered lets machines without a task be seen: an ordinary one and one
@@ -112,7 +128,7 @@ func TestCreateOneHasASummary(t *testing.T) {
 	}
 	checkMarkup(t, body)
 	plain := html.UnescapeString(body)
-	for _, want := range []string{"Nothing is erased by this.", "7c:c2:55:10:90:72", "Ubuntu 24.04, amd64", "app-119", "root with 1 SSH key", "lpmos task create --region bj-1"} {
+	for _, want := range []string{"Nothing is erased by this.", "7c:c2:55:10:90:72", "Ubuntu 24.04, amd64", "app-119", "with <bdi>1 SSH key</bdi>; no password", "lpmos task create --region bj-1"} {
 		if !strings.Contains(plain, want) {
 			t.Errorf("the summary does not say %q", want)
 		}
@@ -132,7 +148,7 @@ func TestCreateOneHasASummary(t *testing.T) {
 		t.Errorf("%d tasks; want 1 of a summary that was answered four times", s.created)
 	}
 	next.Set("step", "edit")
-	if _, body := post(t, h, "/tasks/create", next); !strings.Contains(body, `value="app-119"`) || !strings.Contains(body, `value="ubuntu/24.04/amd64" selected`) {
+	if _, body := post(t, h, "/tasks/create", next); !strings.Contains(body, `value="app-119"`) || !strings.Contains(body, `value="ubuntu/24.04/amd64" checked`) {
 		t.Error("what was typed is gone when the person goes back to change it")
 	}
 
@@ -177,7 +193,7 @@ func TestCreateOneHasASummary(t *testing.T) {
 	t.Run("offers what was discovered, and says why an image cannot be chosen", func(t *testing.T) {
 		_, body := get(t, h, "/tasks/create?target_mac=7c:c2:55:10:93:01&region_id=bj-1")
 		plain := html.UnescapeString(body)
-		for _, want := range []string{"Known machine:", "77002", `value="7c:c2:55:10:92:01" label="Dell Inc. PowerEdge R760, 77001, bj-1"`, "disabled>Debian 12 (bookworm), amd64 (BIOS, UEFI) – not for this machine: it is arm64", "its image centos 7 is not in the catalogue"} {
+		for _, want := range []string{"Known machine:", "77002", `value="7c:c2:55:10:92:01" label="Dell Inc. PowerEdge R760, 77001, bj-1"`, "disabled>Debian 12 (bookworm) (amd64, BIOS, UEFI) – not for this machine: it is arm64", `value="debian/12/amd64" disabled`, "<span>not for this machine: it is arm64</span>", "its image centos 7 is not in the catalogue"} {
 			if !strings.Contains(plain, want) {
 				t.Errorf("the form does not say %q", want)
 			}
@@ -210,12 +226,12 @@ func TestCreateEncrypted(t *testing.T) {
 	form.Set("step", "check")
 	_, body := post(t, h, "/tasks/create", form)
 	checkMarkup(t, body)
-	if !strings.Contains(body, `name="passphrase" type="password" required`) {
+	if !strings.Contains(body, `name="secret-disk-passphrase" type="password" required`) {
 		t.Error("the summary of an encrypted machine asks for no passphrase")
 	}
 	next := carried(body)
 	next.Set("step", "create")
-	next.Set("passphrase", passphrase)
+	next.Set("secret-disk-passphrase", passphrase)
 	s.fail = &lpmos.InvalidError{Field: "secrets." + lpmos.SecretDisk, Problem: "is not a passphrase"}
 	res, body := post(t, h, "/tasks/create", next)
 	if res.StatusCode != 200 || s.created != 0 || !strings.Contains(body, `aria-invalid="true"`) || !strings.Contains(body, "is not a passphrase") || strings.Contains(body, passphrase) {
@@ -236,8 +252,71 @@ func TestCreateEncrypted(t *testing.T) {
 		t.Error("the form carries the passphrase")
 	}
 	form.Del("profile")
-	if _, body := post(t, h, "/tasks/create", form); strings.Contains(body, `name="passphrase"`) {
+	if _, body := post(t, h, "/tasks/create", form); strings.Contains(body, `name="secret-disk-passphrase"`) {
 		t.Error("a machine without encryption is asked for a passphrase")
+	}
+}
+
+// TestCreateManyWithSecrets asks once for what many machines take alike, and
+// gives each what it has a place for.
+func TestCreateManyWithSecrets(t *testing.T) {
+	const passphrase, hash = "CANARY correct horse", "$y$j9T$abcdefgh$abcdefghijklmnopqrstuvwxyz0123456789./ABCDE"
+	s := newSite(t, testNow)
+	s.profiles["safe"] = lpmos.Profile{Name: "safe", Version: 1, OSType: "ubuntu", OSVersion: "24.04", Layout: &lpmos.Layout{Preset: "luks"}}
+	s.profiles["ops"] = lpmos.Profile{Name: "ops", Version: 2, OSType: "ubuntu", OSVersion: "24.04", System: &lpmos.Setup{Users: []lpmos.Account{{Name: "ops", Password: true}, {Name: "plain"}}}}
+	h := signedIn(newTestWeb(t, s))
+	_, body := post(t, h, "/tasks/create", manyForm("mac,region,profile\nb0:7b:25:9e:41:88,bj-1,safe\nb0:7b:25:9e:41:89,bj-1,ops\nb0:7b:25:9e:41:8a,bj-1,safe\n"))
+	checkMarkup(t, body)
+	for _, want := range []string{`name="secret-disk-passphrase" type="password" required`, `name="secret-password.ops" type="password" autocomplete="off"`, "--profile safe --secret disk-passphrase"} {
+		if strings.Count(body, want) < 1 {
+			t.Errorf("the summary lacks %s", want)
+		}
+	}
+	if !strings.Contains(body, "Nobody can log into 2 machines") {
+		t.Error("the machines without any account that can log in are not counted")
+	}
+	if strings.Contains(body, "password.plain") {
+		t.Error("the password of an account without one is asked for")
+	}
+	next := carried(body)
+	next.Set("step", "create")
+	for field, bad := range map[string]string{"secret-disk-passphrase": "", "secret-password.ops": "CANARY password"} {
+		next.Set("secret-disk-passphrase", passphrase)
+		next.Set("secret-password.ops", hash)
+		next.Set(field, bad)
+		res, body := post(t, h, "/tasks/create", next)
+		if res.StatusCode != 200 || s.created != 0 || !strings.Contains(body, `href="#f-`+field+`"`) || strings.Contains(body, "CANARY") {
+			t.Errorf("with a bad %s: %d, %d created; want the summary with the reason and without what was typed", field, res.StatusCode, s.created)
+		}
+		checkMarkup(t, body)
+	}
+	next.Set("secret-disk-passphrase", passphrase)
+	next.Set("secret-password.ops", hash)
+	s.refuse = []lpmos.BatchLine{{Line: 1, Field: "secrets.disk-passphrase", Detail: "secrets.disk-passphrase is not a passphrase"}}
+	if res, body := post(t, h, "/tasks/create", next); res.StatusCode != 200 || !strings.Contains(body, `href="#f-secret-disk-passphrase"`) {
+		t.Errorf("a passphrase that the orchestrator refuses = %d; want the summary with the reason", res.StatusCode)
+	}
+	s.refuse = nil
+	if res, _ := post(t, h, "/tasks/create", next); res.StatusCode != 303 || s.created != 3 {
+		t.Fatalf("create = %d, %d created", res.StatusCode, s.created)
+	}
+	for _, task := range s.tasks {
+		var want map[string]string
+		switch task.Profile {
+		case "safe":
+			want = map[string]string{"disk-passphrase": passphrase}
+		case "ops":
+			want = map[string]string{"password.ops": hash}
+		default:
+			continue
+		}
+		got := map[string]string{}
+		for name, v := range task.Secrets {
+			got[name] = v.Reveal()
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("a task of the profile %s has other secrets than it has a place for: %d", task.Profile, len(got))
+		}
 	}
 }
 
@@ -539,7 +618,7 @@ func TestTimeline(t *testing.T) {
 	s.logs[idInstalling] = []string{log(2*time.Hour, "installing"), log(65*time.Second, "partitioning"), log(56*time.Second, "downloading"), "words of a machine", `time=2026-11-23T14:31:39Z level=WARN msg="chunk 81 differs"`}
 	_, body := get(t, signedIn(newTestWeb(t, s)), "/tasks/"+idInstalling)
 	plain := html.UnescapeString(body)
-	for _, want := range []string{"2\u00a0h\u00a05\u00a0min later", "data-long", "Stage <bdi>1</bdi> of 4, <bdi>partitioning</bdi>, began.", "Stage <bdi>2</bdi> of 4", "Stage <bdi>2</bdi> of 4, <bdi>downloading</bdi>, goes on.", "<strong>1 partitioning</strong><span>9\u00a0s</span>", "54\u00a0s so far", "Usual for this model: <bdi>6\u00a0min</bdi> in all; this run is faster than <bdi>58\u00a0%</bdi> of <bdi>41</bdi>.", "<dd>5\u00a0min <small>until", `data-level="warn"`} {
+	for _, want := range []string{"2\u00a0h\u00a05\u00a0min later", "data-long", "Stage <bdi>1</bdi> of 4, <bdi>partitioning</bdi>, began.", "Stage <bdi>2</bdi> of 4", "Stage <bdi>2</bdi> of 4, <bdi>downloading</bdi>, goes on.", "<strong>1 partitioning</strong><span data-part=\"note\">9\u00a0s</span>", "54\u00a0s so far", "Usual for this model: <bdi>6\u00a0min</bdi> in all; this run is faster than <bdi>58\u00a0%</bdi> of <bdi>41</bdi>.", ">5\u00a0min</task-figure> <small>until", `data-level="warn"`} {
 		if !strings.Contains(plain, want) {
 			t.Errorf("the page does not say %q", want)
 		}

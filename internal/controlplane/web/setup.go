@@ -2,6 +2,7 @@ package web
 
 import (
 	"fmt"
+	"html/template"
 	"strconv"
 	"strings"
 
@@ -127,4 +128,32 @@ func (s *tongue) driftNames(ds []lpmos.Drift) string {
 		}
 	}
 	return s.list(out)
+}
+
+// whoLogsIn says who can log into an installed system: root by keys, in words,
+// and the accounts that have a key or a password.
+func (s *tongue) whoLogsIn(keys string, x *lpmos.Setup) template.HTML {
+	users := s.list(logins(x))
+	switch {
+	case keys != "" && users != "":
+		return s.rich("%s with %s, without a password; %s", strong("root"), keys, strong(users))
+	case keys != "":
+		return s.rich("%s with %s; no password", strong("root"), keys)
+	case users != "":
+		return s.rich("%s, and not root", strong(users))
+	}
+	return s.rich("%s there is no SSH key", strong(s.T("nobody:")))
+}
+
+// logins are the accounts that have a key or a password.
+func logins(x *lpmos.Setup) (names []string) {
+	if x == nil {
+		return nil
+	}
+	for _, u := range x.Users {
+		if len(u.SSHKeys) > 0 || u.Password {
+			names = append(names, u.Name)
+		}
+	}
+	return names
 }

@@ -44,6 +44,7 @@ type step struct {
 	State  string // done, now, failed, next: the CSS
 	Icon   string
 	Note   string
+	Stages template.HTML // in place of Note, see atStage
 }
 
 type progressView struct {
@@ -55,6 +56,7 @@ type progressView struct {
 	Done    string
 	Total   string
 	Speed   string
+	Trend   sparkView
 	Left    string
 	Message string
 	AsOf    instant
@@ -172,7 +174,7 @@ func (w *Web) newTaskView(ctx context.Context, t lpmos.Task, search string) task
 	if e := w.reader.Estimate(t.ID); e != nil && t.Status.Live() && e.Expected > 0 {
 		v.Usual = w.usual(e)
 		if e.Left > 0 && v.Progress != nil && v.Progress.Live {
-			v.LeftAll, v.Until = w.about(e.Left), w.moment(w.cfg.Now().Add(e.Left))
+			v.LeftAll, v.Until = w.rounded(int64(e.Left.Seconds())), w.moment(w.cfg.Now().Add(e.Left))
 		}
 	}
 	v.Failure = w.newFailure(t)
@@ -225,21 +227,19 @@ func (s *tongue) headline(t lpmos.Task, os string) template.HTML {
 	case lpmos.Approved:
 		return s.rich("%s is approved and waits for its permit", name)
 	case lpmos.Installing:
-		stage := lpmos.Stage("")
-		if t.Progress != nil {
-			stage = t.Progress.Stage
-		}
-		switch stage {
-		case lpmos.Partitioning:
-			return s.rich("%s is partitioning its disk", name)
-		case lpmos.Downloading:
-			return s.rich("%s is downloading its image", name)
-		case lpmos.StageInstall:
-			return s.rich("%s is writing its image", name)
-		case lpmos.Configuring:
-			return s.rich("%s is being configured", name)
-		}
-		return s.rich("%s is installing", name)
+		return atStage(t, func(stage lpmos.Stage) template.HTML {
+			switch stage {
+			case lpmos.Partitioning:
+				return s.rich("%s is partitioning its disk", name)
+			case lpmos.Downloading:
+				return s.rich("%s is downloading its image", name)
+			case lpmos.StageInstall:
+				return s.rich("%s is writing its image", name)
+			case lpmos.Configuring:
+				return s.rich("%s is being configured", name)
+			}
+			return s.rich("%s is installing", name)
+		})
 	case lpmos.Verifying:
 		if t.Plan != nil && len(t.Plan.Effect.Crypts) > 0 {
 			return s.rich("%s is installed and asks for its passphrase at its console", name)
@@ -264,6 +264,23 @@ func (s *tongue) headline(t lpmos.Task, os string) template.HTML {
 		return s.rich("%s was canceled", name)
 	}
 	return name
+}
+
+// atStage says something for the stage that a running task is in, and for all
+// others out of sight: task-progress.js shows one of them, with its bar.
+func atStage(t lpmos.Task, say func(lpmos.Stage) template.HTML) (out template.HTML) {
+	var now lpmos.Stage // none before the first report
+	if t.Progress != nil && t.Progress.Stage.Valid() {
+		now = t.Progress.Stage
+	}
+	for _, stage := range []lpmos.Stage{"", lpmos.Partitioning, lpmos.Downloading, lpmos.StageInstall, lpmos.Configuring} {
+		hidden := " hidden"
+		if stage == now {
+			hidden = ""
+		}
+		out += template.HTML(`<span data-at="`+string(stage)+`"`+hidden+`>`) + say(stage) + "</span>"
+	}
+	return out
 }
 
 func (s *tongue) deadline(status lpmos.Status) string {
@@ -347,8 +364,13 @@ func (w *Web) steps(t lpmos.Task, events []lpmos.Event) []step {
 			if !t.UpdatedAt.IsZero() {
 				st.Note = w.T("for %s", w.age(w.cfg.Now().Sub(t.UpdatedAt)))
 			}
-			if s == lpmos.Installing && t.Progress != nil {
-				st.Note = w.T("stage %s of 4", strconv.Itoa(t.Progress.Stage.Number()))
+			if s == lpmos.Installing {
+				st.Stages = atStage(t, func(stage lpmos.Stage) template.HTML {
+					if stage == "" {
+						return w.rich("begins")
+					}
+					return w.rich("stage %s of 4", strconv.Itoa(stage.Number()))
+				})
 			}
 		default:
 			st.State, st.Icon, st.Note = "next", "pending", next[s]
@@ -388,6 +410,7 @@ func (w *Web) newProgress(t lpmos.Task, began map[lpmos.Stage]time.Time) *progre
 			}
 		}
 		if v.Live {
+			v.Trend = w.speedTrend(t)
 			if w.cfg.Now().Sub(p.UpdatedAt) > staleAfter {
 				v.AsOf = w.moment(p.UpdatedAt)
 			} else if d := p.Details; d != nil {

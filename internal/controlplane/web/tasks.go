@@ -40,6 +40,7 @@ type listView struct {
 	Most    int    // tasks that may be changed at once
 	Actions []string
 	Blank   row // for the scripts' <template>
+	Chooser chooser
 	Command string
 }
 
@@ -129,7 +130,7 @@ func (w *Web) taskList(rw http.ResponseWriter, r *http.Request) {
 	rev, cursor := w.rev(), r.URL.Query().Get("cursor")
 	a := w.asked(r.URL.Query())
 	v := listView{Query: a.Text, Sort: a.Sort.String(), Problem: a.Problem, First: cursor == "", Self: listAddress(a.Text, a.Sort, ""),
-		Keys: query.Keys, Most: bulkMost, Actions: bulkActions, Blank: row{Link: "/tasks", Run: &run{}}, Heads: map[string]head{}}
+		Keys: query.Keys, Most: bulkMost, Actions: bulkActions, Blank: row{Link: "/tasks", Run: &run{}}, Heads: map[string]head{}, Chooser: w.columns(r, "tasks")}
 	all := 0
 	for _, n := range w.reader.Counts() {
 		all += n
@@ -262,6 +263,8 @@ type rowJSON struct {
 	Age     string   `json:"age"`
 	OS      string   `json:"os"`
 	Region  string   `json:"region"`
+	Profile string   `json:"profile"`
+	Created string   `json:"created"`
 	MAC     string   `json:"mac"`
 	Serial  string   `json:"serial"`
 	By      string   `json:"by"`
@@ -306,7 +309,7 @@ func (w *Web) taskRows(rw http.ResponseWriter, r *http.Request) {
 func (w *Web) rowJSON(x row) rowJSON {
 	at, h := w.moment(x.UpdatedAt), w.newHappening(x)
 	j := rowJSON{ID: x.ID, Link: x.Link, Host: x.Hostname, Status: string(x.Status), Word: w.statusWord(x.Status), Attempt: x.Attempt, Summary: x.Summary,
-		Updated: at.RFC, UTC: at.UTC, Age: x.Age, OS: x.OS, Region: x.RegionID, MAC: x.TargetMAC.String(), Serial: x.Serial, By: x.CreatedBy, Event: h.Text, Note: h.Note}
+		Updated: at.RFC, UTC: at.UTC, Age: x.Age, OS: x.OS, Region: x.RegionID, Profile: x.Profile, Created: w.moment(x.CreatedAt).RFC, MAC: x.TargetMAC.String(), Serial: x.Serial, By: x.CreatedBy, Event: h.Text, Note: h.Note}
 	if x.Run != nil {
 		j.Run = &runJSON{x.Run.Stage, x.Run.Percent, x.Run.AsOf.RFC}
 	}

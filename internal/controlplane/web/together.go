@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"html/template"
 	"net/http"
 	"slices"
 	"strconv"
@@ -47,11 +48,12 @@ func (v togetherView) Problem(field string) string { return problemsOf(v.Problem
 
 // alikeGroup are machines to which the same happens.
 type alikeGroup struct {
-	Model, Hardware        string
-	Erased, Kept, Written  verdict
-	Machines               []candidate
-	Disk                   string // size and title of the disk that is erased
-	Keys, Network, Profile string
+	Model, Hardware       string
+	Erased, Kept, Written verdict
+	Machines              []candidate
+	Disk                  string // size and title of the disk that is erased
+	Network, Profile      string
+	Logins                template.HTML
 }
 
 type candidate struct {
@@ -248,7 +250,7 @@ func (w *Web) newTogether(r *http.Request, tasks []lpmos.Task, fill func(*candid
 			i = len(v.Groups)
 			groups[key] = i
 			p := w.newPlan(t, images)
-			g := alikeGroup{Model: w.model(t.Hardware), Network: p.Network, Profile: p.Profile, Keys: w.list(p.Keys),
+			g := alikeGroup{Model: w.model(t.Hardware), Network: p.Network, Profile: p.Profile, Logins: p.Logins,
 				Hardware: w.list([]string{w.cpuWords(t.Hardware.CPU), w.gib(t.Hardware.Memory.TotalBytes), w.N(len(t.Hardware.Disks), "1 disk", "%s disks")})}
 			g.Erased, g.Kept, g.Written = w.verdicts(t.Plan, imageTitle(images, t.OSType, t.OSVersion, t.Arch))
 			g.Written.Text = w.T("%s image, address by DHCP; each machine gets its own host name.", w.size(t.Plan.Effect.Image.UsedBytes))

@@ -39,8 +39,10 @@ type Reader interface {
 	Counts() map[lpmos.Status]int
 	RegionCounts(region string) map[lpmos.Status]int
 	Estimate(id string) *api.ETA // what earlier runs say of a task, nil where nothing is known
-	Regions() []lpmos.Region     // by id
-	Images() []lpmos.Image       // by name
+	Trend(id string) []int64     // bytes per second for each api.TrendEvery, the newest last
+	Pace() api.Pace
+	Regions() []lpmos.Region // by id
+	Images() []lpmos.Image   // by name
 	Machines(api.MachineQuery) api.MachinePage
 	Machine(mac lpmos.MAC) (lpmos.Machine, bool) // by any of its addresses
 	Profiles() []lpmos.Profile                   // by name

@@ -67,6 +67,14 @@ func (b *Tab) Prefer(feature, value string) {
 	}
 }
 
+// Paper shows the page as it is printed.
+func (b *Tab) Paper() {
+	b.t.Helper()
+	if _, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Media: "print"}); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
 // WholePicture is all of the page, also what is not in view, as a PNG.
 func (b *Tab) WholePicture() []byte {
 	b.t.Helper()

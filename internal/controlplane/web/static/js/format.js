@@ -69,6 +69,15 @@ export function age(ms) {
   return `${count(Math.floor(s / 86400))}${NBSP}${t('days')}`
 }
 
+/** How long something lasted, in ms: 9 s, 3 min 2 s, 2 h 5 min. */
+export function took(ms) {
+  const s = Math.max(0, Math.round(ms / 1000))
+  const two = (a, unitA, b, unitB) => `${a}${NBSP}${unitA}` + (b ? `${NBSP}${b}${NBSP}${unitB}` : '')
+  if (s < 60) return `${s}${NBSP}${t('s')}`
+  if (s < 3600) return two(Math.floor(s / 60), t('min'), s % 60, t('s'))
+  return two(Math.floor(s / 3600), t('h'), Math.floor(s / 60) % 60, t('min'))
+}
+
 const clock = (d) => `${two(d.getHours())}:${two(d.getMinutes())}`
 
 /** A Date as 14:32, or 14:32:08 for form "seconds"; older than a day with its date. */

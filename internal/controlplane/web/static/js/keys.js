@@ -6,7 +6,7 @@ const GO = { d: '/dashboard', t: '/tasks', a: '/tasks?q=status%3Aawaiting_approv
 const GO_WITHIN = 1_200
 let goSince = 0
 
-const rows = () => [...document.querySelectorAll('table[data-keys] tr[data-task]')]
+const rows = () => [...document.querySelectorAll('table[data-keys] tbody tr:has(.row-link)')]
 
 function move(step) {
   const table = document.querySelector('task-table')
@@ -46,7 +46,7 @@ addEventListener('keydown', (e) => {
     case 'x': document.querySelector('task-table')?.toggle(); break
     case 'a': {
       const row = document.querySelector('tr[data-cursor]')
-      if (row?.querySelector('[data-status="awaiting_approval"]')) location.assign(`/tasks/${row.dataset.task}/approve`)
+      if (row?.dataset.task && row.querySelector('[data-status="awaiting_approval"]')) location.assign(`/tasks/${row.dataset.task}/approve`)
     }
   }
 })

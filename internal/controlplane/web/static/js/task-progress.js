@@ -1,13 +1,17 @@
 import { TaskElement } from './element.js'
-import { left, percent, size, speed } from './format.js'
+import { left, percent, size, speed, took } from './format.js'
 import { Stale } from './stale.js'
 import { STAGES, stageNumber } from './stages.js'
 import { t } from './words.js'
 
-/** Figures and stages of one install, on its own page. */
+/**
+ * Figures and stages of one install, on its own page, with what the page says
+ * elsewhere of the stage ([data-at]): all of it from the same message.
+ */
 class TaskProgress extends TaskElement {
   static types = ['progress']
   #stale = null
+  #lasted = {} // so far, by stage
 
   connectedCallback() {
     super.connectedCallback()
@@ -34,11 +38,15 @@ class TaskProgress extends TaskElement {
     this.part('speed', speed(details?.bytes_per_second))
     this.part('left', left(details))
     const now = stageNumber(stage)
+    for (const el of document.querySelectorAll('[data-at]')) el.hidden = el.dataset.at !== (now ? stage : '')
+    if (details?.elapsed_ms > 0) this.#lasted[stage] = took(details.elapsed_ms)
     for (const [i, s] of STAGES.entries()) {
       const li = this.querySelector(`[data-stage="${s.name}"]`)
       if (!li) continue
       const done = percentage >= 100 || now > i + 1
       li.querySelector('progress').value = done ? 100 : Math.min(Math.max(((percentage - s.from) * 100) / (s.to - s.from), 0), 100)
+      const lasted = this.#lasted[s.name]
+      if (lasted) li.querySelector('[data-part="note"]').textContent = done ? lasted : t('%s so far', lasted)
       if (done) li.dataset.step = 'done'
       else if (now === i + 1) li.dataset.step = 'now'
       else delete li.dataset.step

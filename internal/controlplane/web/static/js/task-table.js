@@ -418,7 +418,8 @@ function put(row, name, text) {
 function empty(row) {
   row.setAttribute('aria-busy', 'true')
   put(row, 'short', row.dataset.task.slice(0, 8))
-  for (const name of ['host', 'summary', 'os', 'region', 'mac', 'serial', 'by']) put(row, name, '…')
+  for (const name of ['host', 'summary', 'os', 'region', 'mac', 'serial', 'by', 'profile']) put(row, name, '…')
+  row.querySelector('[data-column="created"]').textContent = '…'
   row.querySelector('[data-part="summary"]').hidden = false
   row.querySelector('task-run').hidden = true
   row.querySelector('task-status').hidden = true
@@ -447,6 +448,8 @@ function fill(row, data) {
   put(row, 'os', data.os)
   put(row, 'region', data.region)
   put(row, 'mac', data.mac)
+  put(row, 'profile', data.profile || '–')
+  row.querySelector('[data-column="created"]').replaceChildren(timeElement(new Date(data.created), 'auto'))
   put(row, 'serial', data.serial || t('unknown yet'))
   put(row, 'attempt', data.attempt > 1 ? t('attempt %s', data.attempt) : '')
   put(row, 'by', data.by || '–')

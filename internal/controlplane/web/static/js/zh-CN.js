@@ -55,5 +55,7 @@ export default {
   "was deleted": "已删除",
   "unknown yet": "尚不清楚",
   "Select %s": "选择 %s",
-  "attempt %s": "第 %s 次尝试"
+  "attempt %s": "第 %s 次尝试",
+  "%s so far": "已用 %s",
+  "Speed of the last minutes, up to %s": "最近几分钟的速度，最高 %s"
 }
