@@ -136,23 +136,24 @@ func inertYAML(b []byte) []byte {
 // inert escapes characters; beyond is for those outside of the basic plane.
 func inert(b []byte, beyond func(rune) string) []byte {
 	which := func(r rune) bool { return obeyed(r) && r != '\n' }
-	if !bytes.ContainsFunc(b, which) {
-		return b
-	}
-	out := make([]byte, 0, len(b)+64)
-	for len(b) > 0 {
-		r, n := utf8.DecodeRune(b)
+	var out []byte
+	for {
+		at := bytes.IndexFunc(b, which)
 		switch {
-		case !which(r):
-			out = append(out, b[:n]...)
-		case r > 0xffff:
+		case at < 0 && out == nil:
+			return b
+		case at < 0:
+			return append(out, b...)
+		}
+		out = append(out, b[:at]...)
+		r, n := utf8.DecodeRune(b[at:])
+		if r > 0xffff {
 			out = append(out, beyond(r)...)
-		default:
+		} else {
 			out = fmt.Appendf(out, `\u%04x`, r)
 		}
-		b = b[n:]
+		b = b[at+n:]
 	}
-	return out
 }
 
 // asYAML goes through JSON, so that names and forms are those of the API.
