@@ -49,6 +49,9 @@ func (noDoor) Still(p auth.Principal) (auth.Principal, bool) { return p, true }
 func (noDoor) Changed() int64                                { return 0 }
 func (noDoor) Origin(r *http.Request) string                 { return "http://" + r.Host }
 
+// everybody is who watches: of the host's own token, any number may.
+var everybody = auth.Principal{Kind: auth.Token, Role: lpmos.Viewer, Own: true}
+
 // serveHub is the process: it prints its address, waits for a line, publishes,
 // and ends at the end of its input.
 func serveHub(rate, seconds int, in io.Reader, out io.Writer) error {
@@ -64,7 +67,7 @@ func serveHub(rate, seconds int, in io.Reader, out io.Writer) error {
 	fmt.Fprintln(out, l.Addr())
 	return service.Run(ctx, h.Run,
 		func(ctx context.Context) error {
-			return service.Serve(ctx, service.HTTPServer(auth.As(auth.Principal{Kind: auth.Token, Role: lpmos.Viewer}, h), log), l)
+			return service.Serve(ctx, service.HTTPServer(auth.As(everybody, h), log), l)
 		},
 		func(context.Context) error {
 			defer cancel()

@@ -59,6 +59,7 @@ func BenchmarkCopy(b *testing.B) {
 			before := memory.Held()
 			watched := make(chan uint64)
 			go func() { watched <- memory.Peak(ctx) }()
+			defer processor(b)()
 			for range b.N {
 				f, err := os.Create(filepath.Join(dir, "agent"))
 				if err != nil {
@@ -80,6 +81,7 @@ func BenchmarkCopy(b *testing.B) {
 		})
 		b.Run("shell-"+c.name, func(b *testing.B) {
 			b.SetBytes(m.SizeBytes)
+			defer processor(b)()
 			for range b.N {
 				cmd := exec.Command("sh", "-c", `curl -sf "$0" | zstd -d -c -q | dd of="$1" bs=4M iflag=fullblock conv=fsync status=none`, s.URL+agentapi.PathBlobs+stream, filepath.Join(dir, "shell"))
 				if out, err := cmd.CombinedOutput(); err != nil {
@@ -111,4 +113,21 @@ func mapped(b *testing.B, name string, content []byte) []byte {
 		b.Fatal(err)
 	}
 	return m
+}
+
+// processor reports what an operation took of all processors, here and in
+// programs that ended, until what it returns is called.
+func processor(b *testing.B) (report func()) {
+	used := func() (sum time.Duration) {
+		for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+			var u syscall.Rusage
+			if err := syscall.Getrusage(who, &u); err != nil {
+				b.Fatal(err)
+			}
+			sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+		}
+		return sum
+	}
+	before := used()
+	return func() { b.ReportMetric((used()-before).Seconds()/float64(b.N), "processor-s/op") }
 }

@@ -132,7 +132,7 @@ func New(read reader, keep keeper, log *slog.Logger) *Hub {
 		read: read, keep: keep, log: log, some: map[string]*counted{}, patience: writeTimeout, pace: paceTime, epoch: time.Now(),
 		conns: map[*conn]struct{}{}, held: map[string]int{}, tasks: map[string]*topic{}, regions: map[string]*topic{},
 	}
-	h.writers.most = max(1, runtime.GOMAXPROCS(0)/2) // the clients and the rest want to run, too
+	h.writers.most = runtime.GOMAXPROCS(0)
 	h.writers.buffers.New = func() any { b := make([]byte, 0, batchBytes); return &b }
 	h.up = websocket.Upgrader{
 		// With a pool for it, a connection holds no write buffer: all we write
