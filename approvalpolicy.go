@@ -3,7 +3,6 @@ package lpmos
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -13,7 +12,7 @@ import (
 type ApprovalPolicy struct {
 	Rules []ApprovalRule `json:"rules"`
 	// Labels name groups of machines that rules speak of. A machine is listed by
-	// any of its MAC addresses or by its UUID.
+	// any of its MAC addresses or by its UUID, in either byte order.
 	Labels map[string][]string `json:"labels"`
 }
 
@@ -157,7 +156,7 @@ func (p ApprovalPolicy) For(t *Task) ApprovalNeeds {
 
 // LabelsOf are the labels of a task's machine, by name.
 func (p ApprovalPolicy) LabelsOf(t *Task) []string {
-	names := []string{t.TargetMAC.String(), t.ClaimUUID}
+	names := append([]string{t.TargetMAC.String()}, UUIDSpellings(t.ClaimUUID)...)
 	for _, m := range t.Claims {
 		names = append(names, m.String())
 	}
@@ -165,7 +164,7 @@ func (p ApprovalPolicy) LabelsOf(t *Task) []string {
 		for _, m := range h.MACs() {
 			names = append(names, m.String())
 		}
-		names = append(names, strings.ToLower(h.System.UUID))
+		names = append(names, UUIDSpellings(h.System.UUID)...)
 	}
 	var out []string
 	for label, machines := range p.Labels {

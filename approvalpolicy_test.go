@@ -68,8 +68,11 @@ func TestApprovalPolicyTakesTheStrictest(t *testing.T) {
 		}
 	}
 	named := lpmos.Task{Hardware: &lpmos.Hardware{System: lpmos.System{UUID: "4C4C4544-0035-4A10-8058-B7C04F4E3332"}}}
-	if got := p.LabelsOf(&named); len(got) != 1 || got[0] != "by-uuid" {
-		t.Errorf("LabelsOf a machine by its UUID = %v", got)
+	swapped := lpmos.Task{ClaimUUID: "44454c4c-3500-104a-8058-b7c04f4e3332"}
+	for _, task := range []*lpmos.Task{&named, &swapped} {
+		if got := p.LabelsOf(task); len(got) != 1 || got[0] != "by-uuid" {
+			t.Errorf("LabelsOf a machine by its UUID = %v", got)
+		}
 	}
 	if !(lpmos.ApprovalPolicy{}).For(&named).Plain() {
 		t.Error("a policy without rules asks for something")

@@ -288,9 +288,33 @@ func (h *Hardware) Digest() string {
 // maker set none carry one of a few that many share.
 func UniqueUUID(uuid string) bool {
 	switch uuid = strings.ToLower(uuid); uuid {
-	case "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff", "03000200-0400-0500-0006-000700080009":
+	case "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff",
+		"03000200-0400-0500-0006-000700080009", "00020003-0004-0005-0006-000700080009":
 		return false
 	default:
 		return ValidTaskID(uuid)
 	}
+}
+
+// UUIDSpellings are the two ways in which one machine's UUID may be written,
+// lower case: up to SMBIOS 2.5 the first three fields were often stored
+// big-endian, and firmware, iPXE and kernels do not agree on which it is. They
+// come in an order of their own, so that the first is the same whichever was
+// given; none where it is no machine's own (UniqueUUID).
+func UUIDSpellings(uuid string) []string {
+	if !UniqueUUID(uuid) {
+		return nil
+	}
+	u := strings.ToLower(uuid)
+	swapped := u[6:8] + u[4:6] + u[2:4] + u[0:2] + "-" + u[11:13] + u[9:11] + "-" + u[16:18] + u[14:16] + u[18:]
+	return []string{min(u, swapped), max(u, swapped)}
+}
+
+// CanonicalUUID is the one spelling of a machine's UUID by which it is compared,
+// see UUIDSpellings; "" where it is no machine's own.
+func CanonicalUUID(uuid string) string {
+	if all := UUIDSpellings(uuid); all != nil {
+		return all[0]
+	}
+	return ""
 }

@@ -60,6 +60,48 @@ func TestInstallable(t *testing.T) {
 	}
 }
 
+// One machine's UUID in both byte orders is one UUID, wherever machines are told
+// apart; one that many boards have is nobody's.
+func TestMachineUUID(t *testing.T) {
+	const big, little = "00112233-4455-6677-8899-aabbccddeeff", "33221100-5544-7766-8899-aabbccddeeff"
+	for _, s := range []string{big, little, strings.ToUpper(little)} {
+		if got := lpmos.CanonicalUUID(s); got != big {
+			t.Errorf("CanonicalUUID(%s) = %s; want %s", s, got, big)
+		}
+		if got := lpmos.UUIDSpellings(s); len(got) != 2 || got[0] != big || got[1] != little {
+			t.Errorf("UUIDSpellings(%s) = %v", s, got)
+		}
+	}
+	shared := []string{"03000200-0400-0500-0006-000700080009", "00020003-0004-0005-0006-000700080009", "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF"}
+	for _, s := range append(shared, "", "x", big+"0", big[1:]) {
+		if got := lpmos.UUIDSpellings(s); got != nil || lpmos.CanonicalUUID(s) != "" {
+			t.Errorf("UUIDSpellings(%q) = %v; want none", s, got)
+		}
+	}
+
+	own := map[string]lpmos.Host{"control plane": {Hostname: "cp1", UUID: strings.ToUpper(big)}, "region dc1": {Hostname: "r1", UUID: shared[0]}}
+	listed, err := lpmos.Limits{Protected: []string{strings.ToUpper(little)}}.Normalize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{big, little} {
+		if why := listed.Protects(nil, nil, s); !strings.Contains(why, little) {
+			t.Errorf("a listed machine that reports %s is held back by %q; want the entry as it was given", s, why)
+		}
+		if why := (lpmos.Limits{}).Protects(own, nil, s); !strings.Contains(why, "cp1") {
+			t.Errorf("a host of LPMOS that reports %s is held back by %q", s, why)
+		}
+	}
+	for _, s := range append(shared, "", "1"+big[1:]) {
+		if why := listed.Protects(own, nil, s); why != "" {
+			t.Errorf("a machine that reports %q is held back: %s", s, why)
+		}
+	}
+	if _, err := (lpmos.Limits{Protected: shared[:1]}).Normalize(); err == nil || !strings.Contains(err.Error(), "MAC address") {
+		t.Errorf("a protected UUID that many boards have = %v; want it refused with what to give instead", err)
+	}
+}
+
 func TestDiskRef(t *testing.T) {
 	h := server()
 	for _, d := range h.Disks {

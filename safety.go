@@ -30,7 +30,8 @@ const DefaultPermitsPerMinute = 20
 type Limits struct {
 	// PermitsPerMinute is for each region; 0 is DefaultPermitsPerMinute.
 	PermitsPerMinute int `json:"permits_per_minute"`
-	// Protected are machines no task is ever created for: MAC addresses or UUIDs.
+	// Protected are machines no task is ever created for: MAC addresses or UUIDs,
+	// in either byte order.
 	Protected []string `json:"protected"`
 }
 
@@ -54,14 +55,17 @@ func (l Limits) Tag() string {
 	return DigestOf(l)
 }
 
-// machineNames spells MAC addresses and UUIDs in the one way, each once.
+// machineNames spells MAC addresses and UUIDs in the one way, each once. The byte
+// order of a UUID stays as it was given.
 func machineNames(field string, names []string) ([]string, error) {
 	out := make([]string, 0, len(names))
 	for _, s := range names {
 		if mac, err := ParseMAC(s); err == nil {
 			out = append(out, mac.String())
-		} else if u := strings.ToLower(strings.TrimSpace(s)); ValidTaskID(u) {
+		} else if u := strings.ToLower(strings.TrimSpace(s)); UniqueUUID(u) {
 			out = append(out, u)
+		} else if ValidTaskID(u) {
+			return nil, &InvalidError{Field: field, Problem: "holds a UUID that boards of many makers share: give the machine's MAC address instead", Value: s}
 		} else {
 			return nil, &InvalidError{Field: field, Problem: "holds what is neither a MAC address nor a UUID", Value: s}
 		}
@@ -74,14 +78,14 @@ func machineNames(field string, names []string) ([]string, error) {
 // installed, or "". hosts are the computers LPMOS itself runs on, by what they
 // do.
 func (l Limits) Protects(hosts map[string]Host, macs []MAC, uuid string) string {
-	uuid = strings.ToLower(uuid)
+	uuids := UUIDSpellings(uuid)
 	for _, p := range l.Protected {
-		if p == uuid || slices.ContainsFunc(macs, func(m MAC) bool { return m.String() == p }) {
+		if slices.Contains(uuids, p) || slices.ContainsFunc(macs, func(m MAC) bool { return m.String() == p }) {
 			return p + " is on the list of protected machines"
 		}
 	}
 	for what, h := range hosts {
-		if h.UUID != "" && UniqueUUID(h.UUID) && strings.EqualFold(h.UUID, uuid) {
+		if slices.Contains(uuids, strings.ToLower(h.UUID)) {
 			return fmt.Sprintf("it is %s, where LPMOS itself runs (%s)", h.Hostname, what)
 		}
 		for _, m := range macs {

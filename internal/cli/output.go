@@ -136,23 +136,24 @@ func inertYAML(b []byte) []byte {
 // inert escapes characters; beyond is for those outside of the basic plane.
 func inert(b []byte, beyond func(rune) string) []byte {
 	which := func(r rune) bool { return obeyed(r) && r != '\n' }
-	if !bytes.ContainsFunc(b, which) {
-		return b
-	}
-	out := make([]byte, 0, len(b)+64)
-	for len(b) > 0 {
-		r, n := utf8.DecodeRune(b)
+	var out []byte
+	for {
+		at := bytes.IndexFunc(b, which)
 		switch {
-		case !which(r):
-			out = append(out, b[:n]...)
-		case r > 0xffff:
+		case at < 0 && out == nil:
+			return b
+		case at < 0:
+			return append(out, b...)
+		}
+		out = append(out, b[:at]...)
+		r, n := utf8.DecodeRune(b[at:])
+		if r > 0xffff {
 			out = append(out, beyond(r)...)
-		default:
+		} else {
 			out = fmt.Appendf(out, `\u%04x`, r)
 		}
-		b = b[n:]
+		b = b[at+n:]
 	}
-	return out
 }
 
 // asYAML goes through JSON, so that names and forms are those of the API.
@@ -161,35 +162,53 @@ func asYAML(v any) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode: %w", err)
 	}
-	// JSON is YAML: parsed as such it keeps the order of fields and the digits
-	// of numbers.
-	var doc yaml.Node
-	if err := yaml.Unmarshal(inertYAML(b), &doc); err != nil {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	doc, err := yamlNode(d)
+	if err != nil {
 		return nil, fmt.Errorf("encode: %w", err)
 	}
-	blockStyle(&doc)
-	y, err := yaml.Marshal(&doc)
+	y, err := yaml.Marshal(doc)
 	if err != nil {
 		return nil, fmt.Errorf("encode: %w", err)
 	}
 	return inertYAML(y), nil
 }
 
-// blockStyle undoes JSON's flow style and quotes, but for strings that need
-// escapes, and for those that would be read as something else.
-func blockStyle(n *yaml.Node) {
-	if len(n.Content) > 0 {
-		n.Style &^= yaml.FlowStyle
+// yamlNode is the next JSON value, or name of one, as YAML: fields in the same
+// order, numbers with the same digits, and strings without quotes, but for those
+// that need escapes (the encoder quotes what would be read as something else).
+func yamlNode(d *json.Decoder) (*yaml.Node, error) {
+	token, err := d.Token()
+	if err != nil {
+		return nil, err
 	}
-	if n.Kind == yaml.ScalarNode && n.Tag == "!!str" {
-		n.Style = 0
-		if strings.ContainsFunc(n.Value, obeyed) {
+	n := &yaml.Node{Kind: yaml.ScalarNode}
+	switch x := token.(type) {
+	case json.Delim:
+		n.Kind = map[json.Delim]yaml.Kind{'{': yaml.MappingNode, '[': yaml.SequenceNode}[x]
+		for d.More() {
+			one, err := yamlNode(d)
+			if err != nil {
+				return nil, err
+			}
+			n.Content = append(n.Content, one)
+		}
+		if len(n.Content) == 0 {
+			n.Style = yaml.FlowStyle
+		}
+		_, err = d.Token() // the bracket that closes it
+	case string:
+		n.Tag, n.Value = "!!str", x
+		if strings.ContainsFunc(x, obeyed) {
 			n.Style = yaml.DoubleQuotedStyle
 		}
+	case nil:
+		n.Value = "null"
+	default:
+		n.Value = fmt.Sprint(x)
 	}
-	for _, c := range n.Content {
-		blockStyle(c)
-	}
+	return n, err
 }
 
 // tone is what a cell means, for terminals that have colours. It never says

@@ -548,6 +548,11 @@ func (l leaseView) ByAddress(a netip.Addr) (lpmos.MAC, bool) {
 	return lease.MAC, ok
 }
 
+func (l leaseView) ByMAC(mac lpmos.MAC) (netip.Addr, bool) {
+	lease, ok := l.Lease(mac)
+	return lease.Address, ok
+}
+
 // bootFiles is what TFTP serves: the boot image's files, and the script that
 // newer iPXE asks for by name.
 type bootFiles struct {

@@ -62,12 +62,21 @@ type Enrollment struct {
 const keepEnrollment = 7 * 24 * time.Hour
 
 // PutEnrollment stores a token's hash, 64 hexadecimal digits, as the newest of
-// its region.
+// its region. One that is there is an lpmos.ErrConflict. After an error the token
+// is worth nothing: nobody was told it.
 func (s *Store) PutEnrollment(ctx context.Context, hash string, e Enrollment) error {
 	lease, err := s.grant(ctx, time.Until(e.ExpiresAt)+keepEnrollment)
 	if err != nil {
 		return err
 	}
+	if err := s.putEnrollment(ctx, hash, e, lease); err != nil {
+		s.revoke(lease)
+		return fmt.Errorf("store enrollment token: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) putEnrollment(ctx context.Context, hash string, e Enrollment, lease clientv3.LeaseID) error {
 	key, idKey := Key{Kind: KindEnrollment, Name: hash}.String(), Key{Kind: KindIdentity, Region: e.Region}.String()
 	for range maxRaces {
 		id, rev, err := readVersion[Identity](ctx, s, idKey)
@@ -81,12 +90,16 @@ func (s *Store) PutEnrollment(ctx context.Context, hash string, e Enrollment) er
 				clientv3.Compare(clientv3.CreateRevision(key), "=", 0),
 				clientv3.Compare(clientv3.ModRevision(idKey), "=", rev),
 			},
-			[]clientv3.Op{clientv3.OpPut(key, string(encode(e)), clientv3.WithLease(lease)), clientv3.OpPut(idKey, string(encode(id)))}, nil)
-		if err != nil || r.Succeeded {
+			[]clientv3.Op{clientv3.OpPut(key, string(encode(e)), clientv3.WithLease(lease)), clientv3.OpPut(idKey, string(encode(id)))},
+			[]clientv3.Op{clientv3.OpGet(key, clientv3.WithCountOnly())})
+		switch {
+		case err != nil || r.Succeeded:
 			return err
+		case r.Responses[0].GetResponseRange().Count > 0:
+			return &lpmos.ConflictError{Problem: "there is such a token already"}
 		}
 	}
-	return fmt.Errorf("store enrollment token: %w: too many writers at once", lpmos.ErrUnavailable)
+	return fmt.Errorf("%w: too many writers at once", lpmos.ErrUnavailable)
 }
 
 // enrollment is the deed of making or using an enrollment token.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -126,13 +127,16 @@ func (s *Store) PutLock(ctx context.Context, macs []lpmos.MAC, l lpmos.Lock) err
 	return s.lock(ctx, macs, &l)
 }
 
-// DeleteLock unlocks addresses; those that were not locked are no error.
+// DeleteLock ends the lock of the first of these addresses that has one, and of
+// those that were locked with it: which addresses a machine has is what reports
+// say, and one that lies must not unlock another machine. That none is locked is
+// not an error.
 func (s *Store) DeleteLock(ctx context.Context, macs []lpmos.MAC) error {
 	return s.lock(ctx, macs, nil)
 }
 
-// lock changes the locks of all addresses of a machine together; nil takes them
-// away.
+// lock changes the locks of all addresses of a machine together; nil takes the
+// one they have away. The first address names the machine.
 func (s *Store) lock(ctx context.Context, macs []lpmos.MAC, l *lpmos.Lock) error {
 	type locked struct {
 		MACs   []lpmos.MAC `json:"macs"`
@@ -152,6 +156,7 @@ func (s *Store) lock(ctx context.Context, macs []lpmos.MAC, l *lpmos.Lock) error
 		var ops []clientv3.Op
 		d := deed{action: "machine.lock", subject: "machine " + macs[0].String()}
 		var before locked
+		var first lpmos.Lock
 		for i, m := range macs {
 			key, rev := Key{Kind: KindLock, MAC: m}.String(), int64(0)
 			if kvs := r.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
@@ -160,7 +165,13 @@ func (s *Store) lock(ctx context.Context, macs []lpmos.MAC, l *lpmos.Lock) error
 				if err != nil {
 					return fmt.Errorf("decode %s: %w", key, err)
 				}
+				if l == nil && before.MACs != nil && was != first {
+					continue // another lock
+				}
+				first = was
 				before.MACs, before.Reason, before.By = append(before.MACs, m), was.Reason, was.By
+			} else if l == nil {
+				continue
 			}
 			conds = append(conds, clientv3.Compare(clientv3.ModRevision(key), "=", rev))
 			if l != nil {
@@ -203,20 +214,29 @@ func (s *Store) tpmOf(ctx context.Context, mac lpmos.MAC) (*lpmos.TPMBinding, er
 	return &v, nil
 }
 
-// ForgetTPM forgets the TPM of a machine with these addresses, if no live task
-// claims one of them: its credentials are wrapped already.
+// ForgetTPM forgets the TPM of a machine with these addresses: that of the first
+// which is bound to one, and of those that are bound to the same. A live task that
+// claims one of them is an lpmos.ErrConflict: its credentials are wrapped already.
 func (s *Store) ForgetTPM(ctx context.Context, macs []lpmos.MAC) error {
-	was, err := s.tpmOf(ctx, macs[0])
-	if err != nil || was == nil {
-		return err
-	}
+	var was *lpmos.TPMBinding
 	var conds []clientv3.Cmp
 	var ops, orElse []clientv3.Op
 	for _, m := range macs {
+		b, err := s.tpmOf(ctx, m)
+		if err != nil {
+			return err
+		}
+		if b == nil || was != nil && !was.Is(&b.TPM) {
+			continue // its own, or another machine's that a report calls this one
+		}
+		was = cmp.Or(was, b)
 		claim := Key{Kind: KindAgentTask, MAC: m}.String()
 		conds = append(conds, clientv3.Compare(clientv3.CreateRevision(claim), "=", 0))
 		ops = append(ops, clientv3.OpDelete(Key{Kind: KindTPM, MAC: m}.String()))
 		orElse = append(orElse, clientv3.OpGet(claim))
+	}
+	if was == nil {
+		return nil
 	}
 	d := deed{action: "machine.tpm_forget", subject: "machine " + macs[0].String(), before: struct {
 		TPM    string `json:"tpm"` // fingerprint of the endorsement key

@@ -105,6 +105,38 @@ func TestJobWithoutScripts(t *testing.T) {
 	}
 }
 
+// A first-time user of the lab opens the link from the terminal. They are at the
+// task's page, signed in, and two clicks from the approval, as they were when
+// nobody had to sign in. The link is good once.
+func TestFirstTimeUser(t *testing.T) {
+	tab.Chromium(t)
+	w := newWorld(t, "lab")
+	w.publish("tiny", "1", "Tiny", 4<<20)
+	mac := lpmos.MustMAC("b0:7b:25:c4:1a:40")
+	id := w.create(lpmos.Spec{RegionID: "dc1", TargetMAC: mac, OSType: "tiny", OSVersion: "1", Hostname: "lab-01"})
+	blank := server(mac, "7GXK2M6")
+	blank.Disks = blank.Disks[1:2]
+	b := tab.New(t, w.url)
+	link := strings.TrimPrefix(w.site.ControlPlane.SignInLink(), w.url) + "&return=/tasks/" + id
+	b.Open(link)
+	b.Until("be signed in, at the task's page", 20*time.Second, `location.pathname === '/tasks/`+id+`' && document.querySelector('.person')?.textContent.includes('admin')`)
+	b.Live()
+	w.power(mac, time.Second, blank)
+	const review = ".banner a[href$='/approve']"
+	b.Until("ask for a decision", 20*time.Second, `document.querySelector("`+review+`") !== null`)
+	b.Click(review)
+	b.Until("open the plan", 20*time.Second, `location.pathname.endsWith('/approve') && document.readyState === 'complete'`)
+	b.Click("button[name=approved][value=true]")
+	w.completed(id)
+	if b.Hands != 2 {
+		t.Errorf("from the link to the approval something was clicked or typed into %d times; want 2", b.Hands)
+	}
+	again := tab.New(t, w.url)
+	again.Allow = []string{"401 (Unauthorized)", "403 (Forbidden)"}
+	again.Open(link)
+	again.Until("be asked who it is", 20*time.Second, `location.pathname === '/login' && document.querySelector('#p') !== null`)
+}
+
 // While a person reads, the machine comes back with another disk content. What
 // was read can no longer be approved.
 func TestStaleApproval(t *testing.T) {

@@ -300,11 +300,11 @@ func (m *raceMachine) Install(ctx context.Context, job install.Job) error {
 	defer f.Close()
 	job.OnWrite()
 	copier := install.Copier{Blobs: m.blobs, Decode: install.Zstd{Path: "/usr/bin/zstd"}, Stall: time.Minute, Log: quiet}
-	err = copier.Copy(ctx, manifest, func(_ int, c lpmos.Chunk, raw []byte) error {
+	err = copier.Copy(ctx, manifest, func(_ int, c lpmos.Chunk, at int64, piece []byte) error {
 		if c.Offset > 1<<20 { // verified all the same; the file stays small
 			return nil
 		}
-		_, err := f.WriteAt(raw, c.Offset)
+		_, err := f.WriteAt(piece, c.Offset+at)
 		return err
 	})
 	if err != nil {

@@ -82,23 +82,12 @@ func dmi(sys tree, h *lpmos.Hardware) {
 	h.BIOS = lpmos.BIOS{Vendor: get("bios_vendor"), Version: get("bios_version"), Date: get("bios_date")}
 }
 
-// systemUUID is s in lower case if it can be the UUID of one machine. Some
-// vendors ship all boards with one and the same: all zeros, all ones, or the
-// counting one of a well-known reference firmware.
+// systemUUID is s in lower case if it can be the UUID of one machine.
 func systemUUID(s string) string {
-	s = strings.ToLower(s)
-	if len(s) != 36 || strings.Trim(s, "0123456789abcdef-") != "" || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
+	if !lpmos.UniqueUUID(s) {
 		return ""
 	}
-	switch digits := strings.ReplaceAll(s, "-", ""); {
-	case len(digits) != 32, strings.Trim(digits, "0") == "", strings.Trim(digits, "f") == "":
-		return ""
-	}
-	switch s {
-	case "03000200-0400-0500-0006-000700080009", "00020003-0004-0005-0006-000700080009":
-		return ""
-	}
-	return s
+	return strings.ToLower(s)
 }
 
 // secureBootVariable is the UEFI global variable (UEFI 2.10, 3.3): four bytes of

@@ -285,6 +285,19 @@ func TestOneLiveTaskPerMachine(t *testing.T) {
 			t.Errorf("plan problem = %q; want the one of the image", held.Plan.Problem)
 		}
 	})
+	t.Run("so is one with the UUID of another, in either byte order", func(t *testing.T) {
+		fourth, fifth := s.create("52:54:00:00:00:04"), s.create("52:54:00:00:00:05")
+		h := hardware("52:54:00:00:00:05")
+		for _, h.System.UUID = range lpmos.UUIDSpellings(hardware("52:54:00:00:00:04").System.UUID) {
+			s.ok(s.sess.PutHardware(t.Context(), fourth.ID, 1, hardware("52:54:00:00:00:04")))
+			s.is(fourth.ID, lpmos.AwaitingApproval)
+			s.ok(s.sess.PutHardware(t.Context(), fifth.ID, 1, h))
+			s.eventually("the later task is held", func() bool {
+				x, _ := s.state.Task(fifth.ID)
+				return x.Hardware != nil && x.Hardware.System.UUID == h.System.UUID && strings.Contains(x.Plan.Problem, fourth.ID)
+			})
+		}
+	})
 	t.Run("and is planned for when the other has ended", func(t *testing.T) {
 		x, _ := s.state.Task(first.ID)
 		_, holder, _ := strings.Cut(x.Plan.Problem, "live task ")

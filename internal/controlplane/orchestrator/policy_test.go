@@ -111,7 +111,7 @@ func TestFourEyesByLabel(t *testing.T) {
 			Labels: map[string][]string{"production": machines}}
 	}
 	const other = "52:54:00:00:0f:ff"
-	for name, machine := range map[string]string{"its address": boot, "another address of it": second, "its UUID": hardware(boot).System.UUID} {
+	for name, machine := range map[string]string{"its address": boot, "another address of it": second, "its UUID": hardware(boot).System.UUID, "that in the other byte order": lpmos.UUIDSpellings(hardware(boot).System.UUID)[0]} {
 		t.Run(name, func(t *testing.T) {
 			s, task := policySite(t, policy(other))
 			s.ok(s.sess.PutHardware(t.Context(), task.ID, 1, hardware(boot, second)))

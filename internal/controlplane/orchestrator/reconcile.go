@@ -210,10 +210,7 @@ func identity(t lpmos.Task, h *lpmos.Hardware) ([]lpmos.MAC, string) {
 			macs = append(macs, m)
 		}
 	}
-	if uuid := h.System.UUID; lpmos.UniqueUUID(uuid) && lpmos.ValidTaskID(uuid) {
-		return macs, uuid
-	}
-	return macs, ""
+	return macs, lpmos.CanonicalUUID(h.System.UUID)
 }
 
 // permit grants an attempt, or the next one to an agent that was cut off in the

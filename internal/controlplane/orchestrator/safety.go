@@ -136,9 +136,8 @@ func (o *Orchestrator) addresses(mac lpmos.MAC) []lpmos.MAC {
 	if m, ok := o.read.Machine(mac); ok {
 		macs = append(macs, m.MACs...)
 	}
-	slices.SortFunc(macs, func(a, b lpmos.MAC) int { return slices.Compare(a[:], b[:]) })
-	macs = slices.Compact(macs)
-	return macs[:min(len(macs), 100)] // of which one transaction takes 128
+	rest := slices.DeleteFunc(macs[1:], func(m lpmos.MAC) bool { return m == mac })
+	return macs[:1+min(len(rest), 99)] // of which one transaction takes 128
 }
 
 // changed says that what of the site's configuration a change is based on, by

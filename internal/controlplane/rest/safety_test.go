@@ -121,6 +121,7 @@ func TestLockAndLimits(t *testing.T) {
 		t.Errorf("problem = %+v; want who locked it and why", pr)
 	}
 	p.empty("DELETE", lock, 204)
+	p.eventually("it is free", func() bool { return p.state.Locked(lpmos.MustMAC(mac)) == nil })
 	id := p.create(mac)
 	want[lpmos.Lock](p, "PUT", lock, `{"reason":"being repaired"}`, 200)
 	p.eventually("the machine says so", func() bool {

@@ -42,7 +42,7 @@ type record struct {
 	region  string
 	primary lpmos.MAC // it booted from, or the task names
 	macs    []lpmos.MAC
-	uuid    string // "" when it is nobody's own
+	uuid    string // canonical; "" when it is nobody's own
 	address string
 	at      time.Time // when hardware was reported, else of the last change
 	hw      *brief    // nil when it never reported
@@ -191,9 +191,7 @@ func (f *fleet) setTask(id string, t *task) {
 	}
 	r.macs = append(r.macs, t.TargetMAC)
 	r.macs = append(r.macs, t.Claims...)
-	if lpmos.UniqueUUID(t.ClaimUUID) {
-		r.uuid = strings.ToLower(t.ClaimUUID)
-	}
+	r.uuid = lpmos.CanonicalUUID(t.ClaimUUID)
 	if r.hw != nil {
 		r.at = cmp.Or(t.HardwareAt, t.UpdatedAt)
 		r.fromHardware()
@@ -231,9 +229,7 @@ func (r *record) fromHardware() {
 		return
 	}
 	r.macs = append(r.macs, r.hw.MACs()...)
-	if lpmos.UniqueUUID(r.hw.System.UUID) {
-		r.uuid = strings.ToLower(r.hw.System.UUID)
-	}
+	r.uuid = cmp.Or(lpmos.CanonicalUUID(r.hw.System.UUID), r.uuid)
 }
 
 func sortedMACs(macs []lpmos.MAC) []lpmos.MAC {
@@ -360,7 +356,8 @@ func (m *machine) summarize(f *fleet) {
 		s.MACs = owned
 	}
 	s.MAC = s.MACs[0]
-	words := []string{}
+	words := lpmos.UUIDSpellings(m.uuid)
+	named := false
 	for _, r := range m.records {
 		if r.task != nil {
 			m.tasks = append(m.tasks, r.task)
@@ -370,6 +367,9 @@ func (m *machine) summarize(f *fleet) {
 		}
 		if r.address != "" && s.Address == "" {
 			s.Address = r.address
+		}
+		if r.hw != nil && r.uuid != "" && !named {
+			s.UUID, named = strings.ToLower(r.hw.System.UUID), true // as it was reported
 		}
 		for _, mac := range r.macs {
 			words = append(words, mac.String())
@@ -408,7 +408,7 @@ func (m *machine) summarize(f *fleet) {
 	m.hidden = now.hw == nil && s.State != lpmos.MachineAllocated && s.State != lpmos.MachineInspecting && s.State != lpmos.MachineFailed && s.State != lpmos.MachineDeploying
 	m.mac, m.sum = s.MAC, s
 	m.model, m.serial = strings.ToLower(s.Manufacturer+" "+s.Model), strings.ToLower(s.Serial)
-	words = append(words, m.uuid, s.Serial, s.Manufacturer, s.Model, s.RegionID, s.OS, s.Address, strings.ReplaceAll(string(s.State), "_", " "))
+	words = append(words, s.Serial, s.Manufacturer, s.Model, s.RegionID, s.OS, s.Address, strings.ReplaceAll(string(s.State), "_", " "))
 	m.text = strings.ToLower(strings.Join(words, "\n"))
 }
 

@@ -29,6 +29,13 @@ func box(n int, nics ...int) *lpmos.Hardware {
 	return h
 }
 
+// otherOrder is the same machine as older firmware spells its UUID.
+func otherOrder(h *lpmos.Hardware) *lpmos.Hardware {
+	i := slices.IndexFunc(lpmos.UUIDSpellings(h.System.UUID), func(s string) bool { return s != h.System.UUID })
+	h.System.UUID = lpmos.UUIDSpellings(h.System.UUID)[i]
+	return h
+}
+
 func found(region string, nic int, at time.Duration, h *lpmos.Hardware) store.Change {
 	return store.Change{Key: store.Key{Kind: store.KindDiscovered, Region: region, MAC: mac(nic)},
 		Value: value(lpmos.Discovered{MAC: mac(nic), Hardware: h, Address: "10.0.0.9", SeenAt: epoch.Add(at)})}
@@ -120,6 +127,7 @@ func TestMachineIdentity(t *testing.T) {
 	}{
 		"two NICs of one machine":         {slices.Concat([]store.Change{found("dc1", 1, 1, box(1, 1, 2)), found("dc1", 2, 2, box(1, 1, 2))}), "01+02 discovered SN1 0"},
 		"the same machine in two regions": {[]store.Change{found("dc1", 1, 1, box(1, 1)), found("dc2", 1, 2, box(1, 1))}, "01 discovered SN1 0"},
+		"in both byte orders":             {[]store.Change{found("dc1", 1, 1, otherOrder(box(1, 1))), found("dc1", 2, 2, box(1, 2)), found("dc1", 3, 3, otherOrder(box(1, 3)))}, "03 discovered SN1 0"},
 		"two machines":                    {[]store.Change{found("dc1", 1, 1, box(1, 1)), found("dc1", 2, 2, box(2, 2))}, "01 discovered SN1 0; 02 discovered SN2 0"},
 		"a card moved to another machine": {[]store.Change{
 			found("dc1", 1, 1, box(1, 1, 7)), found("dc1", 2, 2, box(2, 2, 7)),

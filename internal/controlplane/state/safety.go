@@ -120,6 +120,10 @@ func (s *State) lockOf(macs []lpmos.MAC) *lpmos.Lock {
 	return nil
 }
 
+// maxOwnMACs bounds of how many addresses a region may say that they are its own
+// host's: each is one that no other region can install.
+const maxOwnMACs = 256
+
 // Protection says why a machine must never be installed, or "".
 func (s *State) Protection(macs []lpmos.MAC, uuid string) string {
 	s.mu.RLock()
@@ -130,7 +134,9 @@ func (s *State) Protection(macs []lpmos.MAC, uuid string) string {
 	}
 	for id, r := range s.regions {
 		if r.Capabilities != nil {
-			hosts["region "+id] = r.Capabilities.Own
+			own := r.Capabilities.Own
+			own.MACs = own.MACs[:min(len(own.MACs), maxOwnMACs)]
+			hosts["region "+id] = own
 		}
 	}
 	return s.global.Limits.Protects(hosts, macs, uuid)

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/lpmos/lpmos"
@@ -57,6 +58,9 @@ func (s *Server) Begin(ctx context.Context, req BootRequest) (*lpmos.Order, stri
 	if len(s.orders.Keys()) == 0 {
 		return nil, "", unavailable("the control plane has not published its keys")
 	}
+	if why := s.leasedElsewhere(req, order.Macs); why != "" {
+		return nil, "", unavailable(why)
+	}
 	m := s.machine(order.TaskID, req.MAC)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -70,6 +74,25 @@ func (s *Server) Begin(ctx context.Context, req BootRequest) (*lpmos.Order, stri
 		return nil, n.seal(s.cfg.Secret), nil
 	}
 	return &order, n.seal(s.cfg.Secret), nil
+}
+
+// leasedElsewhere says why whoever asks is not the machine, as far as addresses
+// tell that this region gave out: theirs is another's, or the machine has another.
+// One that got its address elsewhere and has none from here is taken at its word.
+func (s *Server) leasedElsewhere(req BootRequest, macs []lpmos.MAC) string {
+	if s.leases == nil {
+		return ""
+	}
+	if of, ok := s.leases.ByAddress(req.Remote.Unmap()); ok {
+		if of == req.MAC || slices.Contains(macs, of) {
+			return ""
+		}
+		return "address " + req.Remote.String() + " was given to " + of.String()
+	}
+	if a, ok := s.leases.ByMAC(req.MAC); ok {
+		return "machine " + req.MAC.String() + " was given " + a.String()
+	}
+	return ""
 }
 
 // Segment makes the cpio archive that gives a boot its configuration and

@@ -1,7 +1,6 @@
 package agentserver
 
 import (
-	"encoding/hex"
 	"fmt"
 	"reflect"
 	"strings"
@@ -145,33 +144,9 @@ func checkReceipt(r *lpmos.Receipt) error {
 	return nil
 }
 
-// sameUUID compares SMBIOS UUIDs in both byte orders: up to SMBIOS 2.5 the
-// first three fields were often stored big-endian, and firmware, iPXE and Linux
-// do not agree on which it is. A UUID that is missing or all alike says
-// nothing.
+// sameUUID reports whether two SMBIOS UUIDs may be of one machine. One that is
+// missing, or that many machines have, says nothing.
 func sameUUID(a, b string) bool {
-	x, okx := parseUUID(a)
-	y, oky := parseUUID(b)
-	if !okx || !oky || x == y {
-		return true
-	}
-	swapped := [16]byte{x[3], x[2], x[1], x[0], x[5], x[4], x[7], x[6]}
-	copy(swapped[8:], x[8:])
-	return swapped == y
-}
-
-func parseUUID(s string) (u [16]byte, ok bool) {
-	digits := strings.ReplaceAll(s, "-", "")
-	if len(digits) != hex.EncodedLen(len(u)) { // Decode does not look
-		return u, false
-	}
-	if _, err := hex.Decode(u[:], []byte(digits)); err != nil {
-		return u, false
-	}
-	for _, b := range u[1:] {
-		if b != u[0] {
-			return u, true
-		}
-	}
-	return u, false
+	x, y := lpmos.CanonicalUUID(a), lpmos.CanonicalUUID(b)
+	return x == "" || y == "" || x == y
 }

@@ -53,6 +53,28 @@ func TestSegment(t *testing.T) {
 			t.Errorf("Segment from the mapped form of the address = %v", err)
 		}
 	})
+	t.Run("is begun from the machine's own lease, where the region gives out addresses", func(t *testing.T) {
+		c := newCenter()
+		r := newRegion(t, c)
+		leases := leaseMap{addr2: mac2}
+		r.leases = leases
+		r.restart()
+		o := c.order(mac1, lpmos.Pending)
+		refused := func(who string, mac lpmos.MAC, addr netip.Addr) {
+			t.Helper()
+			if _, _, err := r.now().Begin(t.Context(), BootRequest{MAC: mac, Remote: addr}); !errors.Is(err, lpmos.ErrUnavailable) {
+				t.Errorf("%s begins a boot: %v; want it refused for now", who, err)
+			}
+		}
+		refused("another machine on the network", mac1, addr2)
+		begin(t, r, mac1, addr1) // from nowhere that is known: such networks have their own DHCP server
+		leases[addr1] = mac1
+		begin(t, r, mac1, addr1)
+		refused("a host that was given no address", mac1, netip.MustParseAddr("192.0.2.1"))
+		// Another port is the machine's, once it is known to be.
+		c.update(o.TaskID, func(o *lpmos.Order) { o.Macs = append(o.Macs, mac2) })
+		begin(t, r, mac1, addr2)
+	})
 	t.Run("refuses what it did not seal", func(t *testing.T) {
 		c := newCenter()
 		r := newRegion(t, c)
@@ -541,6 +563,15 @@ func TestCredential(t *testing.T) {
 type leaseMap map[netip.Addr]lpmos.MAC
 
 func (l leaseMap) ByAddress(a netip.Addr) (lpmos.MAC, bool) { m, ok := l[a]; return m, ok }
+
+func (l leaseMap) ByMAC(mac lpmos.MAC) (netip.Addr, bool) {
+	for a, m := range l {
+		if m == mac {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
 
 // grantTo gives an agent the permit of attempt 1.
 func grantTo(c *center, o lpmos.Order, a *agent) (int, agentapi.PermitAnswer) {

@@ -78,10 +78,11 @@ type Reports interface {
 	PutDiscovered(context.Context, lpmos.Discovered) error
 }
 
-// Leases says which machine an address was given to by this region's DHCP
-// server.
+// Leases says which machine has which address now, of those that this region's
+// DHCP server gave out.
 type Leases interface {
 	ByAddress(netip.Addr) (lpmos.MAC, bool)
+	ByMAC(lpmos.MAC) (netip.Addr, bool)
 }
 
 // Times that decide nothing but convenience.

@@ -24,6 +24,7 @@ import (
 type Tab struct {
 	URL   string
 	Allow []string // parts of console messages that belong to the test
+	Hands int      // how often something was clicked, or typed into
 
 	t    testing.TB
 	ctx  context.Context
@@ -165,12 +166,14 @@ func (b *Tab) Leave(url string) {
 // Click clicks the first element that matches.
 func (b *Tab) Click(css string) {
 	b.t.Helper()
+	b.Hands++
 	b.Do("click "+css, chromedp.Click(chromedp.CSS(css)))
 }
 
 // Type types into the first element that matches.
 func (b *Tab) Type(css, text string) {
 	b.t.Helper()
+	b.Hands++
 	b.Do("type into "+css, chromedp.SendKeys(chromedp.CSS(css), text))
 }
 
