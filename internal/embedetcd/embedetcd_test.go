@@ -1,11 +1,16 @@
 package embedetcd
 
 import (
+	"bytes"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 )
 
 func TestOneProcessPerDirectory(t *testing.T) {
@@ -34,5 +39,53 @@ func TestOneProcessPerDirectory(t *testing.T) {
 	}
 	if err := again.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A start says nothing of what is normal, also when there is a long history.
+func TestStartWithALongHistory(t *testing.T) {
+	var said bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	dir := t.TempDir()
+	run := func(use func(c *clientv3.Client)) {
+		t.Helper()
+		s, err := Start(t.Context(), Config{Dir: dir, NoFsync: true}, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint()}, Logger: zap.NewNop()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		use(c)
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	run(func(c *clientv3.Client) {
+		const writers, each = 50, 110 // more than etcd lets wait to be applied
+		var wg sync.WaitGroup
+		for range writers {
+			wg.Go(func() {
+				for range each {
+					if _, err := c.Put(t.Context(), "k", ""); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+	})
+	run(func(c *clientv3.Client) {
+		if r, err := c.Get(t.Context(), "k"); err != nil || r.Count != 1 {
+			t.Errorf("after a start the key is there %d times, %v", r.Count, err)
+		}
+	})
+	if said.Len() > 0 {
+		t.Errorf("etcd said\n%s", &said)
 	}
 }
