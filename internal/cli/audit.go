@@ -94,25 +94,14 @@ everything about users; --subject a part of what it was done to.`,
 				q.Set(k, v)
 			}
 		}
-		var all []lpmos.AuditEntry
-		for {
-			most := 1000
-			if limit > 0 {
-				most = min(most, limit-len(all))
-			}
-			q.Set("limit", strconv.Itoa(most))
+		all := []lpmos.AuditEntry{}
+		err = paged(q, limit, func() (int, string, error) {
 			page, err := c.Audit(ctx, q)
-			if err != nil {
-				return err
-			}
 			all = append(all, page.Entries...)
-			if page.NextCursor == "" || limit > 0 && len(all) >= limit {
-				break
-			}
-			q.Set("cursor", page.NextCursor)
-		}
-		if all == nil {
-			all = []lpmos.AuditEntry{}
+			return len(page.Entries), page.NextCursor, err
+		})
+		if err != nil {
+			return err
 		}
 		return a.show(all, func(wide bool) *table { return auditTable(all, wide) })
 	})

@@ -60,21 +60,31 @@ func findMachine(ctx context.Context, c *apiclient.Client, name string) (lpmos.M
 // many there are.
 func machines(ctx context.Context, c *apiclient.Client, q url.Values, limit int) (found []lpmos.Machine, total int, err error) {
 	found = []lpmos.Machine{}
-	for {
-		most := 1000
-		if limit > 0 {
-			most = min(most, limit-len(found))
-		}
-		q.Set("limit", strconv.Itoa(most))
+	err = paged(q, limit, func() (int, string, error) {
 		l, err := c.Machines(ctx, q)
-		if err != nil {
-			return nil, 0, err
+		found, total = append(found, l.Machines...), l.Total
+		return len(l.Machines), l.NextCursor, err
+	})
+	return found, total, err
+}
+
+// paged sets limit and cursor in q for one page of an answer after the other, and
+// has each read, until all are or limit of what is in them; 0 is no limit. read
+// says how much it read and where the next page begins, "" at the end.
+func paged(q url.Values, limit int, read func() (n int, next string, err error)) error {
+	const most = 1000
+	for got := 0; ; {
+		want := most
+		if limit > 0 {
+			want = min(most, limit-got)
 		}
-		found = append(found, l.Machines...)
-		if l.NextCursor == "" || limit > 0 && len(found) >= limit {
-			return found, l.Total, nil
+		q.Set("limit", strconv.Itoa(want))
+		n, next, err := read()
+		got += n
+		if err != nil || next == "" || limit > 0 && got >= limit {
+			return err
 		}
-		q.Set("cursor", l.NextCursor)
+		q.Set("cursor", next)
 	}
 }
 

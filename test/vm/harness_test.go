@@ -113,8 +113,8 @@ type world struct {
 	installs time.Duration // how long one may take, approval to call home
 }
 
-// empty is a network without services.
-func empty(t *testing.T) *world {
+// needed is what every machine needs: tools, rights, and what is built.
+func needed(t *testing.T) built {
 	t.Helper()
 	labtest.Tools(t)
 	if os.Geteuid() != 0 {
@@ -124,6 +124,13 @@ func empty(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return b
+}
+
+// empty is a network without services.
+func empty(t *testing.T) *world {
+	t.Helper()
+	b := needed(t)
 	// The directory is asked for before the network is, so that it is removed
 	// after the machines, which have their disks in it, are off.
 	w := &world{t: t, built: b, dir: t.TempDir(), logs: t.ArtifactDir(), installs: installLimit}

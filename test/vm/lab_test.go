@@ -13,8 +13,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/lpmos/lpmos/internal/lab/labtest"
 )
 
 // TestLabCommand runs what `make lab` runs: once with AUTO=1, which needs no hand,
@@ -22,14 +20,7 @@ import (
 // printed, and presses Ctrl-C in the middle.
 func TestLabCommand(t *testing.T) {
 	rest(t)
-	labtest.Tools(t)
-	if os.Geteuid() != 0 {
-		labtest.Require(t, "vm", errors.New("network namespaces need root"))
-	}
-	b, err := builds()
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := needed(t)
 	program := filepath.Join(t.TempDir(), "lpmos")
 	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "./cmd/lpmos")
 	build.Dir, build.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")

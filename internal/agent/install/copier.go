@@ -18,8 +18,8 @@ import (
 )
 
 // Copier fetches the chunks of an image, verifies and decodes them. Fetching
-// and hashing, feeding the decoder, taking its output, and writing run beside
-// each other with a few chunks between them, so that the slowest of network,
+// and hashing, feeding the decoder, and writing what it gives run beside each
+// other with a few chunks or a pipe between them, so that the slowest of network,
 // processor and disk sets the pace, and memory is bounded by some chunks of at
 // most lpmos.MaxChunkBytes.
 //
@@ -45,8 +45,9 @@ const pieceBytes = 256 << 10
 // request serves many: a request for each would cost a round trip for each.
 const rangeBytes = 256 << 20
 
-// Copy hands every chunk of m to write, in order. write must not keep raw. An
-// error of the image is a *Failure.
+// Copy hands every chunk of m to write, in order and in pieces, of which each
+// begins at byte at of its chunk. write must not keep piece. An error of the image
+// is a *Failure.
 func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i int, chunk lpmos.Chunk, at int64, piece []byte) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
