@@ -44,11 +44,13 @@ func TestCancelAgainstPermitAndDisk(t *testing.T) {
 		wg.Go(func() {
 			// Where the two meet differs with the load of this computer, so
 			// each worker feels its way: later after a cancel that won, earlier
-			// after one that lost.
+			// after one that lost. While one side has won all there is no race
+			// yet, and the rounds go on.
 			delay := 2 * time.Millisecond
 			for !t.Failed() {
 				n := int(next.Add(1))
-				if n > rounds {
+				met := canceled.Load() > 0 && installed.Load() > 0
+				if n > rounds && met || n > 4*rounds {
 					return
 				}
 				won, err := r.round(n, delay)
@@ -58,7 +60,7 @@ func TestCancelAgainstPermitAndDisk(t *testing.T) {
 				}
 				if won {
 					canceled.Add(1)
-					delay += delay/2 + time.Millisecond
+					delay = min(2*delay+time.Millisecond, 10*time.Second)
 				} else {
 					installed.Add(1)
 					delay /= 2
@@ -67,9 +69,10 @@ func TestCancelAgainstPermitAndDisk(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	t.Logf("of %d rounds cancel won %d and the permit %d", rounds, canceled.Load(), installed.Load())
-	if c, i := canceled.Load(), installed.Load(); !t.Failed() && (c+i != int64(rounds) || c == 0 || i == 0) {
-		t.Errorf("cancel won %d and the permit %d of %d: there was no race", c, i, rounds)
+	c, i := canceled.Load(), installed.Load()
+	t.Logf("of %d rounds cancel won %d and the permit %d", c+i, c, i)
+	if !t.Failed() && (c+i < int64(rounds) || c == 0 || i == 0) {
+		t.Errorf("of at least %d rounds cancel won %d and the permit %d: there was no race", rounds, c, i)
 	}
 }
 
