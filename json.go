@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -224,6 +225,20 @@ func TrimDigest(s string) (string, error) {
 		return "", &InvalidError{Field: "digest", Problem: "is not sha256: and 64 hexadecimal digits", Value: s}
 	}
 	return d, nil
+}
+
+// FormatDuration spells how long something took or may take, as pages spell an
+// age: "41 s", "15 min", "3 h", "2 days".
+func FormatDuration(d time.Duration) string {
+	for _, u := range []struct {
+		less, unit time.Duration
+		name       string
+	}{{time.Minute, time.Second, "s"}, {time.Hour, time.Minute, "min"}, {48 * time.Hour, time.Hour, "h"}} {
+		if d < u.less {
+			return fmt.Sprintf("%d %s", max(d, 0)/u.unit, u.name)
+		}
+	}
+	return fmt.Sprintf("%d days", d/(24*time.Hour))
 }
 
 // FormatBytes spells a size as people read it on a disk's label: decimal

@@ -219,6 +219,16 @@ func TestFormatBytes(t *testing.T) {
 	}
 }
 
+func TestFormatDuration(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0 s", 41*time.Second + 900*time.Millisecond: "41 s", 15 * time.Minute: "15 min", 47 * time.Hour: "47 h", 49 * time.Hour: "2 days",
+	} {
+		if got := lpmos.FormatDuration(d); got != want {
+			t.Errorf("FormatDuration(%s) = %q; want %q", d, got, want)
+		}
+	}
+}
+
 func TestShorten(t *testing.T) {
 	for _, tt := range []struct {
 		s    string

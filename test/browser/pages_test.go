@@ -45,7 +45,7 @@ var pages = []page{
 		b.Click(`thead [name="all"]`)
 		b.Until("count", 10*time.Second, `/\d/.test(document.querySelector('.bulk [value="cancel"] [data-part="n"]').textContent)`)
 	}},
-	{name: "tasks-none", path: at("/tasks?q=status%3Afailed+nothing")},
+	{name: "tasks-none", path: at("/tasks?q=status%3Afailed+host%3Anowhere")},
 	{name: "tasks-bad-query", path: at("/tasks?q=colour%3Ared"), allow: []string{"400 (Bad Request)"}},
 	{name: "bulk-cancel", path: at("/tasks"), steps: func(b *tab.Tab, _ *fleet) { selectAll(b, "cancel") }},
 	{name: "bulk-delete", path: at("/tasks"), steps: func(b *tab.Tab, _ *fleet) { selectAll(b, "delete") }},

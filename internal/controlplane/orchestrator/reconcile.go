@@ -457,7 +457,7 @@ func (o *Orchestrator) deadline(ctx context.Context, t lpmos.Task, r api.Reports
 		}
 	case lpmos.Installing:
 		if stood > o.cfg.InstallingDeadline {
-			f := &lpmos.Failure{Code: "install_stalled", Cause: "Nothing was heard of the install for " + stood.Round(time.Second).String() + ".", NextStep: "Look at the machine's console; retry when it is back."}
+			f := &lpmos.Failure{Code: "install_stalled", Cause: "Nothing was heard of the install for " + lpmos.FormatDuration(stood) + ".", NextStep: "Look at the machine's console; retry when it is back."}
 			if p := t.Progress; p != nil {
 				f.Stage, f.Evidence = p.Stage, p.Message
 			}
@@ -466,7 +466,7 @@ func (o *Orchestrator) deadline(ctx context.Context, t lpmos.Task, r api.Reports
 	case lpmos.Verifying:
 		if stood > o.cfg.VerifyingDeadline {
 			return o.fail(ctx, t, lpmos.CauseDeadline, &lpmos.Failure{
-				Code: store.CodeVerifyDeadline, Cause: "The installed system did not call home within " + o.cfg.VerifyingDeadline.String() + ".",
+				Code: store.CodeVerifyDeadline, Cause: "The installed system did not call home within " + lpmos.FormatDuration(o.cfg.VerifyingDeadline) + ".",
 				NextStep: "Look at the machine's console: does it boot its own disk, and can it reach the region? If it reports later, the task completes by itself.",
 			})
 		}

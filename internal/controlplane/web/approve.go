@@ -281,7 +281,7 @@ func (s *tongue) facts(p *lpmos.Plan, os string) []fact {
 	out := []fact{
 		{"verdict", "Erased", strings.TrimSpace(erased.Big + ": " + id)},
 		{"verdict", "Found on it", erased.Text},
-		{"verdict", "Untouched", kept.Big + ". " + kept.Text},
+		{"verdict", "Untouched", s.joined(kept.Big+s.T("."), kept.Text)},
 		{"verdict", "Written", written.Big},
 	}
 	add := func(group, name, value string) {

@@ -164,10 +164,16 @@ func (w *Web) showCreate(rw http.ResponseWriter, r *http.Request, status int, v 
 	if v.Known != nil {
 		mac = v.Known.MAC.String()
 	}
-	v.Command = commandCreate("REGION", mac, "debian", "12")
-	if len(v.Regions) > 0 && len(images) > 0 {
-		v.Command = commandCreate(cmp.Or(v.Form.RegionID, v.Regions[0].ID), mac, images[0].OS, images[0].Version)
+	region, what := "REGION", "--os OS --os-version VERSION"
+	if lpmos.ValidRegionID(v.Form.RegionID) {
+		region = v.Form.RegionID
 	}
+	if i := slices.IndexFunc(images, func(i lpmos.Image) bool { return i.Name() == v.Form.Image }); i >= 0 {
+		what = "--os " + images[i].OS + " --os-version " + images[i].Version
+	} else if lpmos.ValidName(v.Form.Profile) {
+		what = "--profile " + v.Form.Profile
+	}
+	v.Command = "lpmos task create --region " + region + " --mac " + mac + " " + what
 	w.show(rw, r, status, "create", page{Title: w.T("New task"), Nav: "tasks", Body: v})
 }
 

@@ -202,6 +202,9 @@ func (s *tongue) speed(bytesPerSecond int64) string {
 	if bytesPerSecond <= 0 {
 		return s.T("unknown")
 	}
+	if bytesPerSecond < 50_000 { // 0.0 MB/s says nothing
+		return s.size(bytesPerSecond) + "/s"
+	}
 	mb := float64(bytesPerSecond) / 1e6
 	if mb < 9.95 {
 		return strconv.FormatFloat(mb, 'f', 1, 64) + nbsp + "MB/s"

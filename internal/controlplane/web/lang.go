@@ -105,6 +105,9 @@ func (s *tongue) N(n int, one, many string, args ...any) string {
 	return s.T(many, append([]any{count(n)}, args...)...)
 }
 
+// duration is what lpmos.FormatDuration spelled.
+var duration = regexp.MustCompile(`^([0-9]+) (s|min|h|days)$`)
+
 // Said is a sentence that another part of LPMOS made in English (why a task
 // failed, what an event says), in this language where its form is known. What
 // machines and people said is left as it is.
@@ -128,6 +131,9 @@ func (s *tongue) Said(sentence string) string {
 		if m := p.pattern.FindStringSubmatch(bare); m != nil {
 			args := make([]any, 0, len(m)-1)
 			for _, gap := range m[1:] {
+				if d := duration.FindStringSubmatch(gap); d != nil {
+					gap = s.unit(d[1], d[2])
+				}
 				args = append(args, gap)
 			}
 			return full(fmt.Sprintf(p.text, args...))

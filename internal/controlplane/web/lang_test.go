@@ -336,10 +336,10 @@ func TestLanguageIsChosen(t *testing.T) {
 }
 
 func TestSaid(t *testing.T) {
-	s := &tongue{tag: "zh-CN", words: map[string]string{"It is full": "已满"}, said: []phrase{newPhrase("machine %s already has live task %s", "服务器 %[1]s 已有任务 %[2]s")}}
+	s := &tongue{tag: "zh-CN", words: map[string]string{"It is full": "已满", "min": "分钟"}, said: []phrase{newPhrase("Nothing was heard for %s", "已有 %s没有消息"), newPhrase("machine %s already has live task %s", "服务器 %[1]s 已有任务 %[2]s")}}
 	for in, want := range map[string]string{
 		"It is full.": "已满。", "It is full": "已满", "Machine 00:1a already has live task 42.": "服务器 00:1a 已有任务 42。",
-		"words of a machine": "words of a machine", "": "",
+		"words of a machine": "words of a machine", "": "", "Nothing was heard for 15 min.": "已有 15\u00a0分钟没有消息。",
 	} {
 		if got := s.Said(in); got != want {
 			t.Errorf("Said(%q) = %q; want %q", in, got, want)

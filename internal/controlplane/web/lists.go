@@ -186,7 +186,7 @@ func (s *tongue) left(d *lpmos.ProgressDetails) string {
 // rounded is a time to come, of so many seconds.
 func (s *tongue) rounded(sec int64) string {
 	switch {
-	case sec < 0:
+	case sec < 0, sec > 24*3600: // a speed that says a day is the speed of a beginning
 		return s.T("unknown")
 	case sec < 60:
 		return s.unit(count(int(sec/10*10+10)), "s")

@@ -292,9 +292,14 @@ func (w *Web) readLines(all createForm, lines []csvLine, ahead bool) {
 	}
 }
 
+type batchRow struct {
+	lpmos.Task
+	OS string
+}
+
 type batchView struct {
 	lpmos.Batch
-	Tasks   []lpmos.Task
+	Tasks   []batchRow
 	Hidden  int
 	Percent int
 	Command string
@@ -321,12 +326,13 @@ func (w *Web) batch(rw http.ResponseWriter, r *http.Request) {
 	if b.Total > 0 {
 		v.Percent = b.Done * 100 / b.Total
 	}
+	images := w.reader.Images()
 	for line := 1; line <= b.Total; line++ {
 		t, ok := w.reader.Task(lpmos.BatchTaskID(b.ID, line))
 		switch {
 		case !ok:
 		case len(v.Tasks) < listedLines:
-			v.Tasks = append(v.Tasks, t)
+			v.Tasks = append(v.Tasks, batchRow{t, imageTitle(images, t.OSType, t.OSVersion, t.Arch)})
 		default:
 			v.Hidden++
 		}

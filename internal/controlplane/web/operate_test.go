@@ -190,6 +190,20 @@ func TestCreateOneHasASummary(t *testing.T) {
 			t.Error("the summary does not say what the profile fills in")
 		}
 	})
+	t.Run("the same request is the one that was begun, and holds nothing that was not checked", func(t *testing.T) {
+		for query, want := range map[string]string{
+			"":                                        "--region REGION --mac 00:1a:2b:3c:4d:5e --os OS --os-version VERSION",
+			"region_id=bj-1&image=debian/12/amd64":    "--region bj-1 --mac 00:1a:2b:3c:4d:5e --os debian --os-version 12",
+			"region_id=bj-1&profile=k8s-worker":       "--region bj-1 --mac 00:1a:2b:3c:4d:5e --profile k8s-worker",
+			"region_id=bj-1;reboot&profile=a;reboot":  "--region REGION --mac 00:1a:2b:3c:4d:5e --os OS --os-version VERSION",
+			"region_id=bj-1%3Breboot&image=$(reboot)": "--region REGION --mac 00:1a:2b:3c:4d:5e --os OS --os-version VERSION",
+		} {
+			_, body := get(t, h, "/tasks/create?"+query)
+			if plain := html.UnescapeString(body); !strings.Contains(plain, "lpmos task create "+want) {
+				t.Errorf("the form for %q does not say %q", query, want)
+			}
+		}
+	})
 	t.Run("offers what was discovered, and says why an image cannot be chosen", func(t *testing.T) {
 		_, body := get(t, h, "/tasks/create?target_mac=7c:c2:55:10:93:01&region_id=bj-1")
 		plain := html.UnescapeString(body)
@@ -358,8 +372,8 @@ func TestCreateMany(t *testing.T) {
 		if s.created != 2 || where[0] != where[1] || !strings.HasPrefix(where[0], "/batches/") {
 			t.Fatalf("sent twice: %d tasks, led to %q", s.created, where)
 		}
-		if res, body := get(t, h, where[0]); res.StatusCode != 200 || !strings.Contains(body, "2 tasks were created") || !strings.Contains(body, "app-119") {
-			t.Errorf("the batch's page = %d", res.StatusCode)
+		if res, body := get(t, h, where[0]); res.StatusCode != 200 || !strings.Contains(body, "2 tasks were created") || !strings.Contains(body, "app-119") || !strings.Contains(body, "<bdi>Ubuntu 24.04") {
+			t.Errorf("the batch's page = %d: it does not name its tasks and their systems", res.StatusCode)
 		}
 		i := slices.IndexFunc(slices.Collect(func(yield func(lpmos.Task) bool) {
 			for _, t := range s.tasks {

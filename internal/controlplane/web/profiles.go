@@ -22,6 +22,9 @@ type profileRow struct {
 
 func (w *Web) newProfileRow(p lpmos.Profile, images []lpmos.Image) profileRow {
 	r := profileRow{Profile: p, OS: w.T("the task says"), Used: w.newUsed(w.reader.ProfileUse(p.Name)), Keys: w.N(len(p.SSHKeys), "1 key", "%s keys")}
+	if p.System != nil && len(p.System.Users) > 0 {
+		r.Keys = w.list([]string{w.N(len(p.System.Users), "1 user", "%s users"), r.Keys})
+	}
 	if p.OSType != "" {
 		r.OS = imageTitle(images, p.OSType, p.OSVersion, p.Arch)
 	}

@@ -264,6 +264,3 @@ func commandApprove(id string, p *lpmos.Plan) string {
 	}
 	return s
 }
-func commandCreate(region, mac, os, version string) string {
-	return "lpmos task create --region " + region + " --mac " + mac + " --os " + os + " --os-version " + version
-}

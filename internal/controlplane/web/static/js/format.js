@@ -37,9 +37,10 @@ export function amount({ bytes_downloaded: done, bytes_total: total } = {}) {
   return done > 0 ? t('%s of %s', size(done), size(total)) : t('0 of %s', size(total))
 }
 
-/** Bytes per second as MB/s. */
+/** Bytes per second as MB/s; what would be 0.0 of them in full. */
 export function speed(n) {
   if (!(n > 0)) return t('unknown')
+  if (n < 5e4) return size(n) + '/s'
   const mb = n / 1e6
   return (mb < 9.95 ? mb.toFixed(1) : count(Math.round(mb))) + NBSP + 'MB/s'
 }
@@ -54,7 +55,7 @@ export function left(details) {
 /** A time to come, of so many seconds. */
 export function rounded(seconds) {
   const s = Math.floor(seconds)
-  if (s < 0) return t('unknown')
+  if (s < 0 || s > 24 * 3600) return t('unknown') // a speed that says a day is the speed of a beginning
   if (s < 60) return `${Math.floor(s / 10) * 10 + 10}${NBSP}${t('s')}`
   if (s < 7200) return `${Math.floor((s + 30) / 60)}${NBSP}${t('min')}`
   return `${Math.floor((s + 1800) / 3600)}${NBSP}${t('h')}`
