@@ -87,11 +87,12 @@ func archivedParts(id string, value []byte) ([]Change, error) {
 	return append(parts, more...), err
 }
 
-// dictionary is what a task of the lab had in its keys. Each frame is compressed as if
-// it stood behind it, and so needs two thirds of the bytes: names and texts of all tasks are much the same. Frames name the dictionary that they need, so this one
-// stays as it is for as long as there is a task that was archived with it; a better
-// one is another file with another number. Frames without a dictionary are of an
-// earlier version.
+// dictionary is what a task of the lab had in its keys. Each frame is compressed
+// as if it stood behind it, and so needs two thirds of the bytes: names and texts
+// of all tasks are much the same. Frames name the dictionary that they need, so this
+// one stays as it is for as long as there is a task that was archived with it; a
+// better one is another file with another number. Frames without a dictionary are
+// of an earlier version.
 //
 //go:embed archive.dict
 var dictionary []byte
