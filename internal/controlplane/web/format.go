@@ -3,6 +3,7 @@ package web
 import (
 	"html/template"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,7 +16,8 @@ import (
 
 // parse reads each page's template together with the layout and the parts.
 func (w *Web) parse() (map[string]*template.Template, error) {
-	base, err := template.New("").Funcs(w.funcs()).ParseFS(templateFiles, "templates/layout.html", "templates/parts.html", "templates/fields.html")
+	base := template.New("").Funcs(w.funcs())
+	err := w.parseFiles(base, "layout", "parts", "fields")
 	if err != nil {
 		return nil, err
 	}
@@ -29,11 +31,47 @@ func (w *Web) parse() (map[string]*template.Template, error) {
 		if err != nil {
 			return nil, err
 		}
-		if pages[name], err = t.ParseFS(templateFiles, "templates/"+name+".html"); err != nil {
+		if err := w.parseFiles(t, name); err != nil {
 			return nil, err
 		}
+		pages[name] = t
 	}
 	return pages, nil
+}
+
+func (w *Web) parseFiles(t *template.Template, names ...string) error {
+	for _, name := range names {
+		b, err := templateFiles.ReadFile("templates/" + name + ".html")
+		if err != nil {
+			return err
+		}
+		if _, err := t.New(name + ".html").Parse(w.punctuated(string(b))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var (
+	afterValue     = regexp.MustCompile(`\}\}[,;:.] (\{\{end\}\})?`)
+	afterSentence  = regexp.MustCompile(`(\."[^{}]*\}\}(?:</strong>)?) (\{\{)`)
+	chineseStrokes = strings.NewReplacer(", ", "，", "; ", "；", ": ", "：", ". ", "。")
+)
+
+// punctuated is a template with what stands between its values as the language
+// writes it: in Chinese with strokes as wide as a character, and no space after
+// a sentence. What parts the things of a list, such as addresses, stays.
+func (s *tongue) punctuated(text string) string {
+	if !s.chinese() {
+		return text
+	}
+	text = afterValue.ReplaceAllStringFunc(text, func(m string) string {
+		if strings.HasSuffix(m, "{{end}}") {
+			return m
+		}
+		return chineseStrokes.Replace(m)
+	})
+	return afterSentence.ReplaceAllString(text, "$1$2")
 }
 
 func (w *Web) funcs() template.FuncMap {

@@ -335,6 +335,18 @@ func TestLanguageIsChosen(t *testing.T) {
 	}
 }
 
+func TestPunctuation(t *testing.T) {
+	const template = `{{.CPU}}; {{.Memory}}, {{t "a"}}. {{range $i, $m := .MACs}}{{if $i}}, {{end}}{{$m}}{{end}} <p>{{t "One."}} {{n 2 "Two." "%s."}} {{.Name}} {{.Why}}</p>`
+	chinese, english := &tongue{tag: "zh-CN"}, &tongue{tag: "en"}
+	const want = `{{.CPU}}；{{.Memory}}，{{t "a"}}。{{range $i, $m := .MACs}}{{if $i}}, {{end}}{{$m}}{{end}} <p>{{t "One."}}{{n 2 "Two." "%s."}}{{.Name}} {{.Why}}</p>`
+	if got := chinese.punctuated(template); got != want {
+		t.Errorf("in Chinese %s\nwant       %s", got, want)
+	}
+	if got := english.punctuated(template); got != template {
+		t.Errorf("in English %s", got)
+	}
+}
+
 func TestSaid(t *testing.T) {
 	s := &tongue{tag: "zh-CN", words: map[string]string{"It is full": "已满", "min": "分钟"}, said: []phrase{newPhrase("Nothing was heard for %s", "已有 %s没有消息"), newPhrase("machine %s already has live task %s", "服务器 %[1]s 已有任务 %[2]s")}}
 	for in, want := range map[string]string{

@@ -154,8 +154,8 @@ func (s *tongue) newDisk(d lpmos.Disk, p *lpmos.Plan) diskView {
 		q := partView{Name: name, Size: s.size(bytes), Used: "–", FS: s.T("none found"), Label: label}
 		if f != nil {
 			q.FS, q.Label, q.Written = s.typeWords(f.Type), s.filesystemWords(f), f.WrittenAt
-			if q.Label == q.FS {
-				q.Label = label
+			if strings.HasPrefix(q.Label, q.FS) { // which one it is, of its kind
+				q.FS, q.Label = q.Label, label
 			}
 			if f.UsedBytes > 0 {
 				q.Used = s.size(f.UsedBytes)

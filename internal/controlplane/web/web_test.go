@@ -612,7 +612,7 @@ func TestNumbers(t *testing.T) {
 		count(1234567): "1,234,567", count(999): "999", count(-1234): "-1,234", s.size(0): "unknown", s.size(960 * gb): "960\u00a0GB",
 		s.gib(540_000_000_000): "503\u00a0GiB", s.speed(31_000_000): "31\u00a0MB/s", s.speed(0): "unknown", s.speed(4_200_000): "4.2\u00a0MB/s", s.speed(1100): "1.1\u00a0kB/s",
 		s.left(&lpmos.ProgressDetails{BytesTotal: 100, BytesDownloaded: 0, BytesPerSecond: 1}): "2\u00a0min", s.left(nil): "unknown",
-		s.left(&lpmos.ProgressDetails{BytesTotal: 25, BytesPerSecond: 1}): "30\u00a0s",
+		s.left(&lpmos.ProgressDetails{BytesTotal: 25, BytesPerSecond: 1}):                          "30\u00a0s",
 		s.left(&lpmos.ProgressDetails{BytesTotal: 134_000_000, BytesPerSecond: 300}) + " for days": "unknown for days",
 	} {
 		if got != want {
