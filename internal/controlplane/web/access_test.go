@@ -17,7 +17,7 @@ import (
 var pageAccess = map[string]string{
 	"GET /login": "", "POST /login": "", "GET /login/oidc": "", "GET /login/oidc/callback": "", "POST /logout": "", "POST /preferences": "", "GET /static/{hash}/{path...}": "", "GET /sw.js": "",
 	"GET /{$}": "self", "GET /account": "self", "POST /account/password": "self", "POST /account/sessions/{id}/end": "self",
-	"GET /dashboard": "viewer", "GET /tasks": "viewer", "GET /tasks/order": "viewer", "GET /tasks/rows": "viewer", "GET /tasks/bulk": "viewer", "GET /tasks/bulk/run": "viewer",
+	"GET /dashboard": "viewer", "GET /tasks": "viewer", "GET /tasks/order": "viewer", "GET /tasks/export": "viewer", "GET /machines/export": "viewer", "GET /tasks/rows": "viewer", "GET /tasks/bulk": "viewer", "GET /tasks/bulk/run": "viewer",
 	"POST /tasks/bulk": "operator", "POST /tasks/bulk/counts": "viewer", "POST /tasks/bulk/run": "operator", "GET /tasks/create": "operator", "POST /tasks/create": "operator",
 	"GET /batches/{id}": "viewer", "GET /tasks/approve": "viewer", "POST /tasks/approve": "approver", "GET /tasks/{id}": "viewer", "GET /tasks/{id}/approve": "viewer", "POST /tasks/{id}/approve": "approver",
 	"POST /tasks/{id}/cancel": "operator", "POST /tasks/{id}/retry": "operator", "POST /tasks/{id}/delete": "operator", "GET /tasks/{id}/log": "viewer",

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -74,8 +75,11 @@ func (s *fakeSite) Tasks(q api.Query) api.Page {
 	if q.Groups {
 		p.Groups = groups
 	}
-	for _, t := range all[min(q.Offset, len(all)):] {
+	from, _ := strconv.Atoi(q.Cursor)
+	from += q.Offset
+	for _, t := range all[min(from, len(all)):] {
 		if q.Limit > 0 && len(p.Tasks) == q.Limit {
+			p.NextCursor = strconv.Itoa(from + q.Limit)
 			break
 		}
 		p.Rows = append(p.Rows, summaryOf(t))

@@ -91,15 +91,21 @@ type machinesView struct {
 	Finds   bool // some region discovers unknown machines
 	Chooser chooser
 	Command string
+	Export  string // address of all that matches, as CSV; "" where that is nothing
+}
+
+// machineQuery reads what a list of machines is to show.
+func machineQuery(q url.Values) api.MachineQuery {
+	out := api.MachineQuery{Text: strings.TrimSpace(lpmos.Shorten(q.Get("q"), 256)), State: lpmos.MachineState(q.Get("state")), RegionID: q.Get("region_id"), Limit: 100, Cursor: q.Get("cursor")}
+	if !out.State.Valid() {
+		out.State = ""
+	}
+	return out
 }
 
 func (w *Web) machineList(rw http.ResponseWriter, r *http.Request) {
-	rev, q := w.rev(), r.URL.Query()
-	v := machinesView{Query: strings.TrimSpace(lpmos.Shorten(q.Get("q"), 256)), State: lpmos.MachineState(q.Get("state")), Region: q.Get("region_id"),
-		Regions: w.reader.Regions(), First: q.Get("cursor") == "", Chooser: w.columns(r, "machines")}
-	if !v.State.Valid() {
-		v.State = ""
-	}
+	rev, q := w.rev(), machineQuery(r.URL.Query())
+	v := machinesView{Query: q.Text, State: q.State, Region: q.RegionID, Regions: w.reader.Regions(), First: q.Cursor == "", Chooser: w.columns(r, "machines")}
 	for _, reg := range v.Regions {
 		v.Finds = v.Finds || reg.Capabilities != nil && reg.Capabilities.Unknown == "discover"
 	}
@@ -115,8 +121,10 @@ func (w *Web) machineList(rw http.ResponseWriter, r *http.Request) {
 		}
 		return "/machines?" + u.Encode()
 	}
-	found := w.reader.Machines(api.MachineQuery{Text: v.Query, RegionID: v.Region, State: v.State, Limit: 100, Cursor: q.Get("cursor")})
-	v.Total = found.Total
+	found := w.reader.Machines(q)
+	if v.Total = found.Total; v.Total > 0 {
+		v.Export = strings.Replace(address(v.State, ""), "/machines", "/machines/export", 1)
+	}
 	all := 0
 	for _, n := range found.Counts {
 		all += n

@@ -42,6 +42,7 @@ type listView struct {
 	Blank   row // for the scripts' <template>
 	Chooser chooser
 	Command string
+	Export  string // address of all that matches, as CSV; "" where that is nothing
 }
 
 // Selectable is how many tasks "all" selects.
@@ -159,6 +160,9 @@ func (w *Web) taskList(rw http.ResponseWriter, r *http.Request) {
 	nav, status := "tasks", a.Filter.Values("status")
 	if len(status) == 1 && lpmos.Status(status[0]) == lpmos.AwaitingApproval {
 		nav = "approvals"
+	}
+	if v.Total > 0 {
+		v.Export = strings.Replace(v.Self, "/tasks", "/tasks/export", 1)
 	}
 	v.Command = "lpmos task list"
 	if a.Text != "" {
