@@ -219,7 +219,7 @@ func (w *Web) known(mac lpmos.MAC) *knownMachine {
 }
 
 func (w *Web) newKnown(m lpmos.Machine) knownMachine {
-	k := knownMachine{Machine: m, Title: strings.TrimSpace(m.Manufacturer + " " + m.Model), LastOS: m.OS}
+	k := knownMachine{Machine: m, Title: strings.TrimSpace(m.Manufacturer + " " + m.Model), LastOS: w.systemOf(m)}
 	if m.Hardware != nil {
 		k.Title, k.Boot = w.model(m.Hardware), bootWord(m.Hardware.BootMode)
 		k.Serial = cmp.Or(m.Serial, m.Hardware.System.Serial)

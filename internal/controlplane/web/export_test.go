@@ -3,6 +3,7 @@ package web
 import (
 	"encoding/csv"
 	"fmt"
+	"html"
 	"slices"
 	"strings"
 	"testing"
@@ -60,6 +61,9 @@ func TestExport(t *testing.T) {
 			if _, body := get(t, h, path); !strings.Contains(body, want) {
 				t.Errorf("%s has no %s", path, want)
 			}
+		}
+		if _, body := get(t, h, "/machines?state=failed&q=rack+7"); !strings.Contains(html.UnescapeString(body), "lpmos machine list --state failed -- 'rack 7'") {
+			t.Error("the command beside the machines asks for others")
 		}
 		if _, body := get(t, h, "/tasks?q=host%3Anowhere"); strings.Contains(body, "/tasks/export") {
 			t.Error("nothing can be exported")

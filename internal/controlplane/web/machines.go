@@ -39,9 +39,7 @@ type machineRow struct {
 }
 
 func (w *Web) newMachineRow(m lpmos.Machine) machineRow {
-	if os, version, ok := strings.Cut(m.OS, " "); ok {
-		m.OS = imageTitle(w.reader.Images(), os, version, "")
-	}
+	m.OS = w.systemOf(m)
 	r := machineRow{
 		Machine: m, Name: m.Hostname, Named: m.Hostname != "", Look: machineLook[m.State], Word: w.machineWord(m),
 		Maker: strings.TrimSpace(m.Manufacturer + " " + m.Model), Cores: "–", RAM: "–", Disks: "–", Link: "/machines/" + m.MAC.String(),
@@ -67,6 +65,14 @@ func (w *Web) newMachineRow(m lpmos.Machine) machineRow {
 		}
 	}
 	return r
+}
+
+// systemOf names what a machine has, as the list of images does.
+func (w *Web) systemOf(m lpmos.Machine) string {
+	if os, version, ok := strings.Cut(m.OS, " "); ok {
+		return imageTitle(w.reader.Images(), os, version, "")
+	}
+	return m.OS
 }
 
 func (s *tongue) machineWord(m lpmos.Machine) string {
@@ -149,6 +155,9 @@ func (w *Web) machineList(rw http.ResponseWriter, r *http.Request) {
 	}
 	if lpmos.ValidRegionID(v.Region) {
 		v.Command += " --region " + v.Region
+	}
+	if v.Query != "" {
+		v.Command += " -- " + shellQuoted(v.Query)
 	}
 	w.show(rw, r, http.StatusOK, "machines", page{Title: w.T("Machines"), Nav: "machines", Watch: "all", Rev: rev, Body: v})
 }
