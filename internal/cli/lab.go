@@ -497,6 +497,6 @@ func (r *labRun) report(ctx context.Context, c *apiclient.Client, machines []*la
 	if len(failed) > 0 {
 		return fmt.Errorf("%s did not complete", strings.Join(failed, ", "))
 	}
-	fmt.Fprintf(r.out, "\nDone. %d machine(s) run from their own disk.\n", len(machines))
+	fmt.Fprintf(r.out, "\nDone. %s.\n", count(len(machines), "machine runs from its own disk", "machines run from their own disks"))
 	return nil
 }
