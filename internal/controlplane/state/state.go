@@ -222,7 +222,12 @@ func (s *State) apply(b store.Batch) api.Update {
 	for id := range moved {
 		s.fleet.setTask(id, s.tasks[id])
 	}
-	s.fleet.flush()
+	var machines sync.WaitGroup
+	if s.listing {
+		machines.Go(s.fleet.flush) // beside the rows: it reads of tasks what these do not write
+	} else {
+		s.fleet.flush()
+	}
 	for id, words := range touched {
 		if t := s.tasks[id]; t != nil {
 			if words && !s.listing {
@@ -233,6 +238,7 @@ func (s *State) apply(b store.Batch) api.Update {
 	}
 	if b.Reset {
 		s.settle()
+		machines.Wait()
 		s.listing = false
 		u.Events = nil
 		if !s.ready {
