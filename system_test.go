@@ -264,8 +264,6 @@ var awkward = []string{
 	"'", `"`, `\`, "\"\\n- runcmd: [x]", "\"\n- runcmd: [x]\n", "x\nruncmd:\n- [y]", "*a", "!!binary aGk=", "!!timestamp 2026-01-01", "0x1F", "0o17", ".inf", "2026-01-01", "1:30", " x ", "é", "\u0085", "\u00a0", "\u2028", "\u2029", "\ufeff", "\ufffd", "😀", "\u007f", "\u009f",
 }
 
-// TestSeedIsYAML gives awkward texts to the reader that cloud-init uses, as the
-// seed has them and as a template puts a machine's facts in (V13).
 // TestOnePortMakesTheMachineOnline looks at a network that nobody declared: of
 // systemd 253 and later, one without any port that is required is never online.
 func TestOnePortMakesTheMachineOnline(t *testing.T) {
@@ -305,6 +303,8 @@ func TestOnePortMakesTheMachineOnline(t *testing.T) {
 	}
 }
 
+// TestSeedIsYAML gives awkward texts to the reader that cloud-init uses, as the
+// seed has them and as a template puts a machine's facts in (V13).
 func TestSeedIsYAML(t *testing.T) {
 	python, err := exec.LookPath("/usr/bin/python3") // for which Debian packages PyYAML
 	if err != nil {
