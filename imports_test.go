@@ -76,6 +76,10 @@ var importRules = []importRule{
 			return p == "testing" || strings.HasPrefix(p, "test/") || p == "internal/contract" || p == "internal/store/storetest" || p == "internal/lab/labtest" || p == "internal/tier" || p == "internal/tpm/tpmtest"
 		},
 		reason: "what ships does not carry tests",
+	}, {
+		in:     []string{"test/e2e/etcd"},
+		refuse: ours,
+		reason: ".dockerignore sends docker build no other package of ours",
 	},
 }
 
@@ -92,7 +96,12 @@ func among(patterns []string, p string) bool {
 // modules begin with a host name, and this module's own are given relative.
 func standard(p string) bool {
 	first, _, _ := strings.Cut(p, "/")
-	return p != "." && !strings.Contains(first, ".") && !slices.Contains([]string{"internal", "cmd", "api", "test"}, first)
+	return !strings.Contains(first, ".") && !ours(p)
+}
+
+func ours(p string) bool {
+	first, _, _ := strings.Cut(p, "/")
+	return slices.Contains([]string{".", "internal", "cmd", "api", "test"}, first)
 }
 
 // TestImports holds the dependency rules of docs/architecture.md against the

@@ -42,16 +42,26 @@ func (s *section) number(key string, n int) {
 	}
 }
 
-// networkdDHCP asks for an address on the plan's interfaces, which it knows by
-// their MACs: names change with kernels and slots. One of them is enough to be
-// online.
-func networkdDHCP(macs []MAC) string {
-	var list []string
-	for _, m := range macs {
-		list = append(list, m.String())
+// networkDHCP asks for an address on the ports of a plan, which systemd-networkd
+// knows by their MACs: names change with kernels and slots. The first, which is
+// the task's, makes the machine online: where no port is required, the
+// systemd-networkd-wait-online of systemd 253 and later waits for two minutes
+// and fails. The others may be without a cable.
+func networkDHCP(macs []MAC) []PlannedFile {
+	var files []PlannedFile
+	add := func(name, link string, macs []MAC) {
+		var list []string
+		for _, m := range macs {
+			list = append(list, m.String())
+		}
+		files = append(files, PlannedFile{Path: "/etc/systemd/network/" + name, Mode: "0644", What: "DHCP by MAC", Unless: networkManager,
+			Text: writtenBy + "[Match]\nMACAddress=" + strings.Join(list, " ") + "\nType=ether\n\n" + link + "[Network]\nDHCP=yes\n\n[DHCPv4]\nClientIdentifier=mac\n"})
 	}
-	return writtenBy + "[Match]\nMACAddress=" + strings.Join(list, " ") +
-		"\nType=ether\n\n[Link]\nRequiredForOnline=no\n\n[Network]\nDHCP=yes\n\n[DHCPv4]\nClientIdentifier=mac\n"
+	add("10-lpmos.network", "", macs[:min(1, len(macs))])
+	if len(macs) > 1 {
+		add("10-lpmos-others.network", "[Link]\nRequiredForOnline=no\n\n", macs[1:])
+	}
+	return files
 }
 
 // networkFiles configures systemd-networkd, or NetworkManager where that is

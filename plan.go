@@ -85,7 +85,7 @@ type PlannedImage struct {
 // PlannedNetwork is how the installed system gets its address.
 type PlannedNetwork struct {
 	Mode string `json:"mode"` // "dhcp", or "declared": as System has it
-	MACs []MAC  `json:"macs"` // on these interfaces
+	MACs []MAC  `json:"macs"` // on these interfaces; with "dhcp" the task's own is first
 }
 
 // PlannedFile is a file written after the image, for people to see; secrets are
@@ -161,7 +161,7 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 		Image:    PlannedImage{img.OS, img.Version, img.Arch, img.Digest, img.SizeBytes, img.UsedBytes},
 		Hostname: t.Hostname,
 		SSHKeys:  append([]string{}, t.SSHKeys...),
-		Network:  PlannedNetwork{Mode: "dhcp", MACs: h.MACs()},
+		Network:  PlannedNetwork{Mode: "dhcp", MACs: firstOf(t.TargetMAC, h.MACs())},
 		Secrets:  t.Committed,
 	}
 	laid, problem := layOut(t, h, img)
@@ -186,6 +186,15 @@ func NewPlan(t *Task, h *Hardware, img Image) Plan {
 	}
 	p.Digest = p.ComputeDigest()
 	return p
+}
+
+// firstOf moves m, if it is one of macs, to their beginning.
+func firstOf(m MAC, macs []MAC) []MAC {
+	if i := slices.Index(macs, m); i > 0 {
+		copy(macs[1:], macs[:i])
+		macs[0] = m
+	}
+	return macs
 }
 
 // plannedFiles is what is written beside the image and what systemFiles knows:

@@ -264,6 +264,45 @@ var awkward = []string{
 	"'", `"`, `\`, "\"\\n- runcmd: [x]", "\"\n- runcmd: [x]\n", "x\nruncmd:\n- [y]", "*a", "!!binary aGk=", "!!timestamp 2026-01-01", "0x1F", "0o17", ".inf", "2026-01-01", "1:30", " x ", "é", "\u0085", "\u00a0", "\u2028", "\u2029", "\ufeff", "\ufffd", "😀", "\u007f", "\u009f",
 }
 
+// TestOnePortMakesTheMachineOnline looks at a network that nobody declared: of
+// systemd 253 and later, one without any port that is required is never online.
+func TestOnePortMakesTheMachineOnline(t *testing.T) {
+	first, second := lpmos.MustMAC("52:54:00:00:00:01"), lpmos.MustMAC("52:54:00:00:00:02")
+	plan := func(edit func(*lpmos.Hardware, *lpmos.Image)) lpmos.Plan {
+		tk, h, i := task(), server(), image()
+		tk.TargetMAC = second
+		edit(h, &i)
+		return lpmos.NewPlan(tk, h, i)
+	}
+	p := plan(func(*lpmos.Hardware, *lpmos.Image) {})
+	if want := []lpmos.MAC{second, first}; !slices.Equal(p.Effect.Network.MACs, want) {
+		t.Errorf("ports %v; want that of the task first: %v", p.Effect.Network.MACs, want)
+	}
+	own, others := planned(t, p, "/etc/systemd/network/10-lpmos.network").Text, planned(t, p, "/etc/systemd/network/10-lpmos-others.network").Text
+	if !strings.Contains(own, "MACAddress=52:54:00:00:00:02\n") || strings.Contains(own, "RequiredForOnline") {
+		t.Errorf("the task's port:\n%s", own)
+	}
+	if !strings.Contains(others, "MACAddress=52:54:00:00:00:01\n") || !strings.Contains(others, "\n[Link]\nRequiredForOnline=no\n") {
+		t.Errorf("the other:\n%s", others)
+	}
+	if again := plan(func(h *lpmos.Hardware, _ *lpmos.Image) { h.BootMAC = second }); again.Digest != p.Digest {
+		t.Error("the port that the machine booted from changes the plan")
+	}
+	var network struct {
+		Ethernets map[string]struct {
+			Match    struct{ MACAddress string }
+			Optional bool
+		}
+	}
+	seed := planned(t, plan(func(_ *lpmos.Hardware, i *lpmos.Image) { i.CloudInit = true }), "/var/lib/cloud/seed/nocloud/network-config").Text
+	if err := json.Unmarshal([]byte(seed), &network); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := network.Ethernets["nic0"], network.Ethernets["nic1"]; a.Match.MACAddress != second.String() || a.Optional || b.Match.MACAddress != first.String() || !b.Optional {
+		t.Errorf("network-config %s", seed)
+	}
+}
+
 // TestSeedIsYAML gives awkward texts to the reader that cloud-init uses, as the
 // seed has them and as a template puts a machine's facts in (V13).
 func TestSeedIsYAML(t *testing.T) {

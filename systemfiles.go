@@ -39,7 +39,7 @@ func (e *Effect) systemFiles(taskID, template string, cloudInit bool) ([]Planned
 	case e.Installer != nil:
 		// It sets up DHCP on the port it worked with, in its system's own way.
 	case s.Network == nil:
-		files = append(files, PlannedFile{Path: "/etc/systemd/network/10-lpmos.network", Mode: "0644", What: "DHCP by MAC", Unless: networkManager, Text: networkdDHCP(e.Network.MACs)})
+		files = append(files, networkDHCP(e.Network.MACs)...)
 	default:
 		network, err := networkFiles(s.Network)
 		if err != nil {
@@ -170,11 +170,11 @@ func cloudNetwork(n *Network, macs []MAC) map[string]any {
 	ethernets, bonds, vlans := map[string]any{}, map[string]any{}, map[string]any{}
 	if n == nil {
 		for i, mac := range macs {
-			ethernets[fmt.Sprintf("nic%d", i)] = map[string]any{
-				"match": map[string]any{"macaddress": mac.String()}, "dhcp4": true,
-				// A cable that is not plugged in must not hold the boot up.
-				"optional": true,
+			nic := map[string]any{"match": map[string]any{"macaddress": mac.String()}, "dhcp4": true}
+			if i > 0 { // as networkDHCP has it
+				nic["optional"] = true
 			}
+			ethernets[fmt.Sprintf("nic%d", i)] = nic
 		}
 		out["ethernets"] = ethernets
 		return out

@@ -369,8 +369,7 @@ func (r *labRun) provision(ctx context.Context) error {
 	if len(machines) > 1 {
 		first = "/tasks"
 	}
-	watch := fmt.Sprintf("\n  Watch it live (this link signs you in, once):\n  %s&return=%s", r.site.ControlPlane.SignInLink(), first)
-	fmt.Fprintln(r.out, strings.TrimRight(watch, " "))
+	fmt.Fprintf(r.out, "\n  Watch it live (this link signs you in, once):\n  %s&return=%s\n\n", r.site.ControlPlane.SignInLink(), first)
 	screen := NewScreen(r.app.out)
 	if len(machines) > 1 {
 		screen.Labels()
@@ -433,7 +432,7 @@ func (r *labRun) seen(ctx context.Context, c *apiclient.Client, m *labMachine, t
 		return nil
 	}
 	if !r.cfg.auto {
-		fmt.Fprintf(r.out, "\n  Look at what would be erased, and approve:  %s/tasks/%s/approve\n  or here:  %s task approve %s --server %s --token-file %s --plan %s\n\n",
+		fmt.Fprintf(r.out, "\n  Look at what would be erased, and approve:\n  %s/tasks/%s/approve\n  or here:\n  %s task approve %s --server %s --token-file %s --plan %s\n\n",
 			c.Server(), t.ID, os.Args[0], t.ID[:8], c.Server(), filepath.Join(r.dir, "site", controlplane.LocalTokenFile), t.Plan.Digest)
 		return nil
 	}
@@ -497,6 +496,6 @@ func (r *labRun) report(ctx context.Context, c *apiclient.Client, machines []*la
 	if len(failed) > 0 {
 		return fmt.Errorf("%s did not complete", strings.Join(failed, ", "))
 	}
-	fmt.Fprintf(r.out, "\nDone. %d machine(s) run from their own disk.\n", len(machines))
+	fmt.Fprintf(r.out, "\nDone. %s.\n", count(len(machines), "machine runs from its own disk", "machines run from their own disks"))
 	return nil
 }

@@ -575,7 +575,7 @@ func (f bootFiles) Open(ctx context.Context, name string, _ netip.AddrPort) (io.
 	}
 	img, ok := f.view.BootImage()
 	if !ok {
-		return nil, 0, fmt.Errorf("open %s: %w: no boot image was published", name, lpmos.ErrUnavailable)
+		return nil, 0, fmt.Errorf("open %s: %w", name, httpboot.ErrNoBootImage)
 	}
 	b, ok := img.Files[name]
 	if !ok {

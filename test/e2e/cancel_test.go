@@ -110,6 +110,10 @@ func newRace(t *testing.T) *race {
 	}
 	r.api.UseToken(s.ControlPlane.LocalToken("test"))
 	waitFor(t, "site", 60*time.Second, func() error { return r.api.Ready(ctx) })
+	// A cancel of a machine that waits for its turn meets no permit.
+	if _, err := r.api.SetLimits(ctx, lpmos.Limits{PermitsPerMinute: 100_000}, ""); err != nil {
+		t.Fatal(err)
+	}
 	dir := t.TempDir()
 	if r.image, err = fixture.Image(ctx, dir, "race", "1", "Race 1", 128<<10); err != nil {
 		t.Fatal(err)

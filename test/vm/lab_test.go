@@ -32,7 +32,7 @@ func TestLabCommand(t *testing.T) {
 	t.Run("approves by itself, and ends when the machine runs from its own disk", func(t *testing.T) {
 		l := startLab(t, program, b, "--auto")
 		l.ends(t, installLimit+2*bootLimit, nil)
-		for _, want := range []string{"hardware reported", "approved", "may write", "all written", "called home from its own disk", "Done. 1 machine(s) run from their own disk."} {
+		for _, want := range []string{"hardware reported", "approved", "may write", "all written", "called home from its own disk", "Done. 1 machine runs from its own disk."} {
 			if !strings.Contains(l.said(t), want) {
 				t.Errorf("it does not say %q:\n%s", want, l.said(t))
 			}

@@ -265,6 +265,9 @@ func (w *world) cell(c cell) {
 	if len(task.Drift) > 0 {
 		w.t.Errorf("not as planned: %v", task.Drift)
 	}
+	if failed := task.Receipt.FailedUnits; len(failed) > 0 {
+		w.t.Errorf("failed in the installed system: %v", failed)
+	}
 	for i, hash := range before {
 		if w.hash(m.disk(i)) != hash {
 			w.t.Errorf("disk %d, which is not in the plan, was written", i)

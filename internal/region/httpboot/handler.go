@@ -88,6 +88,9 @@ const patched = "localboot.efi"
 // maxPatched bounds what is held in memory of it.
 const maxPatched = 16 << 20
 
+// ErrNoBootImage is what every machine meets in a region of a new site.
+var ErrNoBootImage = fmt.Errorf("no boot image was published (run lpmos bootimage publish): %w", lpmos.ErrUnavailable)
+
 // retryAfter is for everything that passes by itself, in seconds.
 const retryAfter = "5"
 
@@ -200,7 +203,7 @@ func (h *Handler) script(w http.ResponseWriter, r *http.Request) {
 func (h *Handler) agent(r *http.Request, scripts netboot.Scripts, m netboot.Machine, known bool) (string, error) {
 	img, ok := h.d.Images.BootImage()
 	if !ok {
-		return "", fmt.Errorf("no boot image was published: %w", lpmos.ErrUnavailable)
+		return "", ErrNoBootImage
 	}
 	e, nonce, err := h.d.Boots.Begin(r.Context(), BootRequest{MAC: m.MAC, UUID: m.UUID, Remote: remote(r), Platform: m.Platform, Known: known})
 	if errors.Is(err, lpmos.ErrConflict) {
@@ -304,7 +307,7 @@ func (h *Handler) blob(w http.ResponseWriter, r *http.Request) {
 func (h *Handler) bootFile(w http.ResponseWriter, r *http.Request) {
 	img, ok := h.d.Images.BootImage()
 	if !ok {
-		h.notNow(w, r, "boot file not available", fmt.Errorf("no boot image was published: %w", lpmos.ErrUnavailable))
+		h.notNow(w, r, "boot file not available", ErrNoBootImage)
 		return
 	}
 	name := r.PathValue("name")
