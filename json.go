@@ -227,8 +227,8 @@ func TrimDigest(s string) (string, error) {
 	return d, nil
 }
 
-// FormatDuration spells how long something took or may take, as pages spell an
-// age: "41 s", "15 min", "3 h", "2 days".
+// FormatDuration spells how long something took or may take in its largest whole
+// unit: "41 s", "15 min", "3 h", and from two days on "2 days".
 func FormatDuration(d time.Duration) string {
 	for _, u := range []struct {
 		less, unit time.Duration

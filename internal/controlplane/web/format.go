@@ -195,17 +195,9 @@ func (s *tongue) percent(n int) string {
 
 // age is "18 min"; ages over two days are in days.
 func (s *tongue) age(d time.Duration) string {
-	switch {
-	case d < 0:
-		return s.unit("0", "s")
-	case d < time.Minute:
-		return s.unit(strconv.Itoa(int(d.Seconds())), "s")
-	case d < time.Hour:
-		return s.unit(strconv.Itoa(int(d.Minutes())), "min")
-	case d < 48*time.Hour:
-		return s.unit(strconv.Itoa(int(d.Hours())), "h")
-	}
-	return s.unit(count(int(d.Hours()/24)), "days")
+	number, unit, _ := strings.Cut(lpmos.FormatDuration(d), " ")
+	n, _ := strconv.Atoi(number)
+	return s.unit(count(n), unit)
 }
 
 // A number and its unit are never parted at the end of a line.
