@@ -164,12 +164,12 @@ func TestEveryAdministrativeWriteHasItsEntry(t *testing.T) {
 			if _, err := raw.Put(ctx, store.Key{Kind: store.KindTPM, MAC: mac}.String(), `{"task_id":"t"}`); err != nil {
 				return err
 			}
-			return s.ForgetTPM(ctx, []lpmos.MAC{mac})
+			return last(s.ForgetTPM(ctx, []lpmos.MAC{mac}))
 		}},
-		{"PutLock", "machine.lock", store.Key{Kind: store.KindLock, MAC: mac}, func() error { return s.PutLock(ctx, []lpmos.MAC{mac}, lpmos.Lock{By: "anna", Reason: "r"}) }},
-		{"DeleteLock", "machine.unlock", store.Key{Kind: store.KindLock, MAC: mac}, func() error { return s.DeleteLock(ctx, []lpmos.MAC{mac}) }},
-		{"PutStop", "stop.begin", store.Key{Kind: store.KindStop}, func() error { return s.PutStop(ctx, lpmos.Stop{By: "anna", Reason: "r"}) }},
-		{"DeleteStop", "stop.end", store.Key{Kind: store.KindStop}, func() error { return s.DeleteStop(ctx) }},
+		{"PutLock", "machine.lock", store.Key{Kind: store.KindLock, MAC: mac}, func() error { return last(s.PutLock(ctx, []lpmos.MAC{mac}, lpmos.Lock{By: "anna", Reason: "r"})) }},
+		{"DeleteLock", "machine.unlock", store.Key{Kind: store.KindLock, MAC: mac}, func() error { return last(s.DeleteLock(ctx, []lpmos.MAC{mac})) }},
+		{"PutStop", "stop.begin", store.Key{Kind: store.KindStop}, func() error { return last(s.PutStop(ctx, lpmos.Stop{By: "anna", Reason: "r"})) }},
+		{"DeleteStop", "stop.end", store.Key{Kind: store.KindStop}, func() error { return last(s.DeleteStop(ctx)) }},
 		{"DeleteTask", lpmos.AuditTaskDeleted, store.Key{}, func() error {
 			task, err := s.CreateTask(ctx, lpmos.Spec{RegionID: "dc1", TargetMAC: mac, OSType: "debian", OSVersion: "12"}, "anna", "")
 			if err != nil {

@@ -89,19 +89,17 @@ func (s *Store) pass(ctx context.Context, t *lpmos.Task, g *Gate, now time.Time)
 }
 
 // PutStop stops everything: from this revision on no permit is granted.
-func (s *Store) PutStop(ctx context.Context, stop lpmos.Stop) error {
-	_, err := amend(ctx, s, stops, Key{Kind: KindStop}, func(v *lpmos.Stop, _ int64) (bool, error) {
+func (s *Store) PutStop(ctx context.Context, stop lpmos.Stop) (rev int64, err error) {
+	return amend(ctx, s, stops, Key{Kind: KindStop}, func(v *lpmos.Stop, _ int64) (bool, error) {
 		*v = stop
 		return true, nil
 	})
-	return err
 }
 
 // DeleteStop lets permits be granted again. That there was no stop is not an
 // error.
-func (s *Store) DeleteStop(ctx context.Context) error {
-	_, err := amend(ctx, s, stops, Key{Kind: KindStop}, func(*lpmos.Stop, int64) (bool, error) { return false, nil })
-	return err
+func (s *Store) DeleteStop(ctx context.Context) (rev int64, err error) {
+	return amend(ctx, s, stops, Key{Kind: KindStop}, func(*lpmos.Stop, int64) (bool, error) { return false, nil })
 }
 
 // Stop reads the emergency stop, linearizably; nil when there is none.
@@ -123,7 +121,7 @@ func LockedError(mac lpmos.MAC, l lpmos.Lock) error {
 }
 
 // PutLock locks all addresses of a machine.
-func (s *Store) PutLock(ctx context.Context, macs []lpmos.MAC, l lpmos.Lock) error {
+func (s *Store) PutLock(ctx context.Context, macs []lpmos.MAC, l lpmos.Lock) (rev int64, err error) {
 	return s.lock(ctx, macs, &l)
 }
 
@@ -131,13 +129,13 @@ func (s *Store) PutLock(ctx context.Context, macs []lpmos.MAC, l lpmos.Lock) err
 // those that were locked with it: which addresses a machine has is what reports
 // say, and one that lies must not unlock another machine. That none is locked is
 // not an error.
-func (s *Store) DeleteLock(ctx context.Context, macs []lpmos.MAC) error {
+func (s *Store) DeleteLock(ctx context.Context, macs []lpmos.MAC) (rev int64, err error) {
 	return s.lock(ctx, macs, nil)
 }
 
 // lock changes the locks of all addresses of a machine together; nil takes the
 // one they have away. The first address names the machine.
-func (s *Store) lock(ctx context.Context, macs []lpmos.MAC, l *lpmos.Lock) error {
+func (s *Store) lock(ctx context.Context, macs []lpmos.MAC, l *lpmos.Lock) (rev int64, err error) {
 	type locked struct {
 		MACs   []lpmos.MAC `json:"macs"`
 		Reason string      `json:"reason"`
@@ -150,7 +148,7 @@ func (s *Store) lock(ctx context.Context, macs []lpmos.MAC, l *lpmos.Lock) error
 	for range maxRaces {
 		r, err := s.commit(ctx, nil, reads, nil)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		var conds []clientv3.Cmp
 		var ops []clientv3.Op
@@ -163,7 +161,7 @@ func (s *Store) lock(ctx context.Context, macs []lpmos.MAC, l *lpmos.Lock) error
 				rev = kvs[0].ModRevision
 				was, err := decode[lpmos.Lock](kvs[0].Value)
 				if err != nil {
-					return fmt.Errorf("decode %s: %w", key, err)
+					return 0, fmt.Errorf("decode %s: %w", key, err)
 				}
 				if l == nil && before.MACs != nil && was != first {
 					continue // another lock
@@ -187,15 +185,18 @@ func (s *Store) lock(ctx context.Context, macs []lpmos.MAC, l *lpmos.Lock) error
 		case l != nil:
 			d.after = locked{macs, l.Reason, l.By}
 		case d.before == nil:
-			return nil
+			return r.Header.Revision, nil
 		default:
 			d.action = "machine.unlock"
 		}
-		if r, err = s.administer(ctx, d, conds, ops, nil); err != nil || r.Succeeded {
-			return err
+		if r, err = s.administer(ctx, d, conds, ops, nil); err != nil {
+			return 0, err
+		}
+		if r.Succeeded {
+			return r.Header.Revision, nil
 		}
 	}
-	return fmt.Errorf("lock machine %s: %w: too many writers at once", macs[0], lpmos.ErrUnavailable)
+	return 0, fmt.Errorf("lock machine %s: %w: too many writers at once", macs[0], lpmos.ErrUnavailable)
 }
 
 // tpmOf is the TPM that a machine had when it was first approved, nil for none.
@@ -217,14 +218,14 @@ func (s *Store) tpmOf(ctx context.Context, mac lpmos.MAC) (*lpmos.TPMBinding, er
 // ForgetTPM forgets the TPM of a machine with these addresses: that of the first
 // which is bound to one, and of those that are bound to the same. A live task that
 // claims one of them is an lpmos.ErrConflict: its credentials are wrapped already.
-func (s *Store) ForgetTPM(ctx context.Context, macs []lpmos.MAC) error {
+func (s *Store) ForgetTPM(ctx context.Context, macs []lpmos.MAC) (rev int64, err error) {
 	var was *lpmos.TPMBinding
 	var conds []clientv3.Cmp
 	var ops, orElse []clientv3.Op
 	for _, m := range macs {
 		b, err := s.tpmOf(ctx, m)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if b == nil || was != nil && !was.Is(&b.TPM) {
 			continue // its own, or another machine's that a report calls this one
@@ -236,7 +237,7 @@ func (s *Store) ForgetTPM(ctx context.Context, macs []lpmos.MAC) error {
 		orElse = append(orElse, clientv3.OpGet(claim))
 	}
 	if was == nil {
-		return nil
+		return 0, nil
 	}
 	d := deed{action: "machine.tpm_forget", subject: "machine " + macs[0].String(), before: struct {
 		TPM    string `json:"tpm"` // fingerprint of the endorsement key
@@ -244,14 +245,14 @@ func (s *Store) ForgetTPM(ctx context.Context, macs []lpmos.MAC) error {
 	}{was.Fingerprint(), was.TaskID}}
 	r, err := s.administer(ctx, d, conds, ops, orElse)
 	if err != nil {
-		return fmt.Errorf("forget TPM: %w", err)
+		return 0, fmt.Errorf("forget TPM: %w", err)
 	}
 	for _, resp := range r.Responses {
 		if kvs := resp.GetResponseRange().GetKvs(); !r.Succeeded && len(kvs) > 0 {
-			return &lpmos.ConflictError{Problem: fmt.Sprintf("live task %s is for this machine: cancel it first", kvs[0].Value)}
+			return 0, &lpmos.ConflictError{Problem: fmt.Sprintf("live task %s is for this machine: cancel it first", kvs[0].Value)}
 		}
 	}
-	return nil
+	return r.Header.Revision, nil
 }
 
 // loadSecrets reads the sealed secrets of a task that has some.

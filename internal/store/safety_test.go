@@ -32,7 +32,7 @@ func TestOtherMachinesAreLeftAlone(t *testing.T) {
 		}
 		return macs
 	}
-	ok := func(err error) {
+	ok := func(_ int64, err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
@@ -55,12 +55,12 @@ func TestOtherMachinesAreLeftAlone(t *testing.T) {
 
 	for m, tpm := range map[lpmos.MAC]string{own: "b3du", second: "b3du", victim: "dGhlaXJz"} {
 		_, err := raw.Put(ctx, store.Key{Kind: store.KindTPM, MAC: m}.String(), `{"endorsement":"`+tpm+`","task_id":"t"}`)
-		ok(err)
+		ok(0, err)
 	}
 	// A live task of the machine whose TPM it is holds it; another's does not.
 	create(t, s, "dc1", victim.String())
 	held := create(t, s, "dc1", second.String())
-	if err := s.ForgetTPM(ctx, all); !errors.Is(err, lpmos.ErrConflict) {
+	if _, err := s.ForgetTPM(ctx, all); !errors.Is(err, lpmos.ErrConflict) {
 		t.Errorf("ForgetTPM with a live task = %v; want a conflict", err)
 	}
 	move(t, s, held.ID, lpmos.CauseCanceled, nil)

@@ -66,13 +66,12 @@ func BenchmarkCopy(b *testing.B) {
 					b.Fatal(err)
 				}
 				c := Copier{Blobs: s.client(b, 0), Decode: Zstd{Path: "/usr/bin/zstd"}, Stall: time.Minute, Log: slog.New(slog.DiscardHandler)}
-				behind := WriteBehind{File: f}
+				w := NewDiskWriter(f)
 				err = c.Copy(b.Context(), m, func(_ int, chunk lpmos.Chunk, at int64, piece []byte) error {
-					_, err := f.WriteAt(piece, chunk.Offset+at)
-					behind.Wrote(chunk.Offset+at, int64(len(piece)))
+					_, err := w.WriteAt(piece, chunk.Offset+at)
 					return err
 				})
-				if err != nil || f.Truncate(m.SizeBytes) != nil || f.Sync() != nil || f.Close() != nil {
+				if err != nil || w.Close() != nil || f.Truncate(m.SizeBytes) != nil || f.Sync() != nil || f.Close() != nil {
 					b.Fatal(err)
 				}
 			}

@@ -37,16 +37,17 @@ type Copier struct {
 // ahead is how many stored chunks wait for the decoder.
 const ahead = 3
 
-// pieceBytes is how much is taken from the decoder at once and written: as much as
-// stays in a processor's cache between the two.
-const pieceBytes = 256 << 10
+// pieceBytes is how much is taken from the decoder at once and written: more makes
+// a disk no quicker.
+const pieceBytes = 1 << 20
 
 // rangeBytes bounds one request. Chunks follow each other in the pack, so one
 // request serves many: a request for each would cost a round trip for each.
 const rangeBytes = 256 << 20
 
 // Copy hands every chunk of m to write, in order and in pieces, of which each
-// begins at byte at of its chunk. write must not keep piece. An error of the image
+// begins at byte at of its chunk, and in memory that DiskWriter can write past the
+// cache. write must not keep piece. An error of the image
 // is a *Failure.
 func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i int, chunk lpmos.Chunk, at int64, piece []byte) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -139,7 +140,7 @@ func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i 
 		return nil
 	})
 	run(func() error { // take what comes out, and write it
-		buf := make([]byte, min(largestRaw, pieceBytes))
+		buf := pages(min(largestRaw, pieceBytes))
 		for i, chunk := range m.Chunks {
 			for at := int64(0); at < chunk.Bytes; {
 				piece := buf[:min(int64(len(buf)), chunk.Bytes-at)]

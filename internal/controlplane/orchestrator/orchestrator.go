@@ -95,11 +95,11 @@ type writer interface {
 	FoldProgress(ctx context.Context, p *lpmos.Progress, logTail []string) error
 	SetRegionStatus(ctx context.Context, region, status string) error
 	Events(ctx context.Context, id string) ([]lpmos.Event, error)
-	PutStop(ctx context.Context, s lpmos.Stop) error
-	DeleteStop(ctx context.Context) error
-	PutLock(ctx context.Context, macs []lpmos.MAC, l lpmos.Lock) error
-	DeleteLock(ctx context.Context, macs []lpmos.MAC) error
-	ForgetTPM(ctx context.Context, macs []lpmos.MAC) error
+	PutStop(ctx context.Context, s lpmos.Stop) (rev int64, err error)
+	DeleteStop(ctx context.Context) (rev int64, err error)
+	PutLock(ctx context.Context, macs []lpmos.MAC, l lpmos.Lock) (rev int64, err error)
+	DeleteLock(ctx context.Context, macs []lpmos.MAC) (rev int64, err error)
+	ForgetTPM(ctx context.Context, macs []lpmos.MAC) (rev int64, err error)
 	UpdateGlobal(ctx context.Context, edit func(*store.Global) error) (rev int64, err error)
 	batchStore
 }
@@ -194,7 +194,10 @@ func (o *Orchestrator) Run(ctx context.Context) error {
 				return nil
 			}
 			if err := o.reconcile(ctx, id); err != nil {
-				if errors.Is(err, lpmos.ErrUnavailable) || ctx.Err() != nil {
+				if ctx.Err() != nil {
+					return nil
+				}
+				if errors.Is(err, lpmos.ErrUnavailable) {
 					o.mark(id) // looked at again with the next tick
 				}
 				o.log.Warn("reconcile task", "task", id, "err", err)

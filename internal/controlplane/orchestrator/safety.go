@@ -76,18 +76,22 @@ func (o *Orchestrator) Stop(ctx context.Context, reason, by string) (lpmos.Stop,
 		return lpmos.Stop{}, &lpmos.InvalidError{Field: "reason", Problem: "is longer than 2 KiB"}
 	}
 	s := lpmos.Stop{By: by, Reason: reason, At: o.now().UTC()}
-	if err := o.put.PutStop(ctx, s); err != nil {
+	rev, err := o.put.PutStop(ctx, s)
+	if err != nil {
 		return s, err
 	}
+	o.read.Reach(ctx, rev)
 	o.log.Warn("emergency stop: no machine may begin to write", "by", by, "reason", reason)
 	return s, nil
 }
 
 // Resume ends the emergency stop.
 func (o *Orchestrator) Resume(ctx context.Context, by string) error {
-	if err := o.put.DeleteStop(ctx); err != nil {
+	rev, err := o.put.DeleteStop(ctx)
+	if err != nil {
 		return err
 	}
+	o.read.Reach(ctx, rev)
 	o.log.Warn("emergency stop ended", "by", by)
 	return nil
 }
@@ -102,18 +106,22 @@ func (o *Orchestrator) Lock(ctx context.Context, mac lpmos.MAC, reason, by strin
 		return lpmos.Lock{}, &lpmos.InvalidError{Field: "reason", Problem: "is longer than 2 KiB"}
 	}
 	l := lpmos.Lock{By: by, Reason: reason, At: o.now().UTC()}
-	if err := o.put.PutLock(ctx, o.addresses(mac), l); err != nil {
+	rev, err := o.put.PutLock(ctx, o.addresses(mac), l)
+	if err != nil {
 		return l, err
 	}
+	o.read.Reach(ctx, rev)
 	o.log.Info("machine locked", "mac", mac, "by", by, "reason", reason)
 	return l, nil
 }
 
-// Unlock takes the lock of a machine away.
+// Unlock takes the lock of a machine away. A task for it can be created at once.
 func (o *Orchestrator) Unlock(ctx context.Context, mac lpmos.MAC, by string) error {
-	if err := o.put.DeleteLock(ctx, o.addresses(mac)); err != nil {
+	rev, err := o.put.DeleteLock(ctx, o.addresses(mac))
+	if err != nil {
 		return err
 	}
+	o.read.Reach(ctx, rev)
 	o.log.Info("machine unlocked", "mac", mac, "by", by)
 	return nil
 }
@@ -124,9 +132,11 @@ func (o *Orchestrator) ForgetTPM(ctx context.Context, mac lpmos.MAC, by string) 
 	if o.read.TPM(mac) == nil {
 		return fmt.Errorf("TPM of machine %s: %w", mac, lpmos.ErrNotFound)
 	}
-	if err := o.put.ForgetTPM(ctx, o.addresses(mac)); err != nil {
+	rev, err := o.put.ForgetTPM(ctx, o.addresses(mac))
+	if err != nil {
 		return err
 	}
+	o.read.Reach(ctx, rev)
 	o.log.Warn("TPM of machine forgotten", "mac", mac, "by", by)
 	return nil
 }

@@ -9,9 +9,11 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"time"
 
@@ -22,8 +24,9 @@ import (
 	"github.com/lpmos/lpmos/internal/agentapi"
 )
 
-// manifest is the digest of the image's manifest; the linker sets it.
-var manifest string
+// manifests are the digests of the images' manifests, separated by commas; the
+// linker sets them.
+var manifests string
 
 const (
 	target = "/dev/vda"
@@ -53,20 +56,31 @@ func measure(ctx context.Context, url string, sys *pid1.System) error {
 	if err != nil {
 		return err
 	}
-	m, err := install.FetchManifest(ctx, blobs, manifest, time.Minute)
-	if err != nil {
-		return err
+	for digest := range strings.SplitSeq(manifests, ",") {
+		m, err := install.FetchManifest(ctx, blobs, digest, time.Minute)
+		if err != nil {
+			return err
+		}
+		if err := compare(ctx, url, blobs, m, sys.Log); err != nil {
+			return fmt.Errorf("%s: %w", m.OS, err)
+		}
 	}
+	sys.Log.Info("bench-over")
+	return nil
+}
+
+// compare brings one image to the disk in each way, by turns.
+func compare(ctx context.Context, url string, blobs install.Blobs, m *lpmos.ImageManifest, log *slog.Logger) error {
 	ways := []struct {
 		name string
 		copy func(f *os.File) error
 	}{
 		{"agent", func(f *os.File) error {
-			c := install.Copier{Blobs: blobs, Decode: install.Zstd{Path: zstd}, Stall: time.Minute, Log: sys.Log}
-			behind := install.WriteBehind{File: f} // as an installation does
+			c := install.Copier{Blobs: blobs, Decode: install.Zstd{Path: zstd}, Stall: time.Minute, Log: log}
+			w := install.NewDiskWriter(f)
+			defer w.Close()
 			return c.Copy(ctx, m, func(_ int, chunk lpmos.Chunk, at int64, piece []byte) error {
-				_, err := f.WriteAt(piece, chunk.Offset+at)
-				behind.Wrote(chunk.Offset+at, int64(len(piece)))
+				_, err := w.WriteAt(piece, chunk.Offset+at)
 				return err
 			})
 		}},
@@ -81,10 +95,9 @@ func measure(ctx context.Context, url string, sys *pid1.System) error {
 			if err := land(w.copy); err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
 			}
-			sys.Log.Info("bench", "way", w.name, "bytes", m.UsedBytes, "ms", time.Since(began).Milliseconds())
+			log.Info("bench", "image", m.OS, "way", w.name, "bytes", m.UsedBytes, "ms", time.Since(began).Milliseconds())
 		}
 	}
-	sys.Log.Info("bench-over")
 	return nil
 }
 
