@@ -47,8 +47,7 @@ const rangeBytes = 256 << 20
 
 // Copy hands every chunk of m to write, in order and in pieces, of which each
 // begins at byte at of its chunk, and in memory that DiskWriter can write past the
-// cache. write must not keep piece. An error of the image
-// is a *Failure.
+// cache. write must not keep piece. An error of the image is a *Failure.
 func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i int, chunk lpmos.Chunk, at int64, piece []byte) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
