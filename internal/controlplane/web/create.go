@@ -331,11 +331,11 @@ func (w *Web) createOne(rw http.ResponseWriter, r *http.Request, v createView) {
 		conflict, isConflict := errors.AsType[*lpmos.ConflictError](err)
 		switch {
 		case ok && strings.HasPrefix(invalid.Field, "secrets."):
-			v.Problems = []fieldProblem{{secretField + strings.TrimPrefix(invalid.Field, "secrets."), w.sentence("it " + invalid.Problem)}}
+			v.Problems = []fieldProblem{{secretField + strings.TrimPrefix(invalid.Field, "secrets."), w.T("It %s.", w.Said(invalid.Problem))}}
 			w.showSummary(rw, r, v, []csvLine{{Spec: shown}})
 			return
 		case ok:
-			problems = append(problems, fieldProblem{createField(invalid.Field), w.sentence(invalid.Error())})
+			problems = append(problems, fieldProblem{createField(invalid.Field), w.sentence(w.invalid(invalid))})
 		case isConflict:
 			// The one thing that can be taken is the machine.
 			problems = append(problems, fieldProblem{"target_mac", w.sentence(conflict.Error())})
@@ -423,7 +423,7 @@ func (w *Web) readSpec(f createForm, ahead bool) (spec, shown lpmos.Spec, out []
 	}
 	normal, err := shown.Normalize()
 	if invalid, ok := errors.AsType[*lpmos.InvalidError](err); ok {
-		bad(createField(invalid.Field), w.sentence(invalid.Error()))
+		bad(createField(invalid.Field), w.sentence(w.invalid(invalid)))
 		return s, shown, out
 	}
 	if k := w.known(mac); k != nil && ahead {

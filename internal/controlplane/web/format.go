@@ -79,6 +79,7 @@ func (w *Web) funcs() template.FuncMap {
 		"t":       w.T,
 		"n":       func(n int, one, many string, args ...any) string { return w.N(n, one, many, args...) },
 		"said":    w.Said,
+		"who":     w.who,
 		"drift":   w.driftWord,
 		"percent": w.percent,
 		"static":  func(name string) string { return w.static.dir + "/" + name },
