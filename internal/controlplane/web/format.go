@@ -80,6 +80,7 @@ func (w *Web) funcs() template.FuncMap {
 		"n":       func(n int, one, many string, args ...any) string { return w.N(n, one, many, args...) },
 		"said":    w.Said,
 		"who":     w.who,
+		"steps":   func() string { return w.Steps },
 		"drift":   w.driftWord,
 		"percent": w.percent,
 		"static":  func(name string) string { return w.static.dir + "/" + name },

@@ -35,6 +35,7 @@ type tongue struct {
 	tag   string            // "en", "zh-CN"
 	words map[string]string // English → this language; nil for English
 	said  []phrase          // for sentences that other programs made
+	Steps string            // what an agent says it does, for scripts: a JSON object like words, "" for English
 }
 
 // phrase translates sentences of one form, such as "machine %s already has …".
@@ -61,6 +62,9 @@ func newTongue(tag string) (*tongue, error) {
 		var words map[string]string
 		if err := json.Unmarshal(b, &words); err != nil {
 			return nil, fmt.Errorf("read %s: %w", name, err)
+		}
+		if strings.HasSuffix(name, "/steps-said.json") {
+			s.Steps = string(b)
 		}
 		for k, v := range words {
 			if old, ok := s.words[k]; ok && old != v {

@@ -122,7 +122,7 @@ func TestWhatOthersSayIsTranslated(t *testing.T) {
 		for _, f := range p.files {
 			ast.Inspect(f, func(n ast.Node) bool {
 				if call, ok := n.(*ast.CallExpr); ok {
-					if f, ok := call.Fun.(*ast.SelectorExpr); ok && f.Sel.Name == "alarm" {
+					if f, ok := call.Fun.(*ast.SelectorExpr); ok && slices.Contains([]string{"alarm", "step", "pretend"}, f.Sel.Name) {
 						check(fset.Position(call.Pos()).String(), "", p.gapped(call.Args[len(call.Args)-1]))
 					}
 				}
@@ -148,6 +148,8 @@ func TestWhatOthersSayIsTranslated(t *testing.T) {
 				here := slices.Contains(asked, dir)
 				var texts []string
 				switch {
+				case name == "Step" || name == "Progress":
+					texts = []string{value["Message"]}
 				case name == "Failure":
 					texts = []string{value["Cause"], value["NextStep"]}
 				case here && (name == "InvalidError" || name == "ConflictError"):
