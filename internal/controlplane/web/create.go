@@ -126,7 +126,7 @@ func (w *Web) showCreate(rw http.ResponseWriter, r *http.Request, status int, v 
 	for _, i := range images {
 		row := imageRow{Image: i}
 		w.describe(&row)
-		c := imageChoice{choice: choice{Value: i.Name()}, Title: cmp.Or(i.Title, i.Name()), Detail: w.list([]string{i.Arch, bootWords(i.BootModes)}), Tried: row.Tried}
+		c := imageChoice{choice: choice{Value: i.Name()}, Title: cmp.Or(i.Title, i.Name()), Detail: w.list(append([]string{i.Arch}, bootWords(i.BootModes)...)), Tried: row.Tried}
 		c.Label = c.Title + " (" + c.Detail + ")"
 		if v.Known != nil {
 			c.Why = w.unfit(i, v.Known.Hardware)
@@ -177,12 +177,11 @@ func (w *Web) showCreate(rw http.ResponseWriter, r *http.Request, status int, v 
 	w.show(rw, r, status, "create", page{Title: w.T("New task"), Nav: "tasks", Body: v})
 }
 
-func bootWords(modes []string) string {
-	var out []string
+func bootWords(modes []string) (out []string) {
 	for _, m := range modes {
 		out = append(out, bootWord(m))
 	}
-	return strings.Join(out, ", ")
+	return out
 }
 
 func findImage(images []lpmos.Image, os, version, arch string) (lpmos.Image, bool) {
