@@ -279,7 +279,7 @@ func (s *tongue) facts(p *lpmos.Plan, os string) []fact {
 	erased, kept, written := s.verdicts(p, os)
 	_, id := s.diskID(p.Effect.Target)
 	out := []fact{
-		{"verdict", "Erased", strings.TrimSpace(erased.Big + ": " + id)},
+		{"verdict", "Erased", s.T("%s: %s", erased.Big, id)},
 		{"verdict", "Found on it", erased.Text},
 		{"verdict", "Untouched", s.joined(kept.Big+s.T("."), kept.Text)},
 		{"verdict", "Written", written.Big},
@@ -291,7 +291,7 @@ func (s *tongue) facts(p *lpmos.Plan, os string) []fact {
 	}
 	for _, d := range p.Observed {
 		_, id := s.diskID(d.Disk)
-		add("Disks", s.T("disk %s", id), strings.TrimSpace(s.size(d.Disk.SizeBytes)+" "+d.Model)+": "+s.holds(d.Content, d.Unknown).String())
+		add("Disks", s.T("disk %s", id), s.T("%s: %s", strings.TrimSpace(s.size(d.Disk.SizeBytes)+" "+d.Model), s.holds(d.Content, d.Unknown)))
 	}
 	e := p.Effect
 	add("Plan", s.T("Problem"), s.sentence(p.Problem))

@@ -339,9 +339,9 @@ func TestLanguageIsChosen(t *testing.T) {
 }
 
 func TestPunctuation(t *testing.T) {
-	const template = `{{.CPU}}; {{.Memory}}, {{t "a"}}. {{range $i, $m := .MACs}}{{if $i}}, {{end}}{{$m}}{{end}} <p>{{t "One."}} {{n 2 "Two." "%s."}} {{.Name}} {{.Why}}</p>`
+	const template = `{{.CPU}}; {{.Memory}}, {{t "a"}}. {{range $i, $m := .MACs}}{{if $i}}, {{end}}{{$m}}{{end}} <p>{{t "One."}} {{n 2 "Two." "%s."}} {{.Name}} {{.Why}}{{t "Three."}}{{end}}</strong>{{if .A}} {{t "four:"}}</span> <bdi>{{.B}}</bdi> <strong>{{t "five"}}</strong> {{t "six"}} {{n 7 "· seven" "· %s"}}</p>`
 	chinese, english := &tongue{tag: "zh-CN"}, &tongue{tag: "en"}
-	const want = `{{.CPU}}；{{.Memory}}，{{t "a"}}。{{range $i, $m := .MACs}}{{if $i}}, {{end}}{{$m}}{{end}} <p>{{t "One."}}{{n 2 "Two." "%s."}}{{.Name}} {{.Why}}</p>`
+	const want = `{{.CPU}}；{{.Memory}}，{{t "a"}}。{{range $i, $m := .MACs}}{{if $i}}, {{end}}{{$m}}{{end}} <p>{{t "One."}}{{n 2 "Two." "%s."}}{{.Name}} {{.Why}}{{t "Three."}}{{end}}</strong>{{if .A}}{{t "four:"}}</span><bdi>{{.B}}</bdi> <strong>{{t "five"}}</strong>{{t "six"}} {{n 7 "· seven" "· %s"}}</p>`
 	if got := chinese.punctuated(template); got != want {
 		t.Errorf("in Chinese %s\nwant       %s", got, want)
 	}
