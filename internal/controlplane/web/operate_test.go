@@ -705,4 +705,7 @@ func TestChinesePages(t *testing.T) {
 			}
 		}
 	}
+	if _, body := get(t, h, "/images"); !strings.Contains(body, "已安装的系统未在 10\u00a0分钟内回报；其控制台显示：error: shim_lock missing") {
+		t.Error("/images does not say in Chinese why an image did not boot, with what the console said as it is")
+	}
 }
