@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/httprange"
 )
 
 // Blobs reads content by its digest from the boot listener. That is plain HTTP:
@@ -106,7 +107,7 @@ func (b *Blobs) Open(ctx context.Context, sha256 string, p Part) (*BlobReader, e
 	r.body = resp.Body
 	switch {
 	case resp.StatusCode == http.StatusPartialContent && !whole:
-		from, total, ok := contentRange(resp.Header.Get("Content-Range"))
+		from, total, ok := httprange.Content(resp.Header.Get("Content-Range"))
 		if !ok || from != p.Offset {
 			r.Close()
 			return nil, fmt.Errorf("read blob: asked for bytes from %d, was given %q", p.Offset, resp.Header.Get("Content-Range"))
@@ -155,25 +156,4 @@ func (r *BlobReader) cause(err error) error {
 		return fmt.Errorf("read blob: %w", c)
 	}
 	return err
-}
-
-// contentRange reads "bytes 0-99/200" (RFC 9110, 14.4); total is −1 for "*".
-func contentRange(s string) (from, total int64, ok bool) {
-	s, ok = strings.CutPrefix(s, "bytes ")
-	span, size, ok2 := strings.Cut(s, "/")
-	first, _, ok3 := strings.Cut(span, "-")
-	if !ok || !ok2 || !ok3 {
-		return 0, 0, false
-	}
-	from, err := strconv.ParseInt(first, 10, 64)
-	if err != nil {
-		return 0, 0, false
-	}
-	total = -1
-	if size != "*" {
-		if total, err = strconv.ParseInt(size, 10, 64); err != nil {
-			return 0, 0, false
-		}
-	}
-	return from, total, true
 }

@@ -225,13 +225,3 @@ func TestBlobs(t *testing.T) {
 		t.Error("a path is taken for a digest")
 	}
 }
-
-func FuzzContentRange(f *testing.F) {
-	f.Add("bytes 0-99/200")
-	f.Add("bytes 5-/*")
-	f.Fuzz(func(t *testing.T, s string) {
-		if from, total, ok := contentRange(s); ok && (from < 0 || total < -1) {
-			t.Fatalf("%q is a stretch from %d of %d bytes", s, from, total)
-		}
-	})
-}

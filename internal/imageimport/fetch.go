@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/httprange"
 	"github.com/lpmos/lpmos/internal/watchdog"
 )
 
@@ -222,7 +223,7 @@ func caused(ctx context.Context, err error) error {
 func (f *fetcher) answer(resp *http.Response, note *partialNote, have *int64) (total int64, err error) {
 	switch {
 	case resp.StatusCode == http.StatusPartialContent:
-		from, of, ok := contentRange(resp.Header.Get("Content-Range"))
+		from, of, ok := httprange.Content(resp.Header.Get("Content-Range"))
 		if !ok || from != *have || note.Total >= 0 && of >= 0 && of != note.Total {
 			*have = 0
 			return 0, errors.New("the server continues at another place than was asked for")
@@ -257,25 +258,6 @@ func validator(h http.Header) string {
 		return e
 	}
 	return h.Get("Last-Modified")
-}
-
-// contentRange reads "bytes 10-99/100"; of is -1 for "*".
-func contentRange(s string) (from, of int64, ok bool) {
-	s, ok = strings.CutPrefix(s, "bytes ")
-	place, whole, ok2 := strings.Cut(s, "/")
-	first, _, ok3 := strings.Cut(place, "-")
-	if !ok || !ok2 || !ok3 {
-		return 0, 0, false
-	}
-	from, err := strconv.ParseInt(first, 10, 64)
-	if err != nil || from < 0 {
-		return 0, 0, false
-	}
-	if whole == "*" {
-		return from, -1, true
-	}
-	of, err = strconv.ParseInt(whole, 10, 64)
-	return from, of, err == nil && of > from
 }
 
 // small fetches a short text, such as a list of checksums.

@@ -16,8 +16,7 @@ import (
 // Gate is what the transaction that grants a permit must pass beside its status
 // key: the emergency stop, the locks of the machine, and the region's limit.
 type Gate struct {
-	Limit  int           // permits of the region in Window
-	Window time.Duration // 0 is a minute
+	Limit int // permits of the region in a minute
 }
 
 // HeldError says why a permit is not granted now. Nothing was written.
@@ -28,17 +27,46 @@ type HeldError struct {
 
 func (e *HeldError) Error() string { return "permit is held (" + e.Reason + "): " + e.Detail }
 
-// permits is when a region's newest permits were granted, by the clocks of the
-// replicas; oldest first.
-type permits struct {
-	Granted []time.Time `json:"granted"`
+// Permits are how many permits a region was granted lately, counted by the second,
+// by the clocks of the replicas: few numbers, whatever the limit.
+type Permits struct {
+	Seconds []permitted `json:"seconds"` // oldest first
 }
 
-// PermitTimes reads a change of KindPermits: when the newest permits of a region
-// were granted.
-func PermitTimes(c Change) ([]time.Time, error) {
-	p, err := decode[permits](c.Value)
-	return p.Granted, err
+type permitted struct {
+	At int64 `json:"at"` // seconds since 1970
+	N  int   `json:"n"`
+}
+
+// PermitsOf reads a change of KindPermits.
+func PermitsOf(c Change) (Permits, error) { return decode[Permits](c.Value) }
+
+// lately is whether s counts in the minute before now. A replica whose clock ran
+// ahead must not hold the region for long.
+func (s permitted) lately(now time.Time) bool {
+	age := now.Unix() - s.At
+	return -60 <= age && age <= 60
+}
+
+// Lately is how many there were in the minute before now.
+func (p Permits) Lately(now time.Time) (n int) {
+	for _, s := range p.Seconds {
+		if s.lately(now) {
+			n += s.N
+		}
+	}
+	return n
+}
+
+// and is p with one more, and without those that were long ago.
+func (p Permits) and(now time.Time) Permits {
+	seconds := slices.DeleteFunc(slices.Clone(p.Seconds), func(s permitted) bool { return !s.lately(now) })
+	if last := len(seconds) - 1; last >= 0 && seconds[last].At == now.Unix() {
+		seconds[last].N++
+	} else {
+		seconds = append(seconds, permitted{now.Unix(), 1})
+	}
+	return Permits{seconds}
 }
 
 // pass reads what stands in a permit's way. What it read is compared in the
@@ -65,27 +93,20 @@ func (s *Store) pass(ctx context.Context, t *lpmos.Task, g *Gate, now time.Time)
 		}
 	}
 	var rev int64
-	var p permits
+	var p Permits
 	if kvs := r.Responses[1].GetResponseRange().Kvs; len(kvs) > 0 {
 		rev = kvs[0].ModRevision
-		if p, err = decode[permits](kvs[0].Value); err != nil {
+		if p, err = decode[Permits](kvs[0].Value); err != nil {
 			return nil, nil, fmt.Errorf("decode %s: %w", count, err)
 		}
 	}
-	window := g.Window
-	if window == 0 {
-		window = time.Minute
+	if p.Lately(now) >= g.Limit {
+		return nil, nil, &HeldError{Reason: lpmos.WaitRate, Detail: fmt.Sprintf("region %s may begin %d installs in a minute", t.RegionID, g.Limit)}
 	}
-	// A replica whose clock ran ahead must not hold the region for long.
-	p.Granted = slices.DeleteFunc(p.Granted, func(at time.Time) bool { return now.Sub(at) >= window || at.Sub(now) > window })
-	if len(p.Granted) >= g.Limit {
-		return nil, nil, &HeldError{Reason: lpmos.WaitRate, Detail: fmt.Sprintf("region %s may begin %d installs in %v", t.RegionID, g.Limit, window)}
-	}
-	p.Granted = append(p.Granted, now)
 	conds = append(conds,
 		clientv3.Compare(clientv3.CreateRevision(stop), "=", 0),
 		clientv3.Compare(clientv3.ModRevision(count), "=", rev))
-	return conds, []clientv3.Op{clientv3.OpPut(count, string(encode(p)))}, nil
+	return conds, []clientv3.Op{clientv3.OpPut(count, string(encode(p.and(now))))}, nil
 }
 
 // PutStop stops everything: from this revision on no permit is granted.

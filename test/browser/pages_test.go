@@ -120,6 +120,14 @@ var pages = []page{
 		b.Click(".chooser summary")
 		b.Visible(".chooser fieldset")
 	}},
+	{name: "views", path: at("/tasks?q=status%3Afailed+region%3Afra-1&sort=-updated"), more: true, steps: func(b *tab.Tab, _ *fleet) {
+		b.Click(".chooser summary")
+		b.Type(`.chooser [name="name"]`, "Broken in Frankfurt")
+		b.Click(`.chooser .buttons [form="views"]`)
+		b.Visible(`.views [aria-current] bdi`)
+		b.Click(".chooser summary")
+		b.Visible(".chooser .kept")
+	}},
 	{name: "approve-paper", path: task("data", "/approve"), more: true, steps: onPaper},
 	{name: "dashboard-forced", path: at("/dashboard"), more: true, steps: func(b *tab.Tab, _ *fleet) { b.Prefer("forced-colors", "active") }},
 	{name: "machines-none", path: at("/machines?q=nothing"), more: true},

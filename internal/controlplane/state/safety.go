@@ -15,11 +15,11 @@ type safety struct {
 	stop    *lpmos.Stop
 	locks   map[lpmos.MAC]lpmos.Lock
 	tpms    map[lpmos.MAC]lpmos.TPMBinding
-	permits map[string][]time.Time // by region
+	permits map[string]store.Permits // by region
 }
 
 func newSafety() safety {
-	return safety{locks: map[lpmos.MAC]lpmos.Lock{}, tpms: map[lpmos.MAC]lpmos.TPMBinding{}, permits: map[string][]time.Time{}}
+	return safety{locks: map[lpmos.MAC]lpmos.Lock{}, tpms: map[lpmos.MAC]lpmos.TPMBinding{}, permits: map[string]store.Permits{}}
 }
 
 // applySafety brings a change of these keys into memory.
@@ -43,9 +43,9 @@ func (s *State) applySafety(c store.Change) {
 			s.safety.tpms[c.Key.MAC] = *b
 		}
 	case store.KindPermits:
-		var granted []time.Time
+		var granted store.Permits
 		if c.Value != nil {
-			granted, err = store.PermitTimes(c)
+			granted, err = store.PermitsOf(c)
 		}
 		s.safety.permits[c.Key.Region] = granted
 	}
@@ -198,23 +198,12 @@ func (s *State) permitWait(t *task) *lpmos.PermitWait {
 		w.Reason = lpmos.WaitStop
 	case s.lockOf(t.Claims) != nil:
 		w.Reason = lpmos.WaitLock
-	case before >= s.permitLimit()-recent(s.safety.permits[t.RegionID], s.now()):
+	case before >= s.permitLimit()-s.safety.permits[t.RegionID].Lately(s.now()):
 		w.Reason = lpmos.WaitRate
 	default:
 		return nil
 	}
 	return w
-}
-
-// recent counts permits of the last minute.
-func recent(granted []time.Time, now time.Time) int {
-	n := 0
-	for _, at := range granted {
-		if age := now.Sub(at); age < time.Minute && age > -time.Minute {
-			n++
-		}
-	}
-	return n
 }
 
 // Limits are those of config/global.

@@ -312,6 +312,10 @@ func (w *Web) preferences(rw http.ResponseWriter, r *http.Request) {
 		}
 	}
 	storeColumns(rw, r)
+	if err := storeView(rw, r); err != nil {
+		w.fail(rw, r, err)
+		return
+	}
 	http.Redirect(rw, r, localPath(r.PostForm.Get("return")), http.StatusSeeOther)
 }
 

@@ -84,7 +84,7 @@ func (s *tongue) machineWord(m lpmos.Machine) string {
 }
 
 type machinesView struct {
-	Views   []savedView
+	Views   []view
 	Rows    []machineRow
 	Total   int
 	Query   string
@@ -96,6 +96,7 @@ type machinesView struct {
 	Empty   bool // there is no machine at all
 	Finds   bool // some region discovers unknown machines
 	Chooser chooser
+	Own     ownViews
 	Command string
 	Export  string // address of all that matches, as CSV; "" where that is nothing
 }
@@ -127,6 +128,7 @@ func (w *Web) machineList(rw http.ResponseWriter, r *http.Request) {
 		}
 		return "/machines?" + u.Encode()
 	}
+	v.Own = w.ownViews(r, "machines", address(v.State, ""))
 	found := w.reader.Machines(q)
 	if v.Total = found.Total; v.Total > 0 {
 		v.Export = strings.Replace(address(v.State, ""), "/machines", "/machines/export", 1)
@@ -136,12 +138,12 @@ func (w *Web) machineList(rw http.ResponseWriter, r *http.Request) {
 		all += n
 	}
 	v.Empty = all == 0 && v.Query == "" && v.Region == ""
-	v.Views = append(v.Views, savedView{Label: w.T("All"), Link: address("", ""), Count: all, Current: v.State == ""})
+	v.Views = append(v.Views, view{Label: w.T("All"), Link: address("", ""), Count: all, Current: v.State == ""})
 	for _, s := range []lpmos.MachineState{
 		lpmos.MachinePendingApproval, lpmos.MachineDiscovered, lpmos.MachineReady, lpmos.MachineAllocated, lpmos.MachineInspecting, lpmos.MachineDeploying, lpmos.MachineDeployed, lpmos.MachineFailed,
 	} {
 		n := found.Counts[s]
-		v.Views = append(v.Views, savedView{Label: w.T(machineStateWords[s]), Link: address(s, ""), Count: n, Current: v.State == s, Warn: s == lpmos.MachinePendingApproval && n > 0})
+		v.Views = append(v.Views, view{Label: w.T(machineStateWords[s]), Link: address(s, ""), Count: n, Current: v.State == s, Warn: s == lpmos.MachinePendingApproval && n > 0})
 	}
 	for _, m := range found.Machines {
 		v.Rows = append(v.Rows, w.newMachineRow(m))

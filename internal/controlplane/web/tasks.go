@@ -23,7 +23,7 @@ const (
 )
 
 type listView struct {
-	Views   []savedView
+	Views   []view
 	Facets  []facet
 	Rows    []row
 	Total   int
@@ -41,6 +41,7 @@ type listView struct {
 	Actions []string
 	Blank   row // for the scripts' <template>
 	Chooser chooser
+	Own     ownViews
 	Command string
 	Export  string // address of all that matches, as CSV; "" where that is nothing
 }
@@ -48,7 +49,8 @@ type listView struct {
 // Selectable is how many tasks "all" selects.
 func (v listView) Selectable() int { return min(v.Total, v.Most) }
 
-type savedView struct {
+// view is one of a list's usual views.
+type view struct {
 	Label   string
 	Link    string
 	Count   int
@@ -141,7 +143,7 @@ func (w *Web) taskList(rw http.ResponseWriter, r *http.Request) {
 	if v.Problem == "" {
 		found = w.reader.Tasks(api.Query{Filter: a.Filter, Sort: a.Sort, Limit: pageRows, Cursor: cursor, Groups: true})
 	}
-	v.Rows, v.Total = w.rows(found), found.Total
+	v.Rows, v.Total, v.Own = w.rows(found), found.Total, w.ownViews(r, "tasks", v.Self)
 	if found.NextCursor != "" {
 		v.Next = listAddress(a.Text, a.Sort, found.NextCursor)
 	}
@@ -197,9 +199,9 @@ func (w *Web) group(v *listView, a wanted, g *api.Groups) {
 	for _, n := range g.Status {
 		all += n
 	}
-	v.Views = append(v.Views, savedView{Label: w.T("All"), Link: listAddress(rest.String(), a.Sort, ""), Count: all, Current: !a.Filter.Has("status")})
+	v.Views = append(v.Views, view{Label: w.T("All"), Link: listAddress(rest.String(), a.Sort, ""), Count: all, Current: !a.Filter.Has("status")})
 	for _, s := range viewStatuses {
-		one := savedView{Label: w.statusWord(s), Link: listAddress(rest.With("status", string(s)).String(), a.Sort, ""), Count: g.Status[s],
+		one := view{Label: w.statusWord(s), Link: listAddress(rest.With("status", string(s)).String(), a.Sort, ""), Count: g.Status[s],
 			Current: len(chosen) == 1 && chosen[0] == string(s), Warn: s == lpmos.AwaitingApproval && g.Status[s] > 0}
 		if len(rest.Terms) == 0 {
 			one.Status = s // the counts that are sent are of everything

@@ -12,6 +12,7 @@ import (
 	"strconv"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/httprange"
 )
 
 // Source is where blobs come from. Fetch opens one from a byte offset on; size
@@ -91,15 +92,11 @@ func accept(res *http.Response, offset int64) (int64, error) {
 	case code == http.StatusOK:
 		return res.ContentLength, nil
 	case code == http.StatusPartialContent:
-		var from, to int64
-		var total string
-		if _, err := fmt.Sscanf(res.Header.Get("Content-Range"), "bytes %d-%d/%s", &from, &to, &total); err != nil || from != offset {
+		from, total, ok := httprange.Content(res.Header.Get("Content-Range"))
+		if !ok || from != offset {
 			return 0, fmt.Errorf("the answer is another range than asked for (%q)", lpmos.Shorten(res.Header.Get("Content-Range"), 64))
 		}
-		if size, err := strconv.ParseInt(total, 10, 64); err == nil {
-			return size, nil
-		}
-		return -1, nil
+		return total, nil
 	case code == http.StatusNotFound:
 		return 0, lpmos.ErrNotFound
 	case code == http.StatusRequestedRangeNotSatisfiable:
