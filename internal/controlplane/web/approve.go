@@ -3,10 +3,10 @@ package web
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/lpmos/lpmos"
@@ -172,7 +172,7 @@ func (w *Web) decide(rw http.ResponseWriter, r *http.Request) {
 			problems = append(problems, fieldProblem{"password", text})
 		}
 		if invalid, ok := errors.AsType[*lpmos.InvalidError](err); ok {
-			problems = append(problems, fieldProblem{decisionField(invalid.Field), w.sentence(invalid.Error())})
+			problems = append(problems, fieldProblem{decisionField(invalid.Field), w.sentence(w.invalid(invalid))})
 		}
 	}
 	switch {
@@ -279,7 +279,7 @@ func (s *tongue) facts(p *lpmos.Plan, os string) []fact {
 	erased, kept, written := s.verdicts(p, os)
 	_, id := s.diskID(p.Effect.Target)
 	out := []fact{
-		{"verdict", "Erased", strings.TrimSpace(erased.Big + ": " + id)},
+		{"verdict", "Erased", s.T("%s: %s", erased.Big, id)},
 		{"verdict", "Found on it", erased.Text},
 		{"verdict", "Untouched", s.joined(kept.Big+s.T("."), kept.Text)},
 		{"verdict", "Written", written.Big},
@@ -291,39 +291,39 @@ func (s *tongue) facts(p *lpmos.Plan, os string) []fact {
 	}
 	for _, d := range p.Observed {
 		_, id := s.diskID(d.Disk)
-		add("Disks", "disk "+id, strings.TrimSpace(s.size(d.Disk.SizeBytes)+" "+d.Model)+": "+s.holds(d.Content, d.Unknown).String())
+		add("Disks", s.T("disk %s", id), s.T("%s: %s", strings.TrimSpace(s.size(d.Disk.SizeBytes)+" "+d.Model), s.holds(d.Content, d.Unknown)))
 	}
 	e := p.Effect
-	add("Plan", "problem", p.Problem)
-	add("Plan", "target.serial", e.Target.Serial)
-	add("Plan", "target.wwn", e.Target.WWN)
-	add("Plan", "target.path", e.Target.Path)
+	add("Plan", s.T("Problem"), s.sentence(p.Problem))
+	add("Plan", s.T("Target serial number"), e.Target.Serial)
+	add("Plan", s.T("Target WWN"), e.Target.WWN)
+	add("Plan", s.T("Target path"), e.Target.Path)
 	if e.Target.SizeBytes > 0 {
-		add("Plan", "target.size", s.size(e.Target.SizeBytes))
+		add("Plan", s.T("Target size"), s.size(e.Target.SizeBytes))
 	}
-	add("Plan", "boot_mode", e.BootMode)
+	add("Plan", s.T("Boots by"), strings.ToUpper(e.BootMode))
 	for _, q := range e.Partitions {
-		add("Plan", fmt.Sprintf("layout[%d]", q.Number), strings.TrimSpace(q.Role+" "+s.size(q.SizeBytes)+" "+q.FS))
+		add("Plan", s.T("Partition %s", strconv.Itoa(q.Number)), strings.TrimSpace(s.roleWord(q.Role)+" "+s.size(q.SizeBytes)+" "+q.FS))
 	}
-	add("Plan", "image", e.Image.OS+" "+e.Image.Version+" "+e.Image.Arch)
-	add("Plan", "image.digest", e.Image.Digest)
-	add("Plan", "hostname", e.Hostname)
+	add("Plan", s.T("Image"), e.Image.OS+" "+e.Image.Version+" "+e.Image.Arch)
+	add("Plan", s.T("Image digest"), e.Image.Digest)
+	add("Plan", s.T("Host name"), e.Hostname)
 	macs := make([]string, 0, len(e.Network.MACs))
 	for _, m := range e.Network.MACs {
 		macs = append(macs, m.String())
 	}
-	add("Plan", "network", strings.TrimSpace(e.Network.Mode+" "+strings.Join(macs, " ")))
-	add("Plan", "kernel_args", e.KernelArgs)
+	add("Plan", s.T("Network"), strings.TrimSpace(e.Network.Mode+" "+strings.Join(macs, " ")))
+	add("Plan", s.T("Kernel arguments"), e.KernelArgs)
 	for i, k := range e.SSHKeys {
-		add("Plan", fmt.Sprintf("ssh_keys[%d]", i+1), keyWords(k))
+		add("Plan", s.T("SSH key %s", strconv.Itoa(i+1)), keyWords(k))
 	}
 	for _, l := range s.setupLines(e.System) {
 		add("System", l.What, l.Value)
 	}
 	for _, f := range e.Files {
-		add("Files", f.Path, strings.TrimSpace(f.Mode+" "+f.What+" "+lpmos.Prefix(f.Digest(), 19)))
+		add("Files", f.Path, strings.TrimSpace(f.Mode+" "+s.Said(f.What)+" "+lpmos.Prefix(f.Digest(), 19)))
 	}
-	add("Machine", "hardware_digest", p.HardwareDigest)
+	add("Machine", s.T("Hardware digest"), p.HardwareDigest)
 	return out
 }
 

@@ -26,6 +26,15 @@ var auditWords = map[string]string{
 	lpmos.AuditTaskDeleted: "Task deleted", lpmos.AuditTasksNoted: "Histories of tasks noted",
 }
 
+// actorForms are who acts beside people, and by what way somebody came;
+// subjectForms are what it was done to.
+var (
+	actorForms   = phrases("control plane", "region %s", "token %s", "host %s", "its certificate")
+	subjectForms = phrases("user %s", "token %s of %s", "session of %s", "region %s", "image %s", "profile %s", "template %s", "machine %s", "task %s", "tasks (%s)", "emergency stop", "site")
+)
+
+func (s *tongue) who(actor string) string { return s.formed(actorForms, actor) }
+
 func (s *tongue) auditWord(action string) string {
 	if w, ok := auditWords[action]; ok {
 		return s.T(w)
@@ -36,6 +45,7 @@ func (s *tongue) auditWord(action string) string {
 type auditRow struct {
 	lpmos.AuditEntry
 	What    string
+	To      string // the subject in this language
 	Link    string // where the subject can be seen, "" for nowhere
 	Changes []lpmos.AuditChange
 	Noted   int
@@ -70,6 +80,9 @@ func (w *Web) auditQuery(form url.Values) (q api.AuditQuery, v auditView) {
 	get := func(name string) string { return lpmos.Shorten(strings.TrimSpace(form.Get(name)), 200) }
 	v = auditView{By: get("by"), Subject: get("subject"), From: get("from"), To: get("to")}
 	q = api.AuditQuery{By: v.By, Subject: v.Subject, Action: get("action")}
+	if self := "control plane"; q.By == w.who(self) {
+		q.By = self
+	}
 	for _, a := range lpmos.AuditActions {
 		v.Actions = append(v.Actions, auditChoice{a, w.auditWord(a), a == q.Action})
 	}
@@ -134,7 +147,7 @@ func (w *Web) audit(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	for _, e := range p.Entries {
-		v.Rows = append(v.Rows, auditRow{e, w.auditWord(e.Action), subjectLink(e), e.Changes(), len(e.Heads)})
+		v.Rows = append(v.Rows, auditRow{e, w.auditWord(e.Action), w.formed(subjectForms, e.Subject), subjectLink(e), e.Changes(), len(e.Heads)})
 	}
 	v.Last, v.Signed, v.Unsigned = int(p.Last), p.Signed, int(p.Last)
 	v.Verify = "lpmos audit verify --key signing.pub"

@@ -3,6 +3,7 @@ package web
 import (
 	"encoding/json"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -67,8 +68,25 @@ func TestAuditPage(t *testing.T) {
 	if code, _ := get("/audit?cursor=x", "en"); code != 400 {
 		t.Errorf("a cursor that is none = %d", code)
 	}
-	if code, body := get("/audit", "zh-CN"); code != 200 || !strings.Contains(body, "谁，从哪里") {
-		t.Errorf("in Chinese = %d", code)
+	for path, want := range map[string][]string{
+		"/audit":          {"谁，从哪里", ">任务（2 个）<"},
+		"/audit?cursor=3": {">控制平面<", ">令牌 ci<", ">用户 bob<", ">用户 admin<"},
+		"/audit?by=" + url.QueryEscape("控制平面"): {`id="entry-1"`, `--by &#39;control plane&#39;`},
+	} {
+		code, body := get(path, "zh-CN")
+		for _, part := range want {
+			if code != 200 || !strings.Contains(body, part) {
+				t.Errorf("GET %s in Chinese = %d and lacks %q", path, code, part)
+			}
+		}
+	}
+	chinese := w.in["zh-CN"]
+	for form, want := range map[string]string{
+		"token ci of anna": "anna 的令牌 ci", "session of anna": "anna 的会话", "emergency stop": "紧急停止", "site": "全站", "image debian/12/amd64": "镜像 debian/12/amd64", "a word": "a word",
+	} {
+		if got := chinese.formed(subjectForms, form); got != want {
+			t.Errorf("%q is said as %q; want %q", form, got, want)
+		}
 	}
 	e := lpmos.Event{Cause: lpmos.CauseApproved, By: "anna", Peer: "192.0.2.7"}
 	if said := string(w.happened(e)); !strings.Contains(said, "By <strong><bdi>anna</bdi></strong>, from <bdi>192.0.2.7</bdi>.") {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 	"github.com/gorilla/websocket"
 
@@ -306,6 +307,21 @@ func TestBrowserLiveTask(t *testing.T) {
 	}
 	b.hub.send(t, map[string]any{"type": "status", "rev": 1004, "task_id": idInstalling, "status": task.Status, "attempt": 1, "region_id": "bj-1"})
 	b.until("load the page of the new status", `window.mark === undefined && document.querySelector('h1')?.textContent.includes('restarts from its own disk')`)
+}
+
+func TestBrowserLiveTaskInChinese(t *testing.T) {
+	b := newTab(t, newSite(t, time.Now()))
+	if _, err := chromedp.Call(b.ctx, network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{Headers: map[string]any{"Accept-Language": "zh-CN"}}); err != nil {
+		t.Fatal(err)
+	}
+	b.open("/tasks/" + idInstalling)
+	b.connected()
+	for i, m := range []struct{ said, shown string }{
+		{"Downloading debian 12 (1.2 GB of 2.4 GB)", "下载 debian 12（1.2 GB/2.4 GB）"}, {"Writing $1 (it) to the disk", "向磁盘写入 $1 (it)"}, {"chunk 200", "chunk 200"},
+	} {
+		b.hub.send(t, map[string]any{"type": "progress", "rev": 1001 + i, "task_id": idInstalling, "attempt": 1, "percentage": 40 + i, "stage": "downloading", "message": m.said})
+		b.until("say "+m.shown, `document.querySelector('[data-part=message]').textContent === '`+m.shown+`'`)
+	}
 }
 
 // A page that missed too much is loaded again; if that does not help it asks,

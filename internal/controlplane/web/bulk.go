@@ -383,7 +383,7 @@ func (w *Web) settle(r *result, err error) {
 		r.Text = w.Said(err.Error())
 	default:
 		if invalid, ok := errors.AsType[*lpmos.InvalidError](err); ok {
-			r.Text = w.Said(invalid.Error())
+			r.Text = w.invalid(invalid)
 			return
 		}
 		w.log.Error("task of several not changed", "task", r.ID, "err", err)

@@ -126,7 +126,7 @@ func (w *Web) showCreate(rw http.ResponseWriter, r *http.Request, status int, v 
 	for _, i := range images {
 		row := imageRow{Image: i}
 		w.describe(&row)
-		c := imageChoice{choice: choice{Value: i.Name()}, Title: cmp.Or(i.Title, i.Name()), Detail: w.list([]string{i.Arch, bootWords(i.BootModes)}), Tried: row.Tried}
+		c := imageChoice{choice: choice{Value: i.Name()}, Title: cmp.Or(i.Title, i.Name()), Detail: w.list(append([]string{i.Arch}, bootWords(i.BootModes)...)), Tried: row.Tried}
 		c.Label = c.Title + " (" + c.Detail + ")"
 		if v.Known != nil {
 			c.Why = w.unfit(i, v.Known.Hardware)
@@ -177,12 +177,11 @@ func (w *Web) showCreate(rw http.ResponseWriter, r *http.Request, status int, v 
 	w.show(rw, r, status, "create", page{Title: w.T("New task"), Nav: "tasks", Body: v})
 }
 
-func bootWords(modes []string) string {
-	var out []string
+func bootWords(modes []string) (out []string) {
 	for _, m := range modes {
 		out = append(out, bootWord(m))
 	}
-	return strings.Join(out, ", ")
+	return out
 }
 
 func findImage(images []lpmos.Image, os, version, arch string) (lpmos.Image, bool) {
@@ -331,11 +330,11 @@ func (w *Web) createOne(rw http.ResponseWriter, r *http.Request, v createView) {
 		conflict, isConflict := errors.AsType[*lpmos.ConflictError](err)
 		switch {
 		case ok && strings.HasPrefix(invalid.Field, "secrets."):
-			v.Problems = []fieldProblem{{secretField + strings.TrimPrefix(invalid.Field, "secrets."), w.sentence("it " + invalid.Problem)}}
+			v.Problems = []fieldProblem{{secretField + strings.TrimPrefix(invalid.Field, "secrets."), w.T("It %s.", w.Said(invalid.Problem))}}
 			w.showSummary(rw, r, v, []csvLine{{Spec: shown}})
 			return
 		case ok:
-			problems = append(problems, fieldProblem{createField(invalid.Field), w.sentence(invalid.Error())})
+			problems = append(problems, fieldProblem{createField(invalid.Field), w.sentence(w.invalid(invalid))})
 		case isConflict:
 			// The one thing that can be taken is the machine.
 			problems = append(problems, fieldProblem{"target_mac", w.sentence(conflict.Error())})
@@ -423,7 +422,7 @@ func (w *Web) readSpec(f createForm, ahead bool) (spec, shown lpmos.Spec, out []
 	}
 	normal, err := shown.Normalize()
 	if invalid, ok := errors.AsType[*lpmos.InvalidError](err); ok {
-		bad(createField(invalid.Field), w.sentence(invalid.Error()))
+		bad(createField(invalid.Field), w.sentence(w.invalid(invalid)))
 		return s, shown, out
 	}
 	if k := w.known(mac); k != nil && ahead {

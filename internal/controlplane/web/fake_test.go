@@ -402,7 +402,7 @@ func newSite(t testing.TB, now time.Time) *fakeSite {
 				{Name: "kernel", Result: lpmos.CheckOK, Text: "The kernel is 6.8.0-40-generic."},
 				{Name: "identity", Result: lpmos.CheckWarning, Text: "It carries a machine id; it is emptied when the image is installed."},
 			}},
-			Badges: []lpmos.Badge{{Firmware: "bios", Passed: true, Digest: "sha256:52b0c9e7416fd830aa0152b0c9e7416fd830aa0152b0c9e7416fd830aa0177ad"}, {Firmware: "uefi", Digest: "sha256:52b0c9e7416fd830aa0152b0c9e7416fd830aa0152b0c9e7416fd830aa0177ad"}}},
+			Badges: []lpmos.Badge{{Firmware: "bios", Passed: true, Digest: "sha256:52b0c9e7416fd830aa0152b0c9e7416fd830aa0152b0c9e7416fd830aa0177ad"}, {Firmware: "uefi", Text: "The installed system did not call home within 10 min; its console says: error: shim_lock missing", Digest: "sha256:52b0c9e7416fd830aa0152b0c9e7416fd830aa0152b0c9e7416fd830aa0177ad"}}},
 	}
 	caps := func(dhcp string) *lpmos.Capabilities {
 		return &lpmos.Capabilities{Version: "0.2.0", Hostname: "boot-1", DHCP: dhcp, BootURL: "http://10.12.0.9:8081", AgentURL: "https://10.12.0.9:8443", Unknown: "ignore", StartedAt: now.Add(-72 * time.Hour)}

@@ -54,13 +54,13 @@ func (w *Web) parseFiles(t *template.Template, names ...string) error {
 
 var (
 	afterValue     = regexp.MustCompile(`\}\}[,;:.] (\{\{end\}\})?`)
-	afterSentence  = regexp.MustCompile(`(\."[^{}]*\}\}(?:</strong>)?) (\{\{)`)
+	afterSentence  = regexp.MustCompile(`([.,:]"[^{}]*\}\}(?:</(?:strong|span)>|\{\{(?:end|(?:if|with) [^{}]*)\}\})*|\{\{[tn] [^{}]*\}\}</strong>) (\{\{|<(?:bdi|code|a)\b|<span class="mono")`)
 	chineseStrokes = strings.NewReplacer(", ", "，", "; ", "；", ": ", "：", ". ", "。")
 )
 
 // punctuated is a template with what stands between its values as the language
 // writes it: in Chinese with strokes as wide as a character, and no space after
-// a sentence. What parts the things of a list, such as addresses, stays.
+// them. What parts the things of a list, such as addresses, stays.
 func (s *tongue) punctuated(text string) string {
 	if !s.chinese() {
 		return text
@@ -79,6 +79,8 @@ func (w *Web) funcs() template.FuncMap {
 		"t":       w.T,
 		"n":       func(n int, one, many string, args ...any) string { return w.N(n, one, many, args...) },
 		"said":    w.Said,
+		"who":     w.who,
+		"steps":   func() string { return w.Steps },
 		"drift":   w.driftWord,
 		"percent": w.percent,
 		"static":  func(name string) string { return w.static.dir + "/" + name },

@@ -120,7 +120,11 @@ func (w *Web) describe(row *imageRow) {
 		if b, ok := i.Badge(firmware); ok && b.Passed {
 			row.Tried = append(row.Tried, found{Icon: "approve", Kind: "good", Text: w.T("booted by %s", name), At: b.At})
 		} else if ok {
-			row.Tried = append(row.Tried, found{Icon: "reject", Kind: "bad", Text: w.T("did not boot by %s", name), At: b.At, Why: b.Text})
+			why := w.Said(b.Text)
+			if cause, console, ok := strings.Cut(b.Text, "; its console says: "); ok {
+				why = w.T("%s; its console says: %s", w.Said(cause), console)
+			}
+			row.Tried = append(row.Tried, found{Icon: "reject", Kind: "bad", Text: w.T("did not boot by %s", name), At: b.At, Why: why})
 		}
 	}
 	if s := i.Source; s != nil {

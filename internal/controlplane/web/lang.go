@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/text/language"
+
+	"github.com/lpmos/lpmos"
 )
 
 // The languages of the pages. English is the source: a page's English text is
@@ -33,6 +35,7 @@ type tongue struct {
 	tag   string            // "en", "zh-CN"
 	words map[string]string // English → this language; nil for English
 	said  []phrase          // for sentences that other programs made
+	Steps string            // what an agent says it does, for scripts: a JSON object like words, "" for English
 }
 
 // phrase translates sentences of one form, such as "machine %s already has …".
@@ -60,6 +63,9 @@ func newTongue(tag string) (*tongue, error) {
 		if err := json.Unmarshal(b, &words); err != nil {
 			return nil, fmt.Errorf("read %s: %w", name, err)
 		}
+		if strings.HasSuffix(name, "/steps-said.json") {
+			s.Steps = string(b)
+		}
 		for k, v := range words {
 			if old, ok := s.words[k]; ok && old != v {
 				return nil, fmt.Errorf("read %s: %q has two translations, %q and %q", name, k, old, v)
@@ -79,6 +85,28 @@ func newPhrase(form, text string) phrase {
 	p := regexp.QuoteMeta(strings.TrimSuffix(form, "."))
 	p = strings.ReplaceAll(p, "%s", "(.+?)")
 	return phrase{regexp.MustCompile("^(?si:" + p + ")$"), text}
+}
+
+// phrases are forms of short texts with names in their gaps.
+func phrases(forms ...string) (out []phrase) {
+	for _, f := range forms {
+		out = append(out, newPhrase(f, f))
+	}
+	return out
+}
+
+// formed is text in this language if it has one of these forms.
+func (s *tongue) formed(forms []phrase, text string) string {
+	for _, p := range forms {
+		if m := p.pattern.FindStringSubmatch(text); m != nil {
+			args := make([]any, 0, len(m)-1)
+			for _, gap := range m[1:] {
+				args = append(args, gap)
+			}
+			return s.T(p.text, args...)
+		}
+	}
+	return text
 }
 
 // T is English text in this language, with args in the places fmt.Sprintf
@@ -109,37 +137,58 @@ func (s *tongue) N(n int, one, many string, args ...any) string {
 var duration = regexp.MustCompile(`^([0-9]+) (s|min|h|days)$`)
 
 // Said is a sentence that another part of LPMOS made in English (why a task
-// failed, what an event says), in this language where its form is known. What
-// machines and people said is left as it is.
-func (s *tongue) Said(sentence string) string {
+// failed, what an event says), in this language where its form is known, and so
+// is a sentence in its gaps. What machines and people said is left as it is.
+func (s *tongue) Said(text string) string {
 	if s.words == nil {
-		return sentence
+		return text
 	}
-	bare := strings.TrimSuffix(sentence, ".")
-	full := func(text string) string {
-		if bare != sentence && !strings.HasSuffix(text, "。") {
-			return text + "。"
+	bare := strings.TrimSuffix(text, ".")
+	full := func(translated string) string {
+		if bare != text && !strings.HasSuffix(translated, "。") {
+			return translated + "。"
 		}
-		return strings.TrimSuffix(text, "。")
+		return strings.TrimSuffix(translated, "。")
 	}
-	for _, form := range []string{sentence, bare, bare + "."} {
+	for _, form := range []string{text, bare, bare + ".", strings.TrimSuffix(sentence(bare), ".")} {
 		if t, ok := s.words[form]; ok && form != "" {
 			return full(t)
 		}
 	}
 	for _, p := range s.said {
 		if m := p.pattern.FindStringSubmatch(bare); m != nil {
-			args := make([]any, 0, len(m)-1)
-			for _, gap := range m[1:] {
-				if d := duration.FindStringSubmatch(gap); d != nil {
-					gap = s.unit(d[1], d[2])
-				}
-				args = append(args, gap)
-			}
-			return full(fmt.Sprintf(p.text, args...))
+			return full(fmt.Sprintf(p.text, s.gaps(m[1:])...))
 		}
 	}
-	return sentence
+	return text
+}
+
+// gaps are what stood in the gaps of a phrase. One word is a name, whatever
+// else it means.
+func (s *tongue) gaps(found []string) []any {
+	args := make([]any, 0, len(found))
+	for _, gap := range found {
+		if d := duration.FindStringSubmatch(gap); d != nil {
+			gap = s.unit(d[1], d[2])
+		} else if strings.Contains(gap, " ") {
+			gap = s.Said(gap)
+		}
+		args = append(args, gap)
+	}
+	return args
+}
+
+// invalid is why a value was refused: the field as API and commands call it,
+// what is wrong, and what was given.
+func (s *tongue) invalid(e *lpmos.InvalidError) string {
+	if whole := s.Said(e.Error()); s.words == nil || whole != e.Error() {
+		return whole
+	}
+	text := strings.TrimSpace(e.Field + " " + s.Said(e.Problem))
+	if e.Value == "" {
+		return text
+	}
+	return s.T("%s (got %q)", text, lpmos.Shorten(e.Value, 64))
 }
 
 // chinese says whether numbers and dates are written as in Chinese.

@@ -131,6 +131,9 @@ func wordTables() [][]string {
 	for _, w := range csvColumns {
 		field = append(field, w.Says)
 	}
+	for _, p := range slices.Concat(actorForms, subjectForms, driftForms) {
+		field = append(field, p.text)
+	}
 	states := slices.Collect(maps.Values(machineStateWords))
 	parts := slices.Concat(slices.Collect(maps.Values(componentWords)), slices.Collect(maps.Values(fieldWords)), slices.Collect(maps.Values(deltaWords)), []string{"server", "proxy"})
 	var sorts, bulk, keys []string
@@ -204,12 +207,12 @@ func walkTemplate(n parse.Node, see func(*parse.CommandNode)) {
 func TestTranslationsAreComplete(t *testing.T) {
 	want := asked(t)
 	used := map[string]bool{}
-	for text, place := range want {
-		for _, tag := range tagNames[1:] {
-			s, err := newTongue(tag)
-			if err != nil {
-				t.Fatal(err)
-			}
+	for _, tag := range tagNames[1:] {
+		s, err := newTongue(tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for text, place := range want {
 			translated, ok := s.words[text]
 			if !ok {
 				t.Errorf("%s: %q has no translation in lang/%s", place, text, tag)
@@ -336,9 +339,9 @@ func TestLanguageIsChosen(t *testing.T) {
 }
 
 func TestPunctuation(t *testing.T) {
-	const template = `{{.CPU}}; {{.Memory}}, {{t "a"}}. {{range $i, $m := .MACs}}{{if $i}}, {{end}}{{$m}}{{end}} <p>{{t "One."}} {{n 2 "Two." "%s."}} {{.Name}} {{.Why}}</p>`
+	const template = `{{.CPU}}; {{.Memory}}, {{t "a"}}. {{range $i, $m := .MACs}}{{if $i}}, {{end}}{{$m}}{{end}} <p>{{t "One."}} {{n 2 "Two." "%s."}} {{.Name}} {{.Why}}{{t "Three."}}{{end}}</strong>{{if .A}} {{t "four:"}}</span> <bdi>{{.B}}</bdi> <strong>{{t "five"}}</strong> {{t "six"}} {{n 7 "· seven" "· %s"}}</p>`
 	chinese, english := &tongue{tag: "zh-CN"}, &tongue{tag: "en"}
-	const want = `{{.CPU}}；{{.Memory}}，{{t "a"}}。{{range $i, $m := .MACs}}{{if $i}}, {{end}}{{$m}}{{end}} <p>{{t "One."}}{{n 2 "Two." "%s."}}{{.Name}} {{.Why}}</p>`
+	const want = `{{.CPU}}；{{.Memory}}，{{t "a"}}。{{range $i, $m := .MACs}}{{if $i}}, {{end}}{{$m}}{{end}} <p>{{t "One."}}{{n 2 "Two." "%s."}}{{.Name}} {{.Why}}{{t "Three."}}{{end}}</strong>{{if .A}}{{t "four:"}}</span><bdi>{{.B}}</bdi> <strong>{{t "five"}}</strong>{{t "six"}} {{n 7 "· seven" "· %s"}}</p>`
 	if got := chinese.punctuated(template); got != want {
 		t.Errorf("in Chinese %s\nwant       %s", got, want)
 	}
@@ -348,10 +351,11 @@ func TestPunctuation(t *testing.T) {
 }
 
 func TestSaid(t *testing.T) {
-	s := &tongue{tag: "zh-CN", words: map[string]string{"It is full": "已满", "min": "分钟"}, said: []phrase{newPhrase("Nothing was heard for %s", "已有 %s没有消息"), newPhrase("machine %s already has live task %s", "服务器 %[1]s 已有任务 %[2]s")}}
+	s := &tongue{tag: "zh-CN", words: map[string]string{"It is full": "已满", "min": "分钟"}, said: []phrase{newPhrase("Nothing was heard for %s", "已有 %s没有消息"), newPhrase("machine %s already has live task %s", "服务器 %[1]s 已有任务 %[2]s"), newPhrase("Full failed: %s", "Full 失败：%s")}}
 	for in, want := range map[string]string{
 		"It is full.": "已满。", "It is full": "已满", "Machine 00:1a already has live task 42.": "服务器 00:1a 已有任务 42。",
-		"words of a machine": "words of a machine", "": "", "Nothing was heard for 15 min.": "已有 15\u00a0分钟没有消息。",
+		"words of a machine": "words of a machine", "Full failed: it is full.": "Full 失败：已满。", "Full failed: E-IO it is full.": "Full 失败：E-IO it is full。",
+		"": "", "Nothing was heard for 15 min.": "已有 15\u00a0分钟没有消息。",
 	} {
 		if got := s.Said(in); got != want {
 			t.Errorf("Said(%q) = %q; want %q", in, got, want)

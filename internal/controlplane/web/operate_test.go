@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/http/httptest"
 	"net/url"
 	"regexp"
 	"slices"
@@ -684,20 +683,29 @@ func TestHardwareDifferences(t *testing.T) {
 	}
 }
 
-func TestChinesePagesOfOneTask(t *testing.T) {
+// No page says a sentence in English: what people and machines of the site wrote
+// is named here.
+func TestChinesePages(t *testing.T) {
 	s := newSite(t, testNow)
 	s.addAlike(2)
-	h := signedIn(newTestWeb(t, s))
-	english := regexp.MustCompile(`>[^<]*\b(?:the|is|are|was|of|and|machine|disk)\b[^<]*<`)
-	for _, path := range []string{"/tasks/create", "/tasks/create?mode=many", "/tasks/approve", "/tasks/" + idInstalling, "/tasks/" + idFailed, "/tasks/" + idCompleted, "/tasks/" + idRejected, "/tasks/" + idData, "/tasks/" + idData + "/approve", "/tasks/" + idProblem + "/approve"} {
-		r := httptest.NewRequest("GET", path, nil)
-		r.Header.Set("Accept-Language", "zh-CN")
-		_, body := send(t, h, r)
-		main := body[strings.Index(body, "<main"):]
-		for _, m := range english.FindAllString(html.UnescapeString(main), -1) {
-			if !strings.Contains(m, "by serial number") && !strings.Contains(m, "chunk") && !strings.Contains(m, "/etc/") && !strings.Contains(m, "Replace the disk") {
+	s.audit = append(s.audit, lpmos.AuditEntry{Seq: 1, At: testNow, By: "control plane", Via: "host cp-1", Action: "token.create", Subject: "token ci of anna"})
+	h := inChinese(signedIn(newTestWeb(t, s)))
+	wrote := []string{"by serial number", "chunk", "/etc/", "Replace the disk", "refused a write", "Time, monitoring and keys", "Ask the DBA team", ">lpmos ", ">write /dev/"}
+	english := regexp.MustCompile(`>[^<]*\b(?:the|is|are|was|of|and|or|to|by|at|not|no|machine|disk|token|host|region|user|control)\b [^<]*<`)
+	for _, path := range []string{
+		"/dashboard", "/tasks", "/tasks?q=colour:red", "/tasks?q=host:nowhere", "/machines", "/machines?q=nothing", "/machines/" + s.tasks[idData].TargetMAC.String(), "/machines/02:00:00:00:00:01",
+		"/regions", "/images", "/profiles", "/profiles/db", "/templates", "/templates/base", "/stop", "/policy", "/account", "/users", "/tokens", "/audit", "/no/such/page",
+		"/tasks/create", "/tasks/create?mode=many", "/tasks/approve", "/tasks/" + idPending, "/tasks/" + idInstalling, "/tasks/" + idFailed, "/tasks/" + idCompleted, "/tasks/" + idRejected, "/tasks/" + idData,
+		"/tasks/" + idData + "/approve", "/tasks/" + idProblem + "/approve",
+	} {
+		_, body := get(t, h, path)
+		for _, m := range english.FindAllString(html.UnescapeString(body[strings.Index(body, "<main"):]), -1) {
+			if !slices.ContainsFunc(wrote, func(w string) bool { return strings.Contains(m, w) }) {
 				t.Errorf("%s says in English: %s", path, m)
 			}
 		}
+	}
+	if _, body := get(t, h, "/images"); !strings.Contains(body, "已安装的系统未在 10\u00a0分钟内回报；其控制台显示：error: shim_lock missing") {
+		t.Error("/images does not say in Chinese why an image did not boot, with what the console said as it is")
 	}
 }

@@ -182,7 +182,7 @@ func (w *Web) formProblems(err error, renamed ...string) (int, []fieldProblem) {
 				field = renamed[i+1]
 			}
 		}
-		text := w.Said(sentence(invalid.Error()))
+		text := w.sentence(w.invalid(invalid))
 		if at := setupField(field); at != field {
 			// It stands beside its field, whose name is another one there.
 			field = at

@@ -80,7 +80,7 @@ func (w *Web) giveSecrets(form url.Values, specs []lpmos.Spec) (problems []field
 		values[a.Name] = lpmos.NewSecret(v)
 		_, err := lpmos.NewSecretSet(map[string]lpmos.Secret{a.Name: values[a.Name]})
 		if invalid, ok := errors.AsType[*lpmos.InvalidError](err); ok {
-			problems = append(problems, fieldProblem{a.Field(), w.sentence("it " + invalid.Problem)})
+			problems = append(problems, fieldProblem{a.Field(), w.T("It %s.", w.Said(invalid.Problem))})
 		}
 	}
 	for i := range specs {

@@ -102,19 +102,14 @@ var driftWords = map[string]string{
 	"missing": "missing", "on": "on", "off": "off", "not synchronized": "not synchronized", "an account": "an account", "done": "done", "run": "run", "failed": "failed",
 }
 
-// driftWord is such a word in this language; "mount /boot/efi" and "user ops"
-// are a word and a name.
+var driftForms = phrases("mount %s", "user %s")
+
+// driftWord is what drifted in this language.
 func (s *tongue) driftWord(what string) string {
 	if w, ok := driftWords[what]; ok {
 		return s.T(w)
 	}
-	switch head, name, _ := strings.Cut(what, " "); head {
-	case "mount":
-		return s.T("mount %s", name)
-	case "user":
-		return s.T("user %s", name)
-	}
-	return what
+	return s.formed(driftForms, what)
 }
 
 // driftNames are what drifted, in a few words.

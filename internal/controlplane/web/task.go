@@ -399,7 +399,7 @@ func (w *Web) newProgress(t lpmos.Task, began map[lpmos.Stage]time.Time) *progre
 	v := &progressView{TaskID: t.ID, Attempt: t.Attempt, Live: t.Status == lpmos.Installing, Speed: unknown, Left: unknown, Done: unknown, BytesOf: w.T("downloaded")}
 	p := t.Progress
 	if p != nil {
-		v.Percent, v.Message = min(max(p.Percentage, 0), 100), p.Message
+		v.Percent, v.Message = min(max(p.Percentage, 0), 100), w.Said(p.Message)
 		if p.Stage == lpmos.StageInstall {
 			v.BytesOf = w.T("written")
 		}

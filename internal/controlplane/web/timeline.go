@@ -90,9 +90,9 @@ func (w *Web) happened(e lpmos.Event) template.HTML {
 		return w.rich("%s", text)
 	}
 	if e.Peer != "" {
-		return w.rich("%s By %s, from %s.", text, strong(e.By), e.Peer)
+		return w.rich("%s By %s, from %s.", text, strong(w.who(e.By)), e.Peer)
 	}
-	return w.rich("%s By %s.", text, strong(e.By))
+	return w.rich("%s By %s.", text, strong(w.who(e.By)))
 }
 
 // repeats reports whether an event's message says no more than its cause.

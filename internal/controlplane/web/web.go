@@ -477,7 +477,7 @@ func (w *Web) fail(rw http.ResponseWriter, r *http.Request, err error) {
 		p.Text = w.T("It may have been deleted, or the address is incomplete: ids have 32 hexadecimal digits.")
 		p.Link, p.LinkLabel = "/tasks", w.T("All tasks")
 	case isInvalid:
-		p.Status, p.Icon, p.Title, p.Text = http.StatusBadRequest, "warning", w.T("This was not accepted"), w.T("Nothing was changed: %s.", w.Said(invalid.Error()))
+		p.Status, p.Icon, p.Title, p.Text = http.StatusBadRequest, "warning", w.T("This was not accepted"), w.T("Nothing was changed: %s.", w.invalid(invalid))
 	case errors.Is(err, lpmos.ErrConflict):
 		p.Status, p.Icon, p.Title = http.StatusConflict, "info", w.T("This is not possible now")
 		p.Text = w.T("%s Nothing was changed by you.", w.Said(sentence(err.Error())))

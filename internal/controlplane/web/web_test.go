@@ -32,6 +32,14 @@ func post(t testing.TB, h http.Handler, path string, form url.Values) (*http.Res
 	return send(t, h, r)
 }
 
+// inChinese asks h in Chinese.
+func inChinese(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		r.Header.Set("Accept-Language", "zh-CN")
+		h.ServeHTTP(rw, r)
+	})
+}
+
 func send(t testing.TB, h http.Handler, r *http.Request) (*http.Response, string) {
 	t.Helper()
 	rec := httptest.NewRecorder()
@@ -527,6 +535,20 @@ func TestApproveStale(t *testing.T) {
 	}
 	if _, body := get(t, h, "/tasks/"+idBlank+"/approve?notes=ticket+4471"); !strings.Contains(body, ">ticket 4471</textarea>") {
 		t.Error("the notes are not kept for the new plan")
+	}
+	form.Set("shown", approvalForm(t, inChinese(h), idData).Get("shown")) // of other disks and another plan
+	_, body = post(t, inChinese(h), "/tasks/"+idBlank+"/approve", form)
+	_, delta, _ := strings.Cut(html.UnescapeString(body), `<ol class="delta">`)
+	delta, _, _ = strings.Cut(delta, "</ol>")
+	for _, want := range []string{">磁盘 ", ">目标磁盘序列号<", ">主机名<", ">硬件摘要<"} {
+		if !strings.Contains(delta, want) {
+			t.Errorf("in Chinese the differences do not say %q", want)
+		}
+	}
+	for _, m := range regexp.MustCompile(`<span>[−+]</span><span>([^<]*)</span>`).FindAllStringSubmatch(delta, -1) {
+		if regexp.MustCompile(`^[a-z][a-z_.]+(\[\d+\])?( |$)`).MatchString(m[1]) {
+			t.Errorf("in Chinese a difference is called %q", m[1])
+		}
 	}
 	for _, shown := range []string{"", "{", hostile, `[{"g":"Plan","n":"` + strings.Repeat("x", 9) + `","v":"</textarea><script>alert(1)</script>"}]`} {
 		form.Set("shown", shown)

@@ -2,7 +2,7 @@ import { TaskElement } from './element.js'
 import { left, percent, size, speed, took } from './format.js'
 import { Stale } from './stale.js'
 import { STAGES, stageNumber } from './stages.js'
-import { t } from './words.js'
+import { said, t } from './words.js'
 
 /**
  * Figures and stages of one install, on its own page, with what the page says
@@ -12,10 +12,12 @@ class TaskProgress extends TaskElement {
   static types = ['progress']
   #stale = null
   #lasted = {} // so far, by stage
+  #steps = {} // what agents say they do, in the page's language
 
   connectedCallback() {
     super.connectedCallback()
     if (!this.hasAttribute('data-live')) return
+    this.#steps = JSON.parse(this.dataset.steps ?? '{}')
     this.#stale = new Stale(this.querySelector('[data-part="as-of"]'), () => {
       this.part('speed', t('unknown'))
       this.part('left', t('unknown'))
@@ -30,7 +32,7 @@ class TaskProgress extends TaskElement {
   draw({ attempt, stage, percentage, message, details }) {
     if (!this.hasAttribute('data-live') || (attempt && attempt < Number(this.getAttribute('attempt')))) return
     this.part('percent', percent(percentage))
-    this.part('message', message ?? '')
+    this.part('message', said(message ?? '', this.#steps))
     const known = details?.bytes_total > 0
     this.part('bytes-of', stage === 'installing' ? t('written') : t('downloaded'))
     this.part('done', known ? size(details.bytes_downloaded ?? 0) : t('unknown'))

@@ -10,6 +10,23 @@ const words = chinese ? (await import('./zh-CN.js')).default : {}
  * has another order, is the next argument.
  */
 export function t(english, ...args) {
+  return fill(words[english] ?? english, args)
+}
+
+function fill(text, args) {
   let next = 0
-  return (words[english] ?? english).replace(/%(?:\[(\d)\])?s/g, (_, n) => args[n ? n - 1 : next++])
+  return text.replace(/%(?:\[(\d)\])?s/g, (_, n) => args[n ? n - 1 : next++])
+}
+
+/**
+ * What another program said in English, translated where forms, an object of
+ * English forms and their translations, has its form.
+ */
+export function said(text, forms) {
+  for (const [english, translated] of Object.entries(forms)) {
+    const form = english.replace(/[.*+?^${}()|[\]\\]/g, '\\$&').replaceAll('%s', '(.+?)')
+    const gaps = text.match(new RegExp(`^${form}$`))
+    if (gaps) return fill(translated, gaps.slice(1))
+  }
+  return text
 }
