@@ -177,7 +177,7 @@ func (g *Guest) Finish(ctx context.Context, root string) error {
 	bar.finish("Installed; the machine reboots")
 	bar.flush(ctx)
 	for {
-		next, err := g.agent.conclude(ctx, g.order(), g.h.Attempt, nil, true)
+		next, err := g.conclude(ctx, nil)
 		if err != nil {
 			return err
 		}
@@ -205,6 +205,20 @@ func (g *Guest) told(ctx context.Context, err error) error {
 	}
 	f := failure(err)
 	f.Stage = cmp.Or(f.Stage, lpmos.Partitioning)
-	_, concluded := g.agent.conclude(ctx, g.order(), g.h.Attempt, f, true)
+	_, concluded := g.conclude(ctx, f)
 	return errors.Join(err, concluded)
 }
+
+// conclude tells the region how the attempt ended, f or well. Afterwards it takes no
+// more of the log, so Watch, which is a program of its own, is first given the time
+// to read what the installer said last, and to hand it up.
+func (g *Guest) conclude(ctx context.Context, f *lpmos.Failure) (next, error) {
+	if err := g.agent.clock.Sleep(ctx, handUp*g.agent.pauses.LogEvery); err != nil {
+		return next{}, err
+	}
+	return g.agent.conclude(ctx, g.order(), g.h.Attempt, f, true)
+}
+
+// handUp is how many times as long as between two looks at the log, or two batches
+// of its lines, Watch may take until both are done.
+const handUp = 4

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ type heard struct {
 	progress []agentapi.Progress
 	logs     []agentapi.Logs
 	results  []agentapi.Result
+	clock    patience
 }
 
 func (h *heard) Progress(_ context.Context, p agentapi.Progress) error {
@@ -45,7 +47,9 @@ func (h *heard) Logs(_ context.Context, l agentapi.Logs) error {
 func (h *heard) Result(_ context.Context, r agentapi.Result, _ time.Duration) (agentapi.ResultAnswer, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.results = append(h.results, r)
+	if h.results = append(h.results, r); time.Duration(h.clock.waited.Load()) < handUp*time.Millisecond {
+		return agentapi.ResultAnswer{}, errors.New("what the installer said last cannot be here yet")
+	}
 	switch {
 	case !r.OK:
 		return agentapi.ResultAnswer{Status: lpmos.Failed}, nil
@@ -53,6 +57,17 @@ func (h *heard) Result(_ context.Context, r agentapi.Result, _ time.Duration) (a
 		return agentapi.ResultAnswer{Status: lpmos.Installing}, nil
 	}
 	return agentapi.ResultAnswer{Status: lpmos.Verifying}, nil
+}
+
+// patience is a clock that remembers how long it was waited for.
+type patience struct {
+	systemClock
+	waited atomic.Int64
+}
+
+func (p *patience) Sleep(ctx context.Context, d time.Duration) error {
+	p.waited.Add(int64(d))
+	return p.systemClock.Sleep(ctx, d)
 }
 
 func newTestGuest(t *testing.T) (*Guest, *heard, *lpmos.Hardware) {
@@ -71,7 +86,7 @@ func newTestGuest(t *testing.T) (*Guest, *heard, *lpmos.Hardware) {
 	in := install.New(install.Config{Identify: func(context.Context) (*lpmos.Hardware, error) { return hw, nil }, Sys: t.TempDir()}, nil, nil, nil, quiet())
 	ms := time.Millisecond
 	region := &heard{}
-	return NewGuest(h, region, in, nil, Pauses{Wait: 10 * ms, Again: ms, Breath: ms, LogEvery: ms, ProgEvery: ms}, quiet()), region, hw
+	return NewGuest(h, region, in, &region.clock, Pauses{Wait: 10 * ms, Again: ms, Breath: ms, LogEvery: ms, ProgEvery: ms}, quiet()), region, hw
 }
 
 func TestGuestWatches(t *testing.T) {
