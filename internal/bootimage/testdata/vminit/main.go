@@ -53,7 +53,9 @@ func run() error {
 		{"/usr/sbin/mke2fs", "-q", "-t", "ext4", "-F", "-U", "11111111-2222-4333-8444-555555555555", "/dev/vda"},
 		{"/usr/sbin/tune2fs", "-L", "root", "/dev/vda"},
 		{"/usr/sbin/e2fsck", "-f", "-p", "/dev/vda"}, {"/usr/sbin/resize2fs", "/dev/vda"},
-		{"/usr/sbin/mkfs.vfat", "-F", "32", "-i", "AAAA0001", "/dev/nvme0n1"},
+		{"/usr/sbin/mkfs.fat", "-F", "32", "-i", "AAAA0001", "/dev/nvme0n1"}, {"/usr/sbin/mkfs.vfat", "--help"},
+		{"/usr/sbin/mkfs.xfs", "-V"}, {"/usr/sbin/xfs_growfs", "-V"}, {"/usr/sbin/mkswap", "--version"},
+		{"/usr/sbin/mdadm", "--version"}, {"/usr/sbin/lvm", "version"}, {"/usr/sbin/cryptsetup", "--version"},
 	} {
 		out, err := exec.Command(c[0], c[1:]...).CombinedOutput()
 		if err != nil {
