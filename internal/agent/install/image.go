@@ -3,8 +3,10 @@ package install
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net/http"
 	"os"
@@ -133,7 +135,7 @@ func (in *Installer) writeImage(ctx context.Context, job *Job, m *lpmos.ImageMan
 
 func (in *Installer) copyImage(ctx context.Context, job *Job, m *lpmos.ImageManifest, f *os.File) (*sample, error) {
 	c := Copier{Blobs: in.blobs, Decode: in.decode, Stall: in.cfg.StallTimeout, Log: in.log}
-	s := newSample(m.UsedBytes)
+	s := newSample(len(m.Chunks))
 	w := NewDiskWriter(f)
 	began := time.Now()
 	c.Progress = job.progress(m)
@@ -141,7 +143,7 @@ func (in *Installer) copyImage(ctx context.Context, job *Job, m *lpmos.ImageMani
 		if _, err := w.WriteAt(piece, chunk.Offset+at); err != nil {
 			return writeFailed(f.Name(), err)
 		}
-		s.take(chunk.Offset+at, piece, i == len(m.Chunks)-1 && at+int64(len(piece)) == chunk.Bytes)
+		s.take(i, chunk, at, piece)
 		return nil
 	})
 	if err := errors.Join(err, w.Close()); err != nil {
@@ -166,50 +168,38 @@ func (j *Job) progress(m *lpmos.ImageManifest) func(stored, raw int64) {
 	}
 }
 
-// sample remembers some of what was written, evenly from the first byte to the
-// last, to compare with what a disk says it has: one that has less room than it
-// says, or forgets, is found by many places rather than by long ones.
+// sample remembers what some of the chunks were, the first and last among
+// them, to compare with what a disk says it has.
 type sample struct {
-	every, next int64 // bytes written: between places, and before the next
-	taken       int64
-	kept        []kept
+	every, last int
+	sums        map[lpmos.Chunk]hash.Hash
 }
 
-// kept is what was written at a byte of the disk.
-type kept struct {
-	at   int64
-	what []byte
+const sampleChunks = 16
+
+func newSample(chunks int) *sample {
+	return &sample{every: max(1, chunks/sampleChunks), last: chunks - 1, sums: map[lpmos.Chunk]hash.Hash{}}
 }
 
-const (
-	samplePlaces = 128
-	sampleBytes  = 64 << 10
-)
-
-// newSample is for an image of so many bytes that are written.
-func newSample(used int64) *sample { return &sample{every: max(sampleBytes, used/samplePlaces)} }
-
-// take is told of every piece, in order; last is that it is the last.
-func (s *sample) take(at int64, piece []byte, last bool) {
-	switch {
-	case last:
-		from := max(0, len(piece)-sampleBytes)
-		s.kept = append(s.kept, kept{at + int64(from), bytes.Clone(piece[from:])})
-	case s.taken >= s.next:
-		s.kept = append(s.kept, kept{at, bytes.Clone(piece[:min(sampleBytes, len(piece))])})
-		s.next += s.every
+// take is told of every piece of every chunk, in order.
+func (s *sample) take(i int, c lpmos.Chunk, at int64, piece []byte) {
+	if i%s.every != 0 && i != s.last {
+		return
 	}
-	s.taken += int64(len(piece))
+	if at == 0 {
+		s.sums[c] = sha256.New()
+	}
+	s.sums[c].Write(piece)
 }
 
 func (s *sample) compare(r io.ReaderAt) error {
-	b := make([]byte, sampleBytes)
-	for _, p := range s.kept {
-		if _, err := r.ReadAt(b[:len(p.what)], p.at); err != nil {
-			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("What was written at byte %d of the image cannot be read back.", p.at), NextStep: nextDisk, Err: err}
+	for c, want := range s.sums {
+		b := make([]byte, c.Bytes)
+		if _, err := r.ReadAt(b, c.Offset); err != nil {
+			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("What was written at byte %d of the image cannot be read back.", c.Offset), NextStep: nextDisk, Err: err}
 		}
-		if !bytes.Equal(b[:len(p.what)], p.what) {
-			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("The disk returns other bytes than were written, at byte %d of the image.", p.at), NextStep: nextDisk}
+		if sum := sha256.Sum256(b); !bytes.Equal(sum[:], want.Sum(nil)) {
+			return &Failure{Code: "disk_verify_failed", Cause: fmt.Sprintf("The disk returns other bytes than were written, at byte %d of the image.", c.Offset), NextStep: nextDisk}
 		}
 	}
 	return nil

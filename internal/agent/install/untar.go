@@ -122,7 +122,7 @@ const (
 func newUnpacker(root *os.Root, m *lpmos.ImageManifest) *unpacker {
 	// The stream has at least a header of 512 bytes for each file; holes make
 	// the files larger than the stream, but not than what was measured.
-	return &unpacker{root: root, limit: max(m.UnpackedBytes*2, m.SizeBytes) + 1<<30, room: maxRemembered, every: max(1, m.SizeBytes/(32<<10)/samplePlaces),
+	return &unpacker{root: root, limit: max(m.UnpackedBytes*2, m.SizeBytes) + 1<<30, room: maxRemembered, every: max(1, m.SizeBytes/(32<<10)/sampleChunks/4),
 		samples: map[string]fileSum{}, buf: make([]byte, 256<<10)}
 }
 
