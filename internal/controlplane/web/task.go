@@ -395,8 +395,7 @@ func (w *Web) newProgress(t lpmos.Task, began map[lpmos.Stage]time.Time) *progre
 	default:
 		return nil
 	}
-	unknown := w.T("unknown")
-	v := &progressView{TaskID: t.ID, Attempt: t.Attempt, Live: t.Status == lpmos.Installing, Speed: unknown, Left: unknown, Done: unknown, BytesOf: w.T("downloaded")}
+	v := &progressView{TaskID: t.ID, Attempt: t.Attempt, Live: t.Status == lpmos.Installing, Speed: "–", Left: w.T("unknown"), Done: "–", BytesOf: w.T("downloaded")}
 	p := t.Progress
 	if p != nil {
 		v.Percent, v.Message = min(max(p.Percentage, 0), 100), w.Said(p.Message)
@@ -412,8 +411,8 @@ func (w *Web) newProgress(t lpmos.Task, began map[lpmos.Stage]time.Time) *progre
 		if v.Live {
 			v.Trend = w.speedTrend(t)
 			if w.cfg.Now().Sub(p.UpdatedAt) > staleAfter {
-				v.AsOf = w.moment(p.UpdatedAt)
-			} else if d := p.Details; d != nil {
+				v.AsOf, v.Speed = w.moment(p.UpdatedAt), w.T("unknown")
+			} else if d := p.Details; d != nil && d.BytesTotal > 0 {
 				v.Speed, v.Left = w.speed(d.BytesPerSecond), w.left(d)
 			}
 		}

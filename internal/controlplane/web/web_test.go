@@ -188,8 +188,8 @@ func TestTaskPageSaysWhatMayBeDone(t *testing.T) {
 		idStuck:      {"as of", "unknown"},
 		idFailed:     {"failed in stage 3 of 4, installing", "Disk S64GNE0R903417 (960 GB) refused a write.", "Replace the disk", "input/output error", "Retry as attempt 2", "is erased and may not boot"},
 		idCompleted:  {"runs <bdi>Ubuntu 24.04</bdi>", "Ubuntu 24.04.3 LTS", "Not now: only failed tasks can be retried"},
-		idRejected:   {"was rejected", "wrong rack", "Not now: chen.yu rejected it at "},
-		idCanceled:   {"was canceled", "21 Nov 2026"},
+		idRejected:   {"was rejected", "wrong rack", "Not now: chen.yu rejected it at ", `data-label="In this plan"`},
+		idCanceled:   {"was canceled", "21 Nov 2026", "The machine wrote nothing."},
 		idProblem:    {"cannot be installed as asked", "Every disk is too small"},
 	} {
 		_, body := get(t, h, "/tasks/"+id)

@@ -35,9 +35,9 @@ class TaskProgress extends TaskElement {
     this.part('message', said(message ?? '', this.#steps))
     const known = details?.bytes_total > 0
     this.part('bytes-of', stage === 'installing' ? t('written') : t('downloaded'))
-    this.part('done', known ? size(details.bytes_downloaded ?? 0) : t('unknown'))
+    this.part('done', known ? size(details.bytes_downloaded ?? 0) : '–')
     this.part('total', known ? t('of %s', size(details.bytes_total)) : '')
-    this.part('speed', speed(details?.bytes_per_second))
+    this.part('speed', known ? speed(details.bytes_per_second) : '–')
     this.part('left', left(details))
     const now = stageNumber(stage)
     for (const el of document.querySelectorAll('[data-at]')) el.hidden = el.dataset.at !== (now ? stage : '')
