@@ -102,7 +102,7 @@ func (b *bench) guest() error {
 				return err
 			}
 		}
-		rows := [][]string{{"processors", "image", "way", "lands (median of 3)", "milliseconds"}}
+		rows := [][]string{{"processors", "image", "way", "lands (median)", "milliseconds"}}
 		for cpus := 1; cpus <= 2; cpus++ {
 			mac := lpmos.MAC{0x52, 0x54, 0, 0x77, 2, byte(cpus)}
 			if _, err := api.CreateTask(ctx, lpmos.Spec{RegionID: "lab", TargetMAC: mac, OSType: hard.OS, OSVersion: hard.Version}, ""); err != nil {
