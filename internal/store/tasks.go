@@ -135,14 +135,10 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.Seal
 	}()
 	request = cmp.Or(request, lpmos.DigestOf(spec))
 	if idempotencyKey != "" {
-		idem = Key{Kind: KindIdempotency, Name: strings.TrimPrefix(lpmos.DigestBytes([]byte(by+"\x00"+idempotencyKey)), "sha256:")}.String()
+		idem = taskIdempotency(by, idempotencyKey)
 		if lease, err = s.grant(ctx, keepIdempotency); err != nil {
 			return lpmos.Task{}, err
 		}
-	}
-	type idempotent struct {
-		TaskID  string `json:"task_id"`
-		Request string `json:"request"`
 	}
 	for range maxRaces {
 		if err := s.loadBoots(ctx, &rec, rec.Task.Claims); err != nil {
@@ -189,15 +185,7 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.Seal
 		}
 		if idem != "" {
 			if kvs := r.Responses[1].GetResponseRange().Kvs; len(kvs) > 0 {
-				first, err := decode[idempotent](kvs[0].Value)
-				if err != nil {
-					return lpmos.Task{}, fmt.Errorf("decode %s: %w", idem, err)
-				}
-				if first.Request != request {
-					return lpmos.Task{}, &lpmos.ConflictError{Problem: "this Idempotency-Key was used for another request"}
-				}
-				rec, err := s.Task(ctx, first.TaskID)
-				return rec.Task, err
+				return s.first(ctx, kvs[0].Value, request)
 			}
 		}
 		if kvs := r.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
@@ -212,6 +200,47 @@ func (s *Store) create(ctx context.Context, fresh lpmos.Task, sealed *lpmos.Seal
 		}
 	}
 	return lpmos.Task{}, fmt.Errorf("create task: %w: too many writers at once", lpmos.ErrUnavailable)
+}
+
+// idempotent is what is known of a request under its key.
+type idempotent struct {
+	TaskID  string `json:"task_id"`
+	Request string `json:"request"` // its digest
+}
+
+func taskIdempotency(by, key string) string {
+	return Key{Kind: KindIdempotency, Name: strings.TrimPrefix(lpmos.DigestBytes([]byte(by+"\x00"+key)), "sha256:")}.String()
+}
+
+// KnownTask finds the task that an earlier request with this key made. The same
+// key with another request is a conflict, and so is a task that was deleted
+// since.
+func (s *Store) KnownTask(ctx context.Context, by, idempotencyKey, request string) (t lpmos.Task, known bool, err error) {
+	v, err := s.get(ctx, taskIdempotency(by, idempotencyKey))
+	if errors.Is(err, lpmos.ErrNotFound) {
+		return t, false, nil
+	}
+	if err != nil {
+		return t, false, err
+	}
+	t, err = s.first(ctx, v, request)
+	return t, true, err
+}
+
+// first is the task that a request made when it came for the first time.
+func (s *Store) first(ctx context.Context, v []byte, request string) (lpmos.Task, error) {
+	known, err := decode[idempotent](v)
+	if err != nil {
+		return lpmos.Task{}, fmt.Errorf("decode what is known under an Idempotency-Key: %w", err)
+	}
+	if known.Request != request {
+		return lpmos.Task{}, &lpmos.ConflictError{Problem: "this Idempotency-Key was used for another request; send a new key for a new one"}
+	}
+	rec, err := s.Task(ctx, known.TaskID)
+	if errors.Is(err, lpmos.ErrNotFound) {
+		return lpmos.Task{}, &lpmos.ConflictError{Problem: "the task " + known.TaskID + " that this Idempotency-Key made was deleted; send a new key for a new one"}
+	}
+	return rec.Task, err
 }
 
 // Task reads a task from etcd, linearizably.

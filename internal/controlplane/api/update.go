@@ -37,10 +37,10 @@ const (
 type Reports struct {
 	Agent       *lpmos.AgentRecord
 	Hardware    *lpmos.Hardware
-	HardwareRev int64
 	Permit      *lpmos.PermitRequest
 	Progress    *lpmos.Progress
 	Result      *lpmos.Result
 	Booted      *lpmos.Receipt
-	Rev         int64 // newest revision of any of them: the last contact
+	Rev         int64 // newest revision of any of them, and of the log: the last contact
+	ProgressRev int64 // newest of what an install says of itself: permit, progress, result
 }

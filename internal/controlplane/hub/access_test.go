@@ -217,6 +217,33 @@ func TestRevocationCloses(t *testing.T) {
 	left.closed(websocket.ClosePolicyViolation)
 }
 
+// Who is limited to a region hears of its counts when those change, also while
+// another region's change the other way.
+func TestCountsOfSomeRegions(t *testing.T) {
+	s := serve(t)
+	s.tick(time.Now())
+	s.as(auth.Principal{Kind: auth.Token, Name: "anna", Role: lpmos.Viewer, Regions: []string{"dc1"}})
+	c := s.dial("", `{"type":"subscribe"}`)
+	var m body
+	if err := c.ReadJSON(&m); err != nil || m.Type != "counts" || m.Counts[lpmos.Pending] != 1 {
+		t.Fatalf("first message %+v, %v; want the counts of dc1", m, err)
+	}
+	r := s.read.(*model)
+	r.mu.Lock()
+	r.dc1 = map[lpmos.Status]int{lpmos.Approved: 1}
+	r.mu.Unlock()
+	s.tick(time.Now())
+	if err := c.ReadJSON(&m); err != nil || m.Type != "counts" || m.Counts[lpmos.Approved] != 1 {
+		t.Errorf("next message %+v, %v; want the new counts of dc1, although the sum is the same", m, err)
+	}
+	s.tick(time.Now())
+	c.send(`{"type":"x"}`)
+	m = body{}
+	if err := c.ReadJSON(&m); err != nil || m.Type != "error" {
+		t.Errorf("counts that did not change are sent again: %+v, %v", m, err)
+	}
+}
+
 // open reports whether the server still serves a client.
 func open(c *client) bool {
 	if err := c.WriteMessage(websocket.TextMessage, []byte(`{"type":"x"}`)); err != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -306,6 +307,9 @@ func (h *Hub) serve(c *conn, req request) {
 // sees reports whether what happens in a region is for c. The hub's mutex is
 // held.
 func (c *conn) sees(region string) bool { return c.all || c.who.Sees(region) }
+
+// within names the regions that c is limited to. The hub's mutex is held.
+func (c *conn) within() string { return strings.Join(c.who.Within(), " ") }
 
 // replay queues those of the messages that c wants now. They are not held
 // against it: however long a client was away, it may have what is kept. The

@@ -22,7 +22,6 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -182,7 +181,7 @@ func (h *Hub) Publish(u api.Update) {
 		if i == len(u.Events)-1 {
 			rev = u.Rev
 		}
-		m := eventMessage(&u.Events[i], rev)
+		m := eventMessage(&u.Events[i], rev, u.Rev)
 		h.stats.published.Add(1)
 		h.remember(m)
 		h.deliver(m, u.Rev, now)
@@ -206,7 +205,7 @@ func (h *Hub) remember(m *message) {
 	if drop == 0 {
 		return
 	}
-	h.floor = h.ring[drop-1].rev
+	h.floor = h.ring[drop-1].of
 	h.ring = append([]*message(nil), h.ring[drop:]...)
 	h.ringed = 0
 	for _, m := range h.ring {
@@ -214,10 +213,10 @@ func (h *Hub) remember(m *message) {
 	}
 }
 
-// missed are the messages after a revision.
+// missed are the messages of the updates after a revision.
 func (h *Hub) missed(after int64) []*message {
 	from, _ := slices.BinarySearchFunc(h.ring, after, func(m *message, after int64) int {
-		if m.rev > after {
+		if m.of > after {
 			return 1
 		}
 		return -1
@@ -295,13 +294,18 @@ func (h *Hub) tick(now time.Time) {
 	counts := h.read.Counts()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.counts == nil || !maps.Equal(counts, h.counts) {
+	changed := h.counts == nil || !maps.Equal(counts, h.counts)
+	if changed {
 		h.counts, h.counted = counts, nil
-		for _, one := range h.some {
-			one.stale = true
-		}
-		for _, c := range h.all.conns {
-			c.push(h.countFor(c), now)
+	}
+	// What is counted in some regions may be another while the whole is the
+	// same: one task less here, one more there.
+	for _, one := range h.some {
+		one.stale, one.changed = true, false
+	}
+	for _, c := range h.all.conns {
+		if m := h.countFor(c); c.all && changed || !c.all && h.some[c.within()].changed {
+			c.push(m, now)
 		}
 	}
 	at := h.at(now)
@@ -340,9 +344,10 @@ func (h *Hub) count() *message {
 
 // counted are the counts of some regions, as they were last sent.
 type counted struct {
-	m     *message
-	of    map[lpmos.Status]int
-	stale bool // something was counted since
+	m       *message
+	of      map[lpmos.Status]int
+	stale   bool // may be another by now
+	changed bool // since the last tick
 }
 
 // countFor is the message with the counts that c may see. The hub's mutex is
@@ -351,8 +356,7 @@ func (h *Hub) countFor(c *conn) *message {
 	if c.all {
 		return h.count()
 	}
-	regions := c.who.Within()
-	key := strings.Join(regions, " ")
+	key := c.within()
 	one := h.some[key]
 	if one == nil {
 		one = &counted{stale: true}
@@ -360,8 +364,8 @@ func (h *Hub) countFor(c *conn) *message {
 	}
 	if one.stale {
 		one.stale = false
-		if now := scope.CountsOf(h.read, regions); one.of == nil || !maps.Equal(now, one.of) {
-			one.of = now
+		if now := scope.CountsOf(h.read, c.who.Within()); one.of == nil || !maps.Equal(now, one.of) {
+			one.of, one.changed = now, true
 			one.m = newMessage(body{Type: "counts", Counts: now, Rev: h.rev})
 			one.m.subject = subject{kind: "counts"}
 		}
@@ -382,7 +386,7 @@ func (h *Hub) lookAgain() {
 			continue
 		}
 		c.who, c.all = now, now.Everywhere()
-		used[strings.Join(now.Within(), " ")] = true
+		used[c.within()] = true
 	}
 	maps.DeleteFunc(h.some, func(regions string, _ *counted) bool { return !used[regions] })
 }

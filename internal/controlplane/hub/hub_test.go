@@ -31,6 +31,7 @@ const (
 type model struct {
 	mu     sync.Mutex
 	counts map[lpmos.Status]int
+	dc1    map[lpmos.Status]int // else one is pending
 }
 
 func (m *model) StoreID() string { return "store-1" }
@@ -40,7 +41,12 @@ func (m *model) Counts() map[lpmos.Status]int {
 	return m.counts
 }
 
-func (m *model) RegionCounts(string) map[lpmos.Status]int {
+func (m *model) RegionCounts(region string) map[lpmos.Status]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if region == "dc1" && m.dc1 != nil {
+		return m.dc1
+	}
 	return map[lpmos.Status]int{lpmos.Pending: 1}
 }
 
@@ -298,6 +304,36 @@ func TestReplay(t *testing.T) {
 	if m := from10.next(); m.Type != "status" || m.Rev != 11 {
 		t.Errorf("after=10 brings %+v; want the first message, not a resync", m)
 	}
+}
+
+// A client that was cut off between two messages of one update, or has seen
+// nothing of it, gets all of it.
+func TestReplayOfWholeUpdates(t *testing.T) {
+	s := serve(t)
+	s.Publish(status(11, task1, "dc1", lpmos.Pending))
+	s.Publish(api.Update{Rev: 12, Events: []api.Event{
+		{Type: api.EventHardware, TaskID: task1, RegionID: "dc1", Hardware: &lpmos.Hardware{BootMode: "uefi"}},
+		{Type: api.EventStatus, TaskID: task1, RegionID: "dc1", Status: string(lpmos.AwaitingApproval)},
+	}})
+	c := s.dial("?after=11&store_id=store-1", `{"type":"subscribe","task_id":"`+task1+`"}`)
+	if m := c.next(); m.Type != "hardware" || m.Rev != 11 {
+		t.Errorf("replayed %+v; want the hardware, which is safe to resume after 11", m)
+	}
+	if m := c.next(); m.Type != "status" || m.Rev != 12 {
+		t.Errorf("then %+v; want the status", m)
+	}
+	// Where the first half of an update is forgotten, nobody is promised the whole.
+	s.mu.Lock()
+	for i := range 2 * ringSize {
+		s.remember(&message{rev: 20 + int64(i)/2*2 + int64(i)%2, of: 21 + int64(i)/2*2})
+	}
+	if s.floor != s.ring[0].of && s.floor != s.ring[0].of-2 {
+		t.Errorf("all after %d is claimed to be kept, and the first kept is of %d", s.floor, s.ring[0].of)
+	}
+	if missed := s.missed(s.floor); len(missed) == 0 || missed[0].of == s.floor || len(missed) > 1 && missed[0].of != missed[1].of {
+		t.Errorf("after %d begins with %+v; want a whole update", s.floor, missed[:2])
+	}
+	s.mu.Unlock()
 }
 
 func TestResync(t *testing.T) {

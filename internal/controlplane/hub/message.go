@@ -14,6 +14,7 @@ import (
 // message is addressed, and encoded when its first reader is found.
 type message struct {
 	rev      int64 // safe to resume after
+	of       int64 // of the update it is a part of
 	kind     string
 	taskID   string
 	regionID string
@@ -49,8 +50,8 @@ type body struct {
 }
 
 // eventMessage addresses an event of the read model.
-func eventMessage(e *api.Event, rev int64) *message {
-	m := &message{rev: rev, kind: e.Type, taskID: e.TaskID, regionID: e.RegionID, event: e, size: 512}
+func eventMessage(e *api.Event, rev, of int64) *message {
+	m := &message{rev: rev, of: of, kind: e.Type, taskID: e.TaskID, regionID: e.RegionID, event: e, size: 512}
 	switch e.Type {
 	case api.EventProgress:
 		m.subject = subject{e.Type, e.TaskID}
@@ -68,7 +69,7 @@ func eventMessage(e *api.Event, rev int64) *message {
 
 // newMessage encodes a message of the hub's own.
 func newMessage(b body) *message {
-	return &message{rev: b.Rev, kind: b.Type, frame: encode(b)}
+	return &message{rev: b.Rev, of: b.Rev, kind: b.Type, frame: encode(b)}
 }
 
 // bytes is the frame. The hub's mutex is held, unless the message was encoded

@@ -15,8 +15,19 @@ import (
 // Create stores a new task, with what its profile says where the spec does not,
 // after checking that its region and image exist.
 func (o *Orchestrator) Create(ctx context.Context, spec lpmos.Spec, by, idempotencyKey string) (lpmos.Task, error) {
-	// The same request is the same task, also when the profile has changed.
 	request := lpmos.DigestOf(spec)
+	t, err := o.create(ctx, spec, request, by, idempotencyKey)
+	if err != nil && idempotencyKey != "" {
+		// The same request is the same task, also when the profile has changed
+		// since, or the machine was locked.
+		if first, known, kerr := o.put.KnownTask(ctx, by, idempotencyKey, request); kerr != nil || known {
+			return first, kerr
+		}
+	}
+	return t, err
+}
+
+func (o *Orchestrator) create(ctx context.Context, spec lpmos.Spec, request, by, idempotencyKey string) (lpmos.Task, error) {
 	spec, err := o.Resolve(spec)
 	if err != nil {
 		return lpmos.Task{}, err

@@ -14,6 +14,8 @@ import (
 // batchStore is what batches need of the store.
 type batchStore interface {
 	CreateBatch(ctx context.Context, n store.NewBatch) (lpmos.Batch, error)
+	// KnownTask finds the task an earlier request with this key made.
+	KnownTask(ctx context.Context, by, idempotencyKey, request string) (t lpmos.Task, known bool, err error)
 	// KnownBatch finds the batch an earlier request with this key made.
 	KnownBatch(ctx context.Context, by, idempotencyKey, request string) (b lpmos.Batch, known bool, err error)
 	Batch(ctx context.Context, id string) (lpmos.Batch, error)

@@ -137,7 +137,8 @@ type grant struct {
 type sight struct {
 	status            lpmos.Status
 	attempt           int
-	rev               int64 // of the newest sign of life
+	rev               int64 // of what the deadline counts from, see deadline
+	seen              int64 // of the newest report
 	since             time.Time
 	folded, foldedLog time.Time
 }

@@ -328,6 +328,23 @@ func TestIdempotencyKey(t *testing.T) {
 	if _, err := s.Create(t.Context(), spec("52:54:00:00:00:09"), "tester", "key-1"); !errors.Is(err, lpmos.ErrConflict) {
 		t.Errorf("another request under the same key = %v; want a conflict", err)
 	}
+	// What would refuse a new request does not refuse the one that is known.
+	s.is(a.ID, lpmos.Pending)
+	_, err = s.Lock(t.Context(), lpmos.MustMAC("52:54:00:00:00:01"), "repair", "alice")
+	s.ok(err)
+	if b, err = s.Create(t.Context(), spec("52:54:00:00:00:01"), "tester", "key-1"); err != nil || a.ID != b.ID {
+		t.Errorf("repeated while the machine is locked = %s, %v; want the first task %s", b.ID, err, a.ID)
+	}
+	if _, err = s.Create(t.Context(), spec("52:54:00:00:00:01"), "tester", "key-2"); !errors.Is(err, lpmos.ErrConflict) {
+		t.Errorf("a new request while the machine is locked = %v; want a conflict", err)
+	}
+	_, err = s.Cancel(t.Context(), a.ID, "", "tester")
+	s.ok(err)
+	s.is(a.ID, lpmos.Canceled)
+	s.ok(s.Delete(t.Context(), a.ID, "tester"))
+	if _, err = s.Create(t.Context(), spec("52:54:00:00:00:01"), "tester", "key-1"); !errors.Is(err, lpmos.ErrConflict) || !strings.Contains(err.Error(), "was deleted") {
+		t.Errorf("repeated after the task was deleted = %v; want a conflict that says so", err)
+	}
 }
 
 func TestCreateRefuses(t *testing.T) {
@@ -574,6 +591,29 @@ func TestDeadlines(t *testing.T) {
 	s.ok(s.sess.PutBooted(t.Context(), task.ID, 1, lpmos.Receipt{RootFSUUID: root.UUID}))
 	s.is(task.ID, lpmos.Completed)
 	s.history(task.ID)
+}
+
+// A machine that starts again and again before it asks for its next permit says
+// much and makes no progress.
+func TestRestartsAreNoProgress(t *testing.T) {
+	s := newSite(t, orchestrator.Config{InstallingDeadline: 300 * time.Millisecond})
+	task := s.approvedTask("52:54:00:00:00:01")
+	s.ok(s.sess.PutPermitRequest(t.Context(), s.request(task, 1, strings.Repeat("1", 64))))
+	s.is(task.ID, lpmos.Installing)
+	pub := agentKey.Public()
+	var got lpmos.Task
+	for boot := int64(2); boot < 2000; boot++ {
+		if err := s.sess.PutAgent(t.Context(), lpmos.AgentRecord{TaskID: task.ID, Attempt: 1, BootSeq: boot, Key: &pub}); err != nil && !errors.Is(err, lpmos.ErrNotFound) {
+			t.Fatal(err)
+		}
+		if got, _ = s.state.Task(task.ID); got.Status == lpmos.Failed {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if got.Status != lpmos.Failed || got.Error.Code != "install_stalled" {
+		t.Errorf("after many starts = %s, %+v; want failed, install_stalled", got.Status, got.Error)
+	}
 }
 
 func TestAgentFailureBeforeTheFirstWrite(t *testing.T) {

@@ -424,18 +424,22 @@ func (o *Orchestrator) deadline(ctx context.Context, t lpmos.Task, r api.Reports
 		return nil
 	}
 	s := o.watch[t.ID]
-	contact := r.Rev
-	if t.Status != lpmos.Approved && t.Status != lpmos.Installing {
-		contact = 0 // nothing but the next status counts
+	var contact int64 // nothing but the next status counts
+	switch t.Status {
+	case lpmos.Approved:
+		contact = r.Rev
+	case lpmos.Installing:
+		contact = r.ProgressRev // a machine that starts again and again says much, and does nothing
 	}
 	if s == nil || s.status != t.Status || s.attempt != t.Attempt || s.rev != contact {
-		now := &sight{status: t.Status, attempt: t.Attempt, rev: contact, since: o.now()}
+		now := &sight{status: t.Status, attempt: t.Attempt, rev: contact, since: o.now(), seen: r.Rev}
 		if s != nil {
 			now.folded, now.foldedLog = s.folded, s.foldedLog
 		}
 		o.watch[t.ID] = now
 		return nil
 	}
+	s.seen = r.Rev
 	stood := o.now().Sub(s.since)
 	switch t.Status {
 	case lpmos.Pending:
@@ -457,7 +461,7 @@ func (o *Orchestrator) deadline(ctx context.Context, t lpmos.Task, r api.Reports
 		}
 	case lpmos.Installing:
 		if stood > o.cfg.InstallingDeadline {
-			f := &lpmos.Failure{Code: "install_stalled", Cause: "Nothing was heard of the install for " + lpmos.FormatDuration(stood) + ".", NextStep: "Look at the machine's console; retry when it is back."}
+			f := &lpmos.Failure{Code: "install_stalled", Cause: "The install made no progress for " + lpmos.FormatDuration(stood) + ".", NextStep: "Look at the machine's console: is it off, or does it start again and again? Then retry."}
 			if p := t.Progress; p != nil {
 				f.Stage, f.Evidence = p.Stage, p.Message
 			}
@@ -476,7 +480,7 @@ func (o *Orchestrator) deadline(ctx context.Context, t lpmos.Task, r api.Reports
 
 func (o *Orchestrator) fold(ctx context.Context, t lpmos.Task, r api.Reports) error {
 	s := o.watch[t.ID]
-	if s == nil || r.Progress == nil || r.Progress.Attempt != t.Attempt || o.now().Sub(s.folded) < foldEvery || r.Rev == s.rev {
+	if s == nil || r.Progress == nil || r.Progress.Attempt != t.Attempt || o.now().Sub(s.folded) < foldEvery || r.Rev == s.seen {
 		return nil
 	}
 	s.folded = o.now()

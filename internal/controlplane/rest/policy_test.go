@@ -56,6 +56,19 @@ func TestApprovalPolicyOverREST(t *testing.T) {
 		return fmt.Sprintf(`{"approved":true,"plan_digest":%q,"password":%q}`, plan.Digest, password)
 	}
 	approve := "/api/v1/tasks/" + id + "/approve"
+	// What a policy asks of a task is in its answer, and is new content.
+	p.as(somebody(lpmos.Admin))
+	resp, _ := p.do("GET", "/api/v1/tasks/"+id, "")
+	tag := resp.Header.Get("ETag")
+	p.empty("GET", "/api/v1/tasks/"+id, 304, "If-None-Match", tag)
+	want[lpmos.ApprovalPolicy](p, "PUT", "/api/v1/approval-policy", `{"rules":[{"regions":["dc1"],"approvers":3,"not_creator":true,"reauth_minutes":5}]}`, 200)
+	p.eventually("three are asked for", func() bool { return p.state.ApprovalPolicy().Rules[0].Approvers == 3 })
+	if resp, _ := p.do("GET", "/api/v1/tasks/"+id, "", "If-None-Match", tag); resp.StatusCode != 200 || resp.Header.Get("ETag") == tag {
+		t.Errorf("the task after the policy changed = %d, ETag %s; want 200 and another", resp.StatusCode, resp.Header.Get("ETag"))
+	}
+	want[lpmos.ApprovalPolicy](p, "PUT", "/api/v1/approval-policy", `{"rules":[{"regions":["dc1"],"approvers":2,"not_creator":true,"reauth_minutes":5}],"labels":{"production":["52-54-00-AA-BB-01"]}}`, 200)
+	p.eventually("two are asked for", func() bool { return p.state.ApprovalPolicy().Tag() == got.Tag() })
+	as("olga")
 	if pr := p.problem("PUT", approve, body(password), 403); pr.Reauth || !strings.Contains(pr.Detail, "ask another approver") {
 		t.Errorf("who asked for it = %+v; want who to ask", pr)
 	}

@@ -1,7 +1,6 @@
 package rest
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -183,12 +182,7 @@ func (a *API) getTask(c *gin.Context) {
 	if !ok {
 		return
 	}
-	b, err := json.Marshal(a.taskBody(t))
-	if err != nil {
-		a.fail(c, err)
-		return
-	}
-	a.tagged(c, `W/`+revTag(t.Rev), b) // weak: the estimate in it moves by itself
+	a.conditional(c, a.taskBody(t), t) // the estimate moves by itself
 }
 
 // answer sends a task after an action. The read model may not have seen the

@@ -419,7 +419,7 @@ func (m *machine) derive(s *lpmos.Machine) {
 		switch t.Status {
 		case lpmos.Pending:
 			s.State = lpmos.MachineAllocated
-			if r := t.reports[t.Attempt]; r != nil && r.Agent != nil && r.Agent.Used {
+			if r := t.reported(t.Attempt); r != nil && r.Agent != nil && r.Agent.Used {
 				s.State = lpmos.MachineInspecting
 			}
 			return
@@ -452,7 +452,7 @@ func (m *machine) view() lpmos.Machine {
 	v := m.sum
 	v.HardwareAt = time.Time{}
 	for _, t := range m.tasks {
-		if r := t.reports[t.Attempt]; r != nil && t.Status.Live() {
+		if r := t.reported(t.Attempt); r != nil && t.Status.Live() {
 			if p := r.Progress; p != nil && p.UpdatedAt.After(v.LastSeen) {
 				v.LastSeen = p.UpdatedAt
 			}

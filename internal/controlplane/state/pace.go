@@ -43,10 +43,10 @@ func (s *State) Trend(id string) []int64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	t := s.tasks[id]
-	if t == nil || t.Status != lpmos.Installing || t.reports[t.Attempt] == nil {
+	if t == nil || t.Status != lpmos.Installing || t.reported(t.Attempt) == nil {
 		return nil
 	}
-	return slices.Clone(t.reports[t.Attempt].trend.speeds)
+	return slices.Clone(t.reported(t.Attempt).trend.speeds)
 }
 
 // Pace is how many installs got done in the last hours, and how fast.

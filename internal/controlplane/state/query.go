@@ -209,10 +209,10 @@ func (s *State) Reports(id string) api.Reports {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	t := s.tasks[id]
-	if t == nil || t.reports[t.Attempt] == nil {
+	if t == nil || t.reported(t.Attempt) == nil {
 		return api.Reports{}
 	}
-	return t.reports[t.Attempt].Reports
+	return t.reported(t.Attempt).Reports
 }
 
 // Log is what the region has of the log of a task's current attempt.
@@ -234,7 +234,11 @@ func (s *State) Logs(id string) ([]string, bool) {
 		return nil, false
 	}
 	var out []string
-	for _, n := range slices.Sorted(maps.Keys(t.reports)) {
+	attempts := map[int]bool{}
+	for by := range t.reports {
+		attempts[by.attempt] = true
+	}
+	for _, n := range slices.Sorted(maps.Keys(attempts)) {
 		out = append(out, t.log(n)...)
 	}
 	if len(out) == 0 {
@@ -297,7 +301,7 @@ func (s *State) Claimed() map[lpmos.MAC]string {
 }
 
 func (t *task) log(attempt int) []string {
-	r := t.reports[attempt]
+	r := t.reported(attempt)
 	if r == nil {
 		return nil
 	}

@@ -171,7 +171,7 @@ func (s *State) PermitWait(id string) *lpmos.PermitWait {
 
 // asks is since when a task's machine waits for its permit.
 func (t *task) asks() (time.Time, bool) {
-	r := t.reports[t.Attempt]
+	r := t.reported(t.Attempt)
 	if t.Status != lpmos.Approved || r == nil || r.Permit == nil || t.Approval == nil {
 		return time.Time{}, false
 	}

@@ -11,6 +11,7 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"iter"
 	"log/slog"
@@ -78,14 +79,25 @@ type State struct {
 
 type task struct {
 	lpmos.Task
-	reports map[int]*reports // by attempt
-	row     row              // as lists see it
-	left    bool             // Hardware and Plan are in the store alone
-	leftLog bool             // LogTail is
-	learnt  bool             // see State.learn
-	placed  bool             // in State.rows
-	at      int              // in State.byStatus
+	reports map[reporter]*reports
+	row     row  // as lists see it
+	left    bool // Hardware and Plan are in the store alone
+	leftLog bool // LogTail is
+	learnt  bool // see State.learn
+	placed  bool // in State.rows
+	at      int  // in State.byStatus
 }
+
+// reporter is who reports of a task. A region may write reports of any task it
+// can name; only those of the task's own region count, and which that is, a
+// listing says after the reports.
+type reporter struct {
+	region  string
+	attempt int
+}
+
+// reported is what the task's own region said of an attempt, nil for nothing.
+func (t *task) reported(attempt int) *reports { return t.reports[reporter{t.RegionID, attempt}] }
 
 type reports struct {
 	api.Reports
@@ -296,7 +308,7 @@ func (s *State) applyTask(c store.Change, touched map[string]bool) {
 func (s *State) know(id string) *task {
 	t := s.tasks[id]
 	if t == nil {
-		t = &task{reports: map[int]*reports{}}
+		t = &task{reports: map[reporter]*reports{}}
 		t.ID = id
 		s.tasks[id] = t
 	}
@@ -387,7 +399,7 @@ func taskPart(k store.Kind) bool {
 // recall adds to a report when the stages before it began, which after a
 // restart only the folded progress knows; a listing brings it after the report.
 func (t *task) recall() {
-	f, r := t.Task.Progress, t.reports[t.Attempt]
+	f, r := t.Task.Progress, t.reported(t.Attempt)
 	if f == nil || r == nil || r.Progress == nil || f.Attempt != r.Progress.Attempt {
 		return
 	}
@@ -407,10 +419,11 @@ func (s *State) applyReport(c store.Change) (api.Event, bool) {
 		return api.Event{}, false
 	}
 	t := s.know(c.Key.TaskID) // in a listing regions/ comes before tasks/
-	r := t.reports[c.Key.Attempt]
+	by := reporter{c.Key.Region, c.Key.Attempt}
+	r := t.reports[by]
 	if r == nil {
 		r = &reports{chunks: map[int]string{}}
-		t.reports[c.Key.Attempt] = r
+		t.reports[by] = r
 	}
 	r.Rev = max(r.Rev, c.Rev)
 	e := api.Event{TaskID: t.ID, RegionID: c.Key.Region, Attempt: c.Key.Attempt}
@@ -420,18 +433,20 @@ func (s *State) applyReport(c store.Change) (api.Event, bool) {
 		r.Agent, err = pointer[lpmos.AgentRecord](c)
 	case store.KindReportHardware:
 		r.Hardware, err = pointer[lpmos.Hardware](c)
-		r.HardwareRev = c.Rev
 	case store.KindReportPermit:
 		r.Permit, err = pointer[lpmos.PermitRequest](c)
+		r.ProgressRev = c.Rev
 	case store.KindReportResult:
 		r.Result, err = pointer[lpmos.Result](c)
+		r.ProgressRev = c.Rev
 	case store.KindReportBooted:
 		r.Booted, err = pointer[lpmos.Receipt](c)
 	case store.KindReportProgress:
+		r.ProgressRev = c.Rev
 		was := t.progress()
 		var p *lpmos.Progress
 		if p, err = pointer[lpmos.Progress](c); p != nil {
-			p = t.begun(p)
+			p = t.begun(p, r.Progress)
 		}
 		if p == nil || p.After(r.Progress) {
 			r.Progress = p // an older value that comes late is not shown
@@ -441,10 +456,12 @@ func (s *State) applyReport(c store.Change) (api.Event, bool) {
 			e.Type, e.Progress = api.EventProgress, p
 		}
 	case store.KindReportLog:
-		var text string
-		if c.Value != nil {
-			text, err = store.Decode[string](c)
+		if c.Value == nil {
+			delete(r.chunks, c.Key.Chunk)
+			break
 		}
+		var text string
+		text, err = store.Decode[string](c)
 		added := strings.TrimPrefix(text, r.chunks[c.Key.Chunk])
 		r.chunks[c.Key.Chunk] = text
 		if lines := splitLines(added); len(lines) > 0 {
@@ -452,7 +469,18 @@ func (s *State) applyReport(c store.Change) (api.Event, bool) {
 		}
 	}
 	s.report(err, c)
-	return e, e.Type != ""
+	if r.empty() { // its region has cleared it away
+		delete(t.reports, by)
+		if by.region == t.RegionID {
+			t.Rev = max(t.Rev, r.Rev)
+		}
+	}
+	return e, e.Type != "" && by.region == t.RegionID
+}
+
+// empty reports whether nothing is left of what was reported.
+func (r *reports) empty() bool {
+	return len(r.chunks) == 0 && r.Agent == nil && r.Hardware == nil && r.Permit == nil && r.Progress == nil && r.Result == nil && r.Booted == nil
 }
 
 func pointer[T any](c store.Change) (*T, error) {
@@ -504,21 +532,18 @@ func (s *State) applyRegion(c store.Change) (api.Event, bool) {
 // folded into the task, so that nothing moves backwards.
 func (t *task) progress() *lpmos.Progress {
 	p := t.Task.Progress
-	if r := t.reports[t.Attempt]; r != nil && r.Progress != nil && r.Progress.After(p) {
+	if r := t.reported(t.Attempt); r != nil && r.Progress != nil && r.Progress.After(p) {
 		p = r.Progress
 	}
 	return p
 }
 
 // begun puts into p when the stages of its attempt began. The newest progress
-// that is known says so, be it reported or, after a restart, folded into the
-// task.
-func (t *task) begun(p *lpmos.Progress) *lpmos.Progress {
+// that is known says so, be it what was reported last or, after a restart, what
+// was folded into the task.
+func (t *task) begun(p, last *lpmos.Progress) *lpmos.Progress {
 	p.Begun = nil
-	known := t.Task.Progress
-	if r := t.reports[p.Attempt]; r != nil && r.Progress != nil {
-		known = r.Progress
-	}
+	known := cmp.Or(last, t.Task.Progress)
 	if known != nil && known.Attempt == p.Attempt {
 		p.Begun = known.Begun
 	}
@@ -531,10 +556,12 @@ func (t *task) begun(p *lpmos.Progress) *lpmos.Progress {
 func (t *task) view() lpmos.Task {
 	v := t.Task
 	v.Progress = t.progress()
-	for _, r := range t.reports {
-		v.Rev = max(v.Rev, r.Rev)
+	for by, r := range t.reports {
+		if by.region == t.RegionID {
+			v.Rev = max(v.Rev, r.Rev)
+		}
 	}
-	if r := t.reports[t.Attempt]; r != nil && r.Agent != nil && r.Agent.Key != nil {
+	if r := t.reported(t.Attempt); r != nil && r.Agent != nil && r.Agent.Key != nil {
 		fp := r.Agent.Key.Fingerprint()
 		v.AgentKey = &lpmos.AgentIdentity{Fingerprint: fp, Words: lpmos.KeyWords(fp), BootSeq: r.Agent.BootSeq, BootedAt: r.Agent.BootedAt}
 	}

@@ -292,6 +292,72 @@ func TestReports(t *testing.T) {
 	}
 }
 
+// A region may write reports of a task it has heard of; only those of the task's
+// own region count, in whichever order they come to be known.
+func TestReportsOfAnotherRegion(t *testing.T) {
+	foreign := func(k store.Kind, v any) store.Change {
+		c := report(1, 1, k, v)
+		c.Key.Region = "dc2"
+		return c
+	}
+	forged := func() []store.Change {
+		return []store.Change{
+			foreign(store.KindReportResult, lpmos.Result{Failure: &lpmos.Failure{Code: "forged"}}), foreign(store.KindReportHardware, lpmos.Hardware{BootMode: "bios"}),
+			foreign(store.KindReportPermit, lpmos.PermitRequest{Nonce: "n"}), foreign(store.KindReportProgress, progress(1, 1, 99)), foreign(store.KindReportLog, "forged\n"),
+			foreign(store.KindReportAgent, lpmos.AgentRecord{BootSeq: 3}), foreign(store.KindReportBooted, lpmos.Receipt{OS: "x"}),
+		}
+	}
+	check := func(f *feed, when string) {
+		t.Helper()
+		if r := f.s.Reports(id(1)); r != (api.Reports{}) {
+			t.Errorf("%s: reports = %+v; want none of another region", when, r)
+		}
+		lines, _ := f.s.Logs(id(1))
+		if got, _ := f.s.Task(id(1)); got.Progress != nil || got.AgentKey != nil || len(lines) > 0 {
+			t.Errorf("%s: the task says %+v, %v", when, got.Progress, lines)
+		}
+	}
+	f := newFeed(t)
+	f.send(true, append(forged(), made(1, "dc1", lpmos.Installing)...)...)
+	check(f, "in a listing")
+	f = newFeed(t)
+	f.send(true, made(1, "dc1", lpmos.Installing)...)
+	if got := f.events(forged()...); got != "" {
+		t.Errorf("told %q", got)
+	}
+	check(f, "as they come")
+	f.send(false, report(1, 1, store.KindReportProgress, progress(1, 1, 20)))
+	if got, _ := f.s.Task(id(1)); got.Progress == nil || got.Progress.Percentage != 20 {
+		t.Errorf("its own region's progress = %+v", got.Progress)
+	}
+}
+
+// What a region has cleared away is in memory no longer, and what it says last
+// of an install moves the time its deadline counts from; a new boot does not.
+func TestReportsAreForgotten(t *testing.T) {
+	f := newFeed(t)
+	f.send(true, made(1, "dc1", lpmos.Installing)...)
+	f.send(false, report(1, 1, store.KindReportPermit, lpmos.PermitRequest{Nonce: "n"}), report(1, 1, store.KindReportProgress, progress(1, 1, 20)))
+	moved := f.rev
+	chunk := report(1, 1, store.KindReportLog, "one\n")
+	f.send(false, report(1, 1, store.KindReportAgent, lpmos.AgentRecord{BootSeq: 3}), report(1, 1, store.KindReportHardware, lpmos.Hardware{}), chunk)
+	if r := f.s.Reports(id(1)); r.ProgressRev != moved || r.Rev != f.rev {
+		t.Errorf("progress at %d, heard of at %d; want %d and %d", r.ProgressRev, r.Rev, moved, f.rev)
+	}
+	f.send(false, report(1, 1, store.KindReportPermit, nil), report(1, 1, store.KindReportProgress, nil), report(1, 1, store.KindReportAgent, nil), report(1, 1, store.KindReportHardware, nil))
+	if n := len(f.s.tasks[id(1)].reports); n != 1 {
+		t.Errorf("%d regions' attempts are kept; want the one with a log", n)
+	}
+	chunk.Value = nil
+	f.send(false, chunk)
+	if n := len(f.s.tasks[id(1)].reports); n != 0 {
+		t.Errorf("%d regions' attempts are kept; want none", n)
+	}
+	if got, _ := f.s.Task(id(1)); got.Rev != f.rev {
+		t.Errorf("the task is of revision %d; want %d", got.Rev, f.rev)
+	}
+}
+
 func listed(p api.Page) (out []string) {
 	for _, t := range p.Tasks {
 		out = append(out, t.ID[len(t.ID)-2:])
