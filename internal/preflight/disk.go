@@ -139,6 +139,8 @@ func (l *look) root(parts []part, d *lpmos.ImageDisk) {
 				p.Mount = "/boot/efi"
 			}
 			l.mount(p.Mount, p)
+		case p.Number != d.Root && p.Mount != "":
+			l.mount(p.Mount, p)
 		}
 	}
 	if d.Boot != 0 {
@@ -243,7 +245,7 @@ func (l *look) fstab(parts []part, root part, d *lpmos.ImageDisk) {
 			d.ESP = p.Number
 			p.Role, p.Mount = "esp", e.Mount
 		default:
-			if strings.HasPrefix(e.Mount, "/") && p.Mount == "" {
+			if strings.HasPrefix(e.Mount, "/") && p.Mount == "" && !slices.Contains(e.Options, "noauto") {
 				p.Mount = path.Clean(clip(e.Mount, 128))
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -129,11 +130,10 @@ func (in *Installer) writeDisk(ctx context.Context, job *Job, m *lpmos.ImageMani
 	if err := d.wipe(nil); err != nil {
 		return t, writeFailed(t.path, err)
 	}
-	for i, z := range m.Zero {
-		job.step(lpmos.Partitioning, 2, 5, fmt.Sprintf("Zeroing what the image has as zeros (%d of %d)", i+1, len(m.Zero)))
-		if err := d.zero(ctx, z); err != nil {
-			return t, writeFailed(t.path, err)
-		}
+	if err := d.zeroAll(ctx, m.Zero, func(done, total int64) {
+		job.step(lpmos.Partitioning, 2, 5, fmt.Sprintf("Zeroing what the image has as zeros (%s of %s)", lpmos.FormatBytes(done), lpmos.FormatBytes(total)))
+	}); err != nil {
+		return t, writeFailed(t.path, err)
 	}
 	job.step(lpmos.Partitioning, 5, 5, "The disk is ready")
 	s, err := in.copyImage(ctx, job, m, d.File)
@@ -204,13 +204,37 @@ func (d *device) fitTable(disk *lpmos.ImageDisk) (int64, error) {
 	return size, nil
 }
 
+// zeroPiece is how much is zeroed at once: at the end of each a cancellation is
+// noticed, and the rest of the world told that something happens. A disk that
+// zeroes only by being written takes hours for a large image.
+const zeroPiece = 1 << 30
+
+// zeroAll zeroes ranges and tells how far it is.
+func (d *device) zeroAll(ctx context.Context, ranges []lpmos.Range, tell func(done, total int64)) error {
+	var done, told, total int64
+	for _, z := range ranges {
+		total += z.Bytes
+	}
+	for _, z := range ranges {
+		err := d.zero(ctx, z, func(n int64) {
+			if done += n; done-told >= zeroPiece || done == total {
+				told = done
+				tell(done, total)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // zero makes a range read as zeros: by the disk's own means where it has some,
-// else by writing.
-func (d *device) zero(ctx context.Context, z lpmos.Range) error {
-	const piece = 1 << 30 // so that a cancellation is noticed
+// else by writing. It says of each piece that it is done.
+func (d *device) zero(ctx context.Context, z lpmos.Range, did func(bytes int64)) error {
 	blank := []byte(nil)
 	for off := z.Offset; off < z.Offset+z.Bytes; {
-		n := min(piece, z.Offset+z.Bytes-off)
+		n := min(zeroPiece, z.Offset+z.Bytes-off)
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
@@ -219,6 +243,7 @@ func (d *device) zero(ctx context.Context, z lpmos.Range) error {
 			err := ioctl(d.File, blkZeroOut, unsafe.Pointer(&r))
 			if err == nil {
 				off += n
+				did(n)
 				continue
 			}
 			if !errors.Is(err, syscall.EOPNOTSUPP) && !errors.Is(err, syscall.ENOTTY) && !errors.Is(err, syscall.EINVAL) {
@@ -233,6 +258,7 @@ func (d *device) zero(ctx context.Context, z lpmos.Range) error {
 			return err
 		}
 		off += n
+		did(n)
 	}
 	return nil
 }
@@ -287,7 +313,11 @@ func (in *Installer) configureDisk(ctx context.Context, job *Job, m *lpmos.Image
 		// What was written here has no labels; without them nobody can log in.
 		files = append(files, file{path: ".autorelabel", mode: 0o644})
 	}
-	err = in.mounted([]mountable{root}, func(r *os.Root) error {
+	below := t.below(m.Disk)
+	for _, fs := range below {
+		in.load(ctx, fs.FS)
+	}
+	err = in.mounted(append([]mountable{root}, below...), func(r *os.Root) error {
 		t := tree{r}
 		if err := t.configure(job, m, files); err != nil {
 			return err
@@ -305,6 +335,22 @@ func (in *Installer) configureDisk(ctx context.Context, job *Job, m *lpmos.Image
 		return in.check(ctx, root.dev)
 	}
 	return nil
+}
+
+// below are the filesystems that the image's fstab mounts below its root, in
+// the order in which they can be: what is written there belongs on them, not
+// under their mount points. The boot loader's are left alone.
+func (t target) below(d *lpmos.ImageDisk) (out []mountable) {
+	for _, p := range d.Partitions {
+		switch p.FS {
+		case "ext4", "xfs", "btrfs":
+			if p.Number != d.Root && p.Number != d.Boot && p.Number != d.ESP && strings.HasPrefix(p.Mount, "/") && p.Mount != "/" {
+				out = append(out, mountable{lpmos.PlannedFS{Kind: "partition", Name: p.UUID, FS: p.FS, UUID: p.FSUUID, Mount: p.Mount}, t.part(p.Number)})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b mountable) int { return strings.Compare(a.Mount, b.Mount) })
+	return out
 }
 
 // signpost makes sure that firmware and region find this disk: the path that

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/lpmos/lpmos"
 )
 
 // TestDiskWriter writes pieces of every alignment beside each other, and reads
@@ -93,5 +95,35 @@ func TestDiskWriterWithoutDirect(t *testing.T) {
 	got := make([]byte, len(buf))
 	if _, err := f.ReadAt(got, 4096+2<<20); err != nil || !bytes.Equal(got, buf) {
 		t.Errorf("it is not what was written, %v", err)
+	}
+}
+
+// What is zeroed is zeros, nothing else is, and whoever waits is told.
+func TestZeroAll(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const size = 8 << 20
+	if _, err := f.Write(bytes.Repeat([]byte{0xa5}, size)); err != nil {
+		t.Fatal(err)
+	}
+	var told [][2]int64
+	d := &device{File: f, regular: true}
+	ranges := []lpmos.Range{{Offset: 512, Bytes: 1<<20 + 3}, {Offset: 4 << 20, Bytes: 2 << 20}}
+	if err := d.zeroAll(t.Context(), ranges, func(done, total int64) { told = append(told, [2]int64{done, total}) }); err != nil {
+		t.Fatal(err)
+	}
+	if want := int64(3<<20 + 3); len(told) != 1 || told[0] != [2]int64{want, want} {
+		t.Errorf("told %v; want that all of %d bytes is done", told, want)
+	}
+	want := bytes.Repeat([]byte{0xa5}, size)
+	for _, z := range ranges {
+		clear(want[z.Offset : z.Offset+z.Bytes])
+	}
+	got := make([]byte, size)
+	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("something else than the ranges was zeroed, or not all of them (%v)", err)
 	}
 }

@@ -428,7 +428,8 @@ func ubuntuDisk(t *testing.T, size int64, rootFS string) ([]byte, *lpmos.ImageDi
 	cmd.Stdin = strings.NewReader("label: gpt\n" +
 		"14: start=2048, size=2048, type=21686148-6449-6E6F-744E-656564454649\n" +
 		"15: start=4096, size=81920, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\n" +
-		"16: start=86016, size=65536, type=BC13C2FF-59E6-4262-A352-B275FD6F7172\n" +
+		"16: start=86016, size=32768, type=BC13C2FF-59E6-4262-A352-B275FD6F7172\n" +
+		"17: start=118784, size=32768, type=4D21B016-B534-45C2-A9FB-5C16E091FD2D\n" +
 		"1: start=151552, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709\n")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("sfdisk: %v: %s", err, out)
@@ -436,6 +437,7 @@ func ubuntuDisk(t *testing.T, size int64, rootFS string) ([]byte, *lpmos.ImageDi
 	command(t, "partx", "-a", dev)
 	command(t, "mkfs.vfat", "-n", "UEFI", dev+"p15")
 	command(t, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "BOOT", dev+"p16")
+	command(t, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "VAR", dev+"p17")
 	if rootFS == "xfs" {
 		command(t, "mkfs.xfs", "-q", "-f", dev+"p1")
 	} else {
@@ -456,9 +458,10 @@ func ubuntuDisk(t *testing.T, size int64, rootFS string) ([]byte, *lpmos.ImageDi
 			t.Fatal(err)
 		}
 	}
-	fill(dev+"p1", rootFS, map[string]string{"etc/fstab": "LABEL=cloudimg-rootfs / ext4 defaults 0 1\n", "etc/machine-id": "old\n", "etc/hostname": "ubuntu\n"})
+	fill(dev+"p1", rootFS, map[string]string{"etc/fstab": "LABEL=cloudimg-rootfs / ext4 defaults 0 1\n", "etc/machine-id": "old\n", "etc/hostname": "ubuntu\n", "var/x": "hidden by what is mounted there\n"})
+	fill(dev+"p17", "ext4", map[string]string{"lib/dbus/machine-id": "old\n"})
 	d := &lpmos.ImageDisk{Table: "gpt", SectorBytes: 512, Root: 1, Boot: 16, ESP: 15, BIOSBoot: 14, Loaders: []string{"grub-efi", "shim"}, Entries: "grub"}
-	for _, n := range []int{14, 15, 16, 1} {
+	for _, n := range []int{14, 15, 16, 17, 1} {
 		p := dev + "p" + itoa(n)
 		start, _ := os.ReadFile("/sys/class/block/" + filepath.Base(p) + "/start")
 		sectors, _ := os.ReadFile("/sys/class/block/" + filepath.Base(p) + "/size")
@@ -470,7 +473,8 @@ func ubuntuDisk(t *testing.T, size int64, rootFS string) ([]byte, *lpmos.ImageDi
 			out, _ := exec.Command("blkid", "-p", "-s", tag, "-o", "value", p).Output()
 			return strings.TrimSpace(string(out))
 		}
-		d.Partitions = append(d.Partitions, lpmos.ImagePartition{Number: n, StartBytes: s * 512, SizeBytes: z * 512, UUID: id("PART_ENTRY_UUID"), FS: id("TYPE"), FSUUID: id("UUID")})
+		mount := map[int]string{1: "/", 16: "/boot", 17: "/var"}[n]
+		d.Partitions = append(d.Partitions, lpmos.ImagePartition{Number: n, Mount: mount, StartBytes: s * 512, SizeBytes: z * 512, UUID: id("PART_ENTRY_UUID"), FS: id("TYPE"), FSUUID: id("UUID")})
 	}
 	syscall.Sync()
 	b := make([]byte, size)
@@ -591,7 +595,7 @@ func installDiskOnLoop(t *testing.T, rootFS string) {
 	if start != root.StartBytes || start+grown < size-2<<20 || start+grown > size-34*512 {
 		t.Errorf("root lies at %d with %d bytes; want it to reach to the end of %d", start, grown, size)
 	}
-	for _, n := range []int{14, 15, 16} {
+	for _, n := range []int{14, 15, 16, 17} {
 		was, _ := layout.Partition(n)
 		if s, z, _ := g.place(n); s != was.StartBytes || z != was.SizeBytes {
 			t.Errorf("partition %d moved to %d with %d bytes", n, s, z)
@@ -610,6 +614,15 @@ func installDiskOnLoop(t *testing.T, rootFS string) {
 		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(b) != want {
 			t.Errorf("%s = %q, %v; want %q", name, b, err, want)
 		}
+	}
+	// What is written below the mount point of another filesystem is on that.
+	at := t.TempDir()
+	if err := syscall.Mount(dev+"p17", at, "ext4", syscall.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Unmount(at, 0)
+	if _, err := os.Stat(filepath.Join(at, "lib/dbus/machine-id")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the image's machine-id on its /var: %v; want it removed", err)
 	}
 	var callhome agentapi.CallhomeConfig
 	if b, err := os.ReadFile(filepath.Join(dir, "etc/lpmos/callhome.json")); err != nil || json.Unmarshal(b, &callhome) != nil || callhome.RootUUID != root.FSUUID {
