@@ -304,7 +304,11 @@ func (h *Hub) tick(now time.Time) {
 		one.stale, one.changed = true, false
 	}
 	for _, c := range h.all.conns {
-		if m := h.countFor(c); c.all && changed || !c.all && h.some[c.within()].changed {
+		if c.all {
+			if changed {
+				c.push(h.count(), now)
+			}
+		} else if m := h.countFor(c); h.some[c.within()].changed {
 			c.push(m, now)
 		}
 	}
