@@ -585,6 +585,7 @@ func TestBrowserServiceWorker(t *testing.T) {
 func TestBrowserHostileText(t *testing.T) {
 	words := []string{`<script>alert(1)</script>`, `{{.ID}} {{template "x"}}`, "${alert(1)} `x`", "\u202Edesrever\u202C abc \u2066x", `"><img src=x onerror=alert(1)>`, `&lt;b&gt; &amp;`}
 	s := newSite(t, time.Now())
+	clear(s.tasks) // the overview has no room for seven that failed beside all else
 	long := strings.Repeat("long ", 2<<10)
 	for i, text := range append(words, long) {
 		h := dellR760("1", "7c:c2:55:10:91:01")

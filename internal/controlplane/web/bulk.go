@@ -20,10 +20,9 @@ import (
 // /tasks/bulk/run, which does it task by task and says how each ended. Nothing
 // is decided here that the actions do not decide again for each task.
 const (
-	bulkMost    = 1000 // tasks at once
-	bulkAtOnce  = 8    // of them side by side
-	approveMost = 200  // tasks of one page of approvals; its address names each
-	bulkTime    = 2 * time.Minute
+	bulkMost   = 1000 // tasks at once
+	bulkAtOnce = 8    // of them side by side
+	bulkTime   = 2 * time.Minute
 )
 
 var bulkActions = []string{"approve", "retry", "cancel", "reject", "delete"}
@@ -162,16 +161,23 @@ func (w *Web) selected(r *http.Request) (tasks []lpmos.Task, left int) {
 	if n := len(ids) - bulkMost; n > 0 {
 		ids, left = ids[:bulkMost], left+n
 	}
-	for _, t := range w.reader.Rows(ids).Tasks {
-		// What waits for a decision is decided with its plan, which lists leave out.
-		if t.Status == lpmos.AwaitingApproval {
-			if whole, ok := w.reader.Task(t.ID); ok {
-				t = whole
-			}
+	return w.withPlans(ids), left
+}
+
+// withPlans are the tasks of these ids as a list has them, without those that
+// are gone; what waits for a decision has its plan, which lists leave out. No
+// other is read from the store.
+func (w *Web) withPlans(ids []string) []lpmos.Task {
+	tasks := w.reader.Rows(ids).Tasks
+	for i, t := range tasks {
+		if t.Status != lpmos.AwaitingApproval {
+			continue
 		}
-		tasks = append(tasks, t)
+		if whole, ok := w.reader.Task(t.ID); ok {
+			tasks[i] = whole
+		}
 	}
-	return tasks, left
+	return tasks
 }
 
 // bulk shows what would become of the selected tasks. It changes nothing.
@@ -189,7 +195,7 @@ func (w *Web) bulk(rw http.ResponseWriter, r *http.Request) {
 		w.showProblem(rw, r, problem{Status: http.StatusBadRequest, Icon: "tasks", Title: w.T("No task is selected"),
 			Text: w.T("Tick the boxes before the tasks, or the one above them for all that match.")})
 	case action == "approve":
-		w.bulkApprove(rw, r, tasks)
+		w.bulkApprove(rw, r, tasks, left)
 	default:
 		v := w.newBulk(r, action, words, tasks)
 		v.Left = left
@@ -198,22 +204,32 @@ func (w *Web) bulk(rw http.ResponseWriter, r *http.Request) {
 }
 
 // bulkApprove leads to the page on which plans are read: approving is never a
-// matter of a number.
-func (w *Web) bulkApprove(rw http.ResponseWriter, r *http.Request, tasks []lpmos.Task) {
-	var ids []string
+// matter of a number. Its address names as many of the tasks as it decides, and
+// the page says of each that cannot be approved why; of the others it tells how
+// many there are.
+func (w *Web) bulkApprove(rw http.ResponseWriter, r *http.Request, tasks []lpmos.Task, left int) {
+	var ids, skipped []string
 	for _, t := range tasks {
 		if kind, _ := w.outcome("approve", t); kind != "skip" {
 			ids = append(ids, t.ID)
+		} else {
+			skipped = append(skipped, t.ID)
 		}
 	}
 	switch {
 	case len(ids) == 0:
 		w.showProblem(rw, r, problem{Status: http.StatusConflict, Icon: "awaiting_approval", Title: w.T("None of the selected tasks waits for a decision"),
 			Text: w.T("They are approved already, or have no plan yet, or have ended.")})
-	case len(ids) == 1:
+	case len(tasks)+left == 1:
 		http.Redirect(rw, r, "/tasks/"+ids[0]+"/approve", http.StatusSeeOther)
 	default:
-		http.Redirect(rw, r, "/tasks/approve?ids="+strings.Join(ids[:min(len(ids), approveMost)], ","), http.StatusSeeOther)
+		ids = append(ids, skipped...)
+		named := min(len(ids), mostTogether)
+		to := "/tasks/approve?ids=" + strings.Join(ids[:named], ",")
+		if more := len(ids) - named + left; more > 0 {
+			to += "&more=" + strconv.Itoa(more)
+		}
+		http.Redirect(rw, r, to, http.StatusSeeOther)
 	}
 }
 

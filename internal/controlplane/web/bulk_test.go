@@ -123,8 +123,9 @@ func TestBulk(t *testing.T) {
 			code  int
 			to    string
 		}{
-			{[]string{idBlank, idData, idPending}, 303, "/tasks/approve?ids=" + idBlank + "," + idData},
-			{[]string{idBlank, idPending}, 303, "/tasks/" + idBlank + "/approve"},
+			{[]string{idPending, idBlank, idFailed, idData}, 303, "/tasks/approve?ids=" + idBlank + "," + idData + "," + idPending + "," + idFailed},
+			{[]string{idPending, idBlank}, 303, "/tasks/approve?ids=" + idBlank + "," + idPending},
+			{[]string{idBlank}, 303, "/tasks/" + idBlank + "/approve"},
 			{[]string{idPending}, 409, ""},
 		} {
 			res, _ := post(t, h, "/tasks/bulk", url.Values{"action": {"approve"}, "task": c.tasks})
@@ -134,6 +135,44 @@ func TestBulk(t *testing.T) {
 		}
 		if res, _ := post(t, h, "/tasks/bulk/run", url.Values{"action": {"approve"}, "ids": {idBlank}}); res.StatusCode != 400 || s.tasks[idBlank].Status != lpmos.AwaitingApproval {
 			t.Errorf("approving without a page = %d, %s", res.StatusCode, s.tasks[idBlank].Status)
+		}
+	})
+	t.Run("leads to plans that say who is left out, and how many are not there", func(t *testing.T) {
+		s := newSite(t, testNow)
+		h := signedIn(newTestWeb(t, s))
+		follow := func(form url.Values) (to, plain string) {
+			t.Helper()
+			form.Set("action", "approve")
+			res, _ := post(t, h, "/tasks/bulk", form)
+			to = res.Header.Get("Location")
+			res, body := get(t, h, to)
+			if res.StatusCode != 200 {
+				t.Fatalf("%.80s = %d", to, res.StatusCode)
+			}
+			checkMarkup(t, body)
+			return to, html.UnescapeString(body)
+		}
+		_, plain := follow(url.Values{"task": {idPending, idBlank, idFailed, idData}})
+		for _, want := range []string{"Erase a disk on each of 2 machines?", "2 machines are left out", "app-118</a>: <bdi>It does not wait for a decision: it is pending.", "web-031</a>: <bdi>It does not wait for a decision: it is failed."} {
+			if !strings.Contains(plain, want) {
+				t.Errorf("the page of plans does not say %q", want)
+			}
+		}
+		// More than a page decides, and more than are changed at once.
+		some := s.addAlike(bulkMost + 29)
+		to, plain := follow(url.Values{"task": append([]string{idPending}, some[:300]...)})
+		if !strings.Contains(plain, "Erase a disk on each of 200 machines?") || !strings.Contains(plain, "101 more machines are not on this page") || len(carried(plain)["listed"]) != 200 {
+			t.Errorf("of 301 the page lists %d, and does not say that 101 are not there", len(carried(plain)["listed"]))
+		}
+		// The server takes a header of 16 KiB, cookies and all.
+		if len(to) > 8<<10 {
+			t.Errorf("the address has %d bytes", len(to))
+		}
+		if _, plain := follow(url.Values{"all": {"1"}, "q": {"rack-"}}); !strings.Contains(plain, "830 more machines are not on this page") {
+			t.Error("of all 1,030 that match the page does not say that 830 are not there")
+		}
+		if _, body := get(t, h, "/tasks/approve?more=-3&ids="+idBlank); strings.Contains(body, "not on this page") {
+			t.Error("less than none is not on the page")
 		}
 	})
 	t.Run("refuses a selection of nothing and an action that is none", func(t *testing.T) {

@@ -223,8 +223,10 @@ func (w *Web) newKnown(m lpmos.Machine) knownMachine {
 		k.Title, k.Boot = w.model(m.Hardware), bootWord(m.Hardware.BootMode)
 		k.Serial = cmp.Or(m.Serial, m.Hardware.System.Serial)
 	}
-	if t, ok := w.reader.Task(m.TaskID); ok && t.Status.Live() {
-		k.Live = t.ID
+	for _, t := range w.reader.Rows([]string{m.TaskID}).Tasks {
+		if t.Status.Live() {
+			k.Live = t.ID
+		}
 	}
 	return k
 }
@@ -425,12 +427,14 @@ func (w *Web) readSpec(f createForm, ahead bool) (spec, shown lpmos.Spec, out []
 		bad(createField(invalid.Field), w.sentence(w.invalid(invalid)))
 		return s, shown, out
 	}
-	if k := w.known(mac); k != nil && ahead {
-		switch why := w.unfit(image, k.Hardware); {
-		case k.Live != "":
-			bad("target_mac", w.T("This machine has the live task %s already: cancel it, or wait until it ends.", short(k.Live)))
-		case why != "":
-			bad("image", w.sentence(why))
+	if ahead {
+		if k := w.known(mac); k != nil {
+			switch why := w.unfit(image, k.Hardware); {
+			case k.Live != "":
+				bad("target_mac", w.T("This machine has the live task %s already: cancel it, or wait until it ends.", short(k.Live)))
+			case why != "":
+				bad("image", w.sentence(why))
+			}
 		}
 	}
 	if f.Profile == "" {

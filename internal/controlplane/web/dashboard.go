@@ -1,7 +1,6 @@
 package web
 
 import (
-	"cmp"
 	"net/http"
 	"slices"
 	"strings"
@@ -14,7 +13,7 @@ import (
 
 // need is one line of what waits for a person.
 type need struct {
-	Kind   string // offline, failed, stuck, approval: the CSS and the order
+	Kind   string // offline, failed, stuck, approval: the CSS
 	Icon   string
 	Title  string
 	Text   string
@@ -26,8 +25,15 @@ type need struct {
 	TaskID string
 }
 
+// needsMore says how many of a kind are not shown, and leads to all of them.
+type needsMore struct {
+	Text string
+	Link string
+}
+
 type dashboardView struct {
 	Needs     []need
+	NeedsMore []needsMore
 	NeedTotal int
 	Running   []row
 	RunTotal  int
@@ -66,10 +72,6 @@ const (
 	dashboardRecent  = 8
 )
 
-// needOrder is which comes first: what concerns a whole site, what is broken,
-// what stands still, what waits for a decision as it should.
-var needOrder = map[string]int{"offline": 0, "failed": 1, "stuck": 2, "approval": 3}
-
 func (w *Web) dashboard(rw http.ResponseWriter, r *http.Request) {
 	rev, now, images := w.rev(), w.cfg.Now(), w.reader.Images()
 	v := dashboardView{Command: "lpmos task list --watch"}
@@ -78,6 +80,7 @@ func (w *Web) dashboard(rw http.ResponseWriter, r *http.Request) {
 		v.Tallies = append(v.Tallies, tally{s, counts[s]})
 		v.Total += counts[s]
 	}
+	var offline, broken, still, waiting []need
 	for _, reg := range w.reader.Regions() {
 		rt := w.newRegionTally(reg)
 		v.Regions = append(v.Regions, rt)
@@ -88,7 +91,7 @@ func (w *Web) dashboard(rw http.ResponseWriter, r *http.Request) {
 				text = w.N(n, "Its 1 running install goes on by itself; no further disk is erased there until it is back.",
 					"Its %s running installs go on by themselves; no further disk is erased there until it is back.")
 			}
-			v.Needs = append(v.Needs, need{Kind: "offline", Icon: "link-lost", Title: w.T("Region %s is offline", reg.ID), Since: reg.Since,
+			offline = append(offline, need{Kind: "offline", Icon: "link-lost", Title: w.T("Region %s is offline", reg.ID), Since: reg.Since,
 				Text: text, Link: "/regions#r-" + reg.ID, Button: w.T("Open regions")})
 		}
 	}
@@ -96,31 +99,39 @@ func (w *Web) dashboard(rw http.ResponseWriter, r *http.Request) {
 		q.Limit = limit
 		return w.reader.Tasks(q)
 	}
-	// The oldest first: of what waits, they have waited longest.
-	oldest := api.Sort{By: "updated"}
-	failed := ask(dashboardNeeds, api.Query{Statuses: []lpmos.Status{lpmos.Failed}, Sort: oldest})
-	awaiting := ask(mostTogether, api.Query{Statuses: []lpmos.Status{lpmos.AwaitingApproval}, Sort: oldest})
-	decisions := w.decisions(awaiting)
+	// Of what waits, the oldest first: it has waited longest. Of what failed, the
+	// newest: the old ones were read before, and stay until they are deleted.
+	oldest, newest := api.Sort{By: "updated"}, api.Sort{By: "updated", Desc: true}
+	failed := ask(dashboardNeeds, api.Query{Statuses: []lpmos.Status{lpmos.Failed}, Sort: newest})
+	for _, t := range failed.Tasks {
+		broken = append(broken, w.failedNeed(t))
+	}
 	stuck := ask(dashboardNeeds, api.Query{Filter: query.Filter{Terms: []query.Term{{Key: "is", Values: []string{query.Stuck}}}}, Sort: oldest,
 		Statuses: []lpmos.Status{lpmos.Pending, lpmos.Approved, lpmos.Installing, lpmos.Verifying}})
-	for _, t := range failed.Tasks {
-		v.Needs = append(v.Needs, w.failedNeed(t))
+	for _, t := range stuck.Tasks {
+		still = append(still, w.stuckNeed(t))
 	}
+	awaiting := ask(mostTogether, api.Query{Statuses: []lpmos.Status{lpmos.AwaitingApproval}, Sort: oldest})
+	decisions := w.decisions(awaiting)
 	for _, same := range decisions[:min(len(decisions), dashboardNeeds)] {
 		n := w.approvalNeed(awaiting.Tasks[same[0]], awaiting.Rows[same[0]], images)
 		if len(same) > 1 {
 			w.needTogether(&n, awaiting, same, images)
 		}
-		v.Needs = append(v.Needs, n)
+		waiting = append(waiting, n)
 	}
-	for _, t := range stuck.Tasks {
-		v.Needs = append(v.Needs, w.stuckNeed(t))
+	for _, needs := range [][]need{offline, still} {
+		slices.SortStableFunc(needs, func(a, b need) int { return a.Since.Compare(b.Since) })
 	}
-	v.NeedTotal = v.Offline + failed.Total + len(decisions) + awaiting.Total - len(awaiting.Tasks) + stuck.Total
-	slices.SortStableFunc(v.Needs, func(a, b need) int {
-		return cmp.Or(cmp.Compare(needOrder[a.Kind], needOrder[b.Kind]), a.Since.Compare(b.Since))
+	v.fill([]needKind{
+		// What concerns a whole site, what is broken, what stands still, what waits
+		// for a decision as it should.
+		{offline, v.Offline, "/regions", func(n int) string { return w.N(n, "1 more region is offline", "%s more regions are offline") }},
+		{broken, failed.Total, "/tasks?q=status%3Afailed&sort=-updated", func(n int) string { return w.N(n, "1 more failed", "%s more failed") }},
+		{still, stuck.Total, "/tasks?q=is%3Astuck&sort=updated", func(n int) string { return w.N(n, "1 more stands still", "%s more stand still") }},
+		{waiting, len(decisions) + awaiting.Total - len(awaiting.Tasks), "/tasks?q=status%3Aawaiting_approval&sort=updated",
+			func(n int) string { return w.N(n, "1 more waits for approval", "%s more wait for approval") }},
 	})
-	v.Needs = v.Needs[:min(len(v.Needs), dashboardNeeds)]
 	for i := range v.Needs {
 		n := &v.Needs[i]
 		n.Title, n.Text = lpmos.Shorten(n.Title, maxWords), lpmos.Shorten(n.Text, 2*maxWords)
@@ -138,6 +149,38 @@ func (w *Web) dashboard(rw http.ResponseWriter, r *http.Request) {
 		v.Recent = append(v.Recent, w.newHappening(r))
 	}
 	w.show(rw, r, http.StatusOK, "dashboard", page{Title: w.T("Overview"), Nav: "dashboard", Watch: "all", Rev: rev, Body: v})
+}
+
+// needKind is one kind of what waits for a person: the most urgent of it, how
+// much there is, and where all of it is shown under which words.
+type needKind struct {
+	needs []need
+	total int
+	list  string
+	more  func(n int) string
+}
+
+// fill gives the kinds the places there are in turn, so that none hides another,
+// and says of each what has none.
+func (v *dashboardView) fill(kinds []needKind) {
+	shown := make([]int, len(kinds))
+	for left, gave := dashboardNeeds, true; gave; {
+		gave = false
+		for i, k := range kinds {
+			if left > 0 && shown[i] < len(k.needs) {
+				shown[i]++
+				left--
+				gave = true
+			}
+		}
+	}
+	for i, k := range kinds {
+		v.NeedTotal += k.total
+		v.Needs = append(v.Needs, k.needs[:shown[i]]...)
+		if n := k.total - shown[i]; n > 0 {
+			v.NeedsMore = append(v.NeedsMore, needsMore{k.more(n), k.list})
+		}
+	}
 }
 
 func (w *Web) newRegionTally(reg lpmos.Region) regionTally {

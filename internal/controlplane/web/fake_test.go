@@ -36,6 +36,7 @@ type fakeSite struct {
 	events  map[string][]lpmos.Event
 	logs    map[string][]string
 	fail    error // what the next action answers
+	whole   int   // how often a whole task or machine was asked for
 	created int
 	byKey   map[string]string // idempotency key → task
 	seen    []lpmos.Machine
@@ -65,6 +66,7 @@ func (s *fakeSite) StoreID() string { return "store-1" }
 func (s *fakeSite) Task(id string) (lpmos.Task, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.whole++
 	t, ok := s.tasks[id]
 	return t, ok
 }
@@ -90,9 +92,13 @@ func (s *fakeSite) Tasks(q api.Query) api.Page {
 }
 
 func (s *fakeSite) Rows(ids []string) (p api.Page) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, id := range ids {
-		if t, ok := s.Task(id); ok {
-			p.Tasks, p.Rows = append(p.Tasks, t), append(p.Rows, summaryOf(t))
+		if t, ok := s.tasks[id]; ok {
+			p.Rows = append(p.Rows, summaryOf(t))
+			t.Hardware, t.Plan, t.LogTail = nil, nil, nil // as the real reader
+			p.Tasks = append(p.Tasks, t)
 		}
 	}
 	return p
@@ -637,6 +643,9 @@ func (s *fakeSite) Machines(q api.MachineQuery) api.MachinePage {
 }
 
 func (s *fakeSite) Machine(mac lpmos.MAC) (lpmos.Machine, bool) {
+	s.mu.Lock()
+	s.whole++
+	s.mu.Unlock()
 	for _, m := range s.fleet() {
 		if slices.Contains(m.MACs, mac) {
 			return m, true

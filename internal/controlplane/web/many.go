@@ -326,17 +326,15 @@ func (w *Web) batch(rw http.ResponseWriter, r *http.Request) {
 	if b.Total > 0 {
 		v.Percent = b.Done * 100 / b.Total
 	}
-	images := w.reader.Images()
-	for line := 1; line <= b.Total; line++ {
-		t, ok := w.reader.Task(lpmos.BatchTaskID(b.ID, line))
-		switch {
-		case !ok:
-		case len(v.Tasks) < listedLines:
-			v.Tasks = append(v.Tasks, batchRow{t, imageTitle(images, t.OSType, t.OSVersion, t.Arch)})
-		default:
-			v.Hidden++
-		}
+	ids := make([]string, b.Total)
+	for i := range ids {
+		ids[i] = lpmos.BatchTaskID(b.ID, i+1)
 	}
+	images, tasks := w.reader.Images(), w.reader.Rows(ids).Tasks
+	for _, t := range tasks[:min(len(tasks), listedLines)] {
+		v.Tasks = append(v.Tasks, batchRow{t, imageTitle(images, t.OSType, t.OSVersion, t.Arch)})
+	}
+	v.Hidden = len(tasks) - len(v.Tasks)
 	if !b.Finished {
 		// It takes seconds; the page is drawn again until it is done, with or
 		// without scripts.

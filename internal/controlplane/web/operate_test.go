@@ -89,7 +89,7 @@ func (s *fakeSite) addDiscovered() {
 // data on its disk; it answers their ids, the one with data last.
 func (s *fakeSite) addAlike(n int) (ids []string) {
 	for i := range n + 1 {
-		mac := fmt.Sprintf("b0:7b:25:9e:%02x:00", i)
+		mac := fmt.Sprintf("b0:7b:25:%02x:%02x:00", 0x9e+i>>8, i&255)
 		t := lpmos.Task{ID: fmt.Sprintf("a11ce000-0000-4000-8000-%012x", i), Status: lpmos.AwaitingApproval, Attempt: 1, CreatedAt: s.now.Add(-time.Hour), UpdatedAt: s.now.Add(-time.Minute), CreatedBy: "li.wei", Rev: s.rev,
 			Spec: lpmos.Spec{RegionID: "bj-1", TargetMAC: lpmos.MustMAC(mac), OSType: "debian", OSVersion: "12", Arch: "amd64", Hostname: fmt.Sprintf("rack-%02d", i+1), SSHKeys: []string{goodKey}}}
 		t.Hardware = dellR760(fmt.Sprintf("5510%02d", i), mac)
@@ -485,6 +485,35 @@ func TestCreateMany(t *testing.T) {
 	})
 }
 
+// A whole task that has ended is read from the store, several keys of it: a file
+// of 2,000 lines does not ask for one where a list will do.
+func TestManyAskForNoWholeTasks(t *testing.T) {
+	s := newSite(t, testNow)
+	h := signedIn(newTestWeb(t, s))
+	var b strings.Builder
+	b.WriteString("mac,region,os,version\n")
+	for i := range 300 {
+		fmt.Fprintf(&b, "b0:7b:25:00:%02x:%02x,bj-1,ubuntu,24.04\n", i>>8, i&255)
+	}
+	_, body := post(t, h, "/tasks/create", manyForm(b.String()))
+	next := carried(body)
+	next.Set("step", "create")
+	s.whole = 0
+	res, _ := post(t, h, "/tasks/create", next)
+	if res.StatusCode != 303 || s.created != 300 || s.whole != 0 {
+		t.Errorf("creating 300 = %d, %d created; whole tasks and machines were asked for %d times", res.StatusCode, s.created, s.whole)
+	}
+	res, body = get(t, h, res.Header.Get("Location"))
+	if res.StatusCode != 200 || strings.Count(body, "<tr data-task=") != 200 || !strings.Contains(body, "100 more") || s.whole != 0 {
+		t.Errorf("the batch's page = %d with %d tasks; whole ones were asked for %d times", res.StatusCode, strings.Count(body, "<tr data-task="), s.whole)
+	}
+	// Of what has ended, the page of approvals names the status alone.
+	res, _ = get(t, h, "/tasks/approve?ids="+strings.Join([]string{idCompleted, idFailed, idRejected, idCanceled}, ","))
+	if res.StatusCode != 200 || s.whole != 0 {
+		t.Errorf("approving what has ended = %d; whole tasks were asked for %d times", res.StatusCode, s.whole)
+	}
+}
+
 func TestApproveTogether(t *testing.T) {
 	open := func(t *testing.T) (*fakeSite, func(url.Values) (int, string), url.Values, []string) {
 		s := newSite(t, testNow)
@@ -603,6 +632,27 @@ func TestApproveTogether(t *testing.T) {
 		code, body := send(form)
 		if code != 200 || !strings.Contains(body, "its plan changed after you opened the page") || s.tasks[ids[1]].Status != lpmos.AwaitingApproval || s.tasks[ids[0]].Status != lpmos.Approved {
 			t.Errorf("= %d, %v", code, statuses(s, ids))
+		}
+	})
+	t.Run("wants the number also when one of them is approved already", func(t *testing.T) {
+		s, send, form, ids := open(t)
+		if _, err := s.Decide(t.Context(), ids[0], api.Decision{Approved: true, PlanDigest: s.tasks[ids[0]].Plan.Digest}, "chen.yu"); err != nil {
+			t.Fatal(err)
+		}
+		for _, typed := range []string{"1", "2", ""} {
+			form.Set("count", typed)
+			code, body := send(form)
+			if code != 400 || !strings.Contains(body, "Type 2: so many machines would be approved.") || !strings.Contains(body, "rack-01</a>: <bdi>It does not wait for a decision: it is approved.") {
+				t.Errorf("typed %q = %d; want the number asked for and the one that is done named", typed, code)
+			}
+			if got := statuses(s, ids); !slices.Equal(got[1:], []lpmos.Status{lpmos.AwaitingApproval, lpmos.AwaitingApproval, lpmos.AwaitingApproval}) {
+				t.Fatalf("typed %q: statuses %v", typed, got)
+			}
+		}
+		// All that were listed when it was typed, as a second click says.
+		form.Set("count", "3")
+		if code, body := send(form); code != 200 || !strings.Contains(body, "3 machines were approved") {
+			t.Errorf("typed what was listed = %d", code)
 		}
 	})
 	t.Run("names who was quicker", func(t *testing.T) {

@@ -185,11 +185,12 @@ func (w *Web) named(ids []string, like string) (tasks []lpmos.Task, out []leftOu
 	if len(names) > mostTogether {
 		names, more = names[:mostTogether], len(names)-mostTogether
 	}
+	found := map[string]lpmos.Task{}
+	for _, t := range w.withPlans(names) {
+		found[t.ID] = t
+	}
 	for _, id := range names {
-		t, ok := lpmos.Task{}, false
-		if lpmos.ValidTaskID(id) {
-			t, ok = w.reader.Task(id)
-		}
+		t, ok := found[id]
 		switch {
 		case !ok:
 			out = append(out, leftOut{"", lpmos.Shorten(id, 40), w.T("There is no such task.")})
@@ -218,7 +219,8 @@ func (w *Web) togetherForm(rw http.ResponseWriter, r *http.Request) {
 		return bar != ""
 	})
 	v := w.newTogether(r, tasks, func(c *candidate) { c.Chosen = true })
-	v.LeftOut, v.More = out, more
+	selected, _ := strconv.Atoi(q.Get("more")) // beyond what an address names
+	v.LeftOut, v.More = out, more+max(selected, 0)
 	w.showTogether(rw, r, http.StatusOK, v, rev)
 }
 
@@ -337,7 +339,6 @@ func (w *Web) together(rw http.ResponseWriter, r *http.Request) {
 		if !ok {
 			continue
 		}
-		v.LeftOut = slices.DeleteFunc(v.LeftOut, func(l leftOut) bool { return l.ID == id })
 		results = append(results, w.togetherOutcome(t, f.Get("digest-"+id), person))
 	}
 	already := 0
@@ -352,9 +353,7 @@ func (w *Web) together(rw http.ResponseWriter, r *http.Request) {
 			if untyped > 0 {
 				text = w.joined(text, w.N(untyped, "1 is left out, because the last characters of its disk were not typed.", "%s are left out, because the last characters of their disks were not typed."))
 			}
-			if already == 0 {
-				problems = append(problems, fieldProblem{"count", text})
-			}
+			problems = append(problems, fieldProblem{"count", text})
 		}
 	}
 	if len(ready) == 0 && len(results) == 0 {
@@ -383,7 +382,7 @@ func (w *Web) together(rw http.ResponseWriter, r *http.Request) {
 		}
 		return strings.Compare(a.Hostname, b.Hostname)
 	})
-	done := togetherView{Results: results, Person: person, LeftOut: v.LeftOut}
+	done := togetherView{Results: results, Person: person}
 	for _, res := range results {
 		if res.Done {
 			done.Done++
