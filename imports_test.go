@@ -25,7 +25,7 @@ type importRule struct {
 }
 
 // agentSide is everything that runs in RAM on a blank machine.
-var agentSide = []string{".", "internal/agent/…", "internal/agentapi", "internal/cpio", "internal/grubboot", "internal/httprange", "internal/tpm", "internal/version", "cmd/agent"}
+var agentSide = []string{".", "internal/agent/…", "internal/agentapi", "internal/cpio", "internal/grubboot", "internal/httprange", "internal/tpm", "internal/version", "internal/watchdog", "cmd/agent"}
 
 var importRules = []importRule{
 	{

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/httprange"
+	"github.com/lpmos/lpmos/internal/watchdog"
 )
 
 // Blobs reads content by its digest from the boot listener. That is plain HTTP:
@@ -38,11 +39,11 @@ type Part struct {
 	Early bool
 }
 
-// ErrIdle is wrapped by errors about a server that sent nothing for too long.
-var ErrIdle = errors.New("nothing arrived for too long")
+// ErrIdle is wrapped by errors about a server that sent too little for too long.
+var ErrIdle = errors.New("nothing, or next to nothing, arrived for too long")
 
-// NewBlobs makes a reader for a BootConfig.BootURL. idle is the longest a
-// server may be silent, before the answer and in it; 0 is 30 s.
+// NewBlobs makes a reader for a BootConfig.BootURL. idle is the longest that a
+// server may take to answer, and then for every 64 KiB; 0 is 30 s.
 func NewBlobs(bootURL string, idle time.Duration) (*Blobs, error) {
 	u, err := url.Parse(bootURL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
@@ -68,6 +69,8 @@ type BlobReader struct {
 	body   io.ReadCloser
 	idle   time.Duration
 	timer  *time.Timer
+	left   time.Duration // of idle, to wait for the rest of watchdog.Least
+	came   int           // of watchdog.Least
 	cancel context.CancelCauseFunc
 	why    func() error // of the cancellation, nil while there is none
 }
@@ -79,7 +82,7 @@ func (b *Blobs) Open(ctx context.Context, sha256 string, p Part) (*BlobReader, e
 		return nil, &lpmos.InvalidError{Field: "digest", Problem: "is not 64 hexadecimal digits", Value: sha256}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	r := &BlobReader{idle: b.idle, cancel: cancel, why: func() error { return context.Cause(ctx) }, Total: -1}
+	r := &BlobReader{idle: b.idle, left: b.idle, cancel: cancel, why: func() error { return context.Cause(ctx) }, Total: -1}
 	r.timer = time.AfterFunc(b.idle, func() { cancel(ErrIdle) })
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.base+PathBlobs+sha256, nil)
 	if err != nil {
@@ -127,12 +130,17 @@ func (b *Blobs) Open(ctx context.Context, sha256 string, p Part) (*BlobReader, e
 	return r, nil
 }
 
-// Read reads what has arrived and gives up when nothing does for the idle time.
-// Time between two reads does not count.
+// Read reads what has arrived and gives up when it has waited for the idle time and
+// less than watchdog.Least came. Time between two reads does not count.
 func (r *BlobReader) Read(p []byte) (int, error) {
-	r.timer.Reset(r.idle)
+	r.timer.Reset(r.left)
+	began := time.Now()
 	n, err := r.body.Read(p)
 	r.timer.Stop()
+	r.left -= time.Since(began)
+	if r.came += n; r.came >= watchdog.Least {
+		r.came, r.left = 0, r.idle
+	}
 	if err != nil && err != io.EOF {
 		err = r.cause(err)
 	}

@@ -161,6 +161,7 @@ func TestBackoffGrowsToItsMaximumAndVaries(t *testing.T) {
 	})
 }
 
+// TestBlobs reads from servers of every kind (M02).
 func TestBlobs(t *testing.T) {
 	sum := strings.Repeat("ab", 32)
 	content := strings.Repeat("0123456789", 100)
@@ -177,6 +178,12 @@ func TestBlobs(t *testing.T) {
 			io.WriteString(w, content[:10])
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
+		case mode.Load() == "drips":
+			for i := 0; i < len(content) && r.Context().Err() == nil; i++ {
+				io.WriteString(w, content[i:i+1])
+				w.(http.Flusher).Flush()
+				time.Sleep(10 * time.Millisecond)
+			}
 		case mode.Load() == "no ranges":
 			io.WriteString(w, content)
 		case mode.Load() == "wrong range":
@@ -206,10 +213,22 @@ func TestBlobs(t *testing.T) {
 	if got, total, err := read(0, -1); err != nil || got != content || total != 1000 {
 		t.Errorf("Open(0, -1) = %d bytes of %d, %v", len(got), total, err)
 	}
-	for _, m := range []string{"silent", "stalls"} {
+	// It is the server's time that counts, and not the reader's.
+	r, err := blobs.Open(t.Context(), sum, Part{Length: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for i := range 3 {
+		if _, err := io.ReadFull(r, make([]byte, 10)); err != nil {
+			t.Errorf("read %d of a reader that takes its time: %v", i, err)
+		}
+		time.Sleep(60 * time.Millisecond)
+	}
+	for _, m := range []string{"silent", "stalls", "drips"} {
 		mode.Store(m)
-		if _, _, err := read(0, -1); !errors.Is(err, ErrIdle) {
-			t.Errorf("a server that %s: %v; want %v", m, err, ErrIdle)
+		if got, _, err := read(0, -1); !errors.Is(err, ErrIdle) || len(got) > 200 {
+			t.Errorf("a server that %s: %v after %d bytes; want %v", m, err, len(got), ErrIdle)
 		}
 	}
 	for _, m := range []string{"no ranges", "wrong range"} {

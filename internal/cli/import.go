@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"net/url"
 	"path/filepath"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -158,7 +158,7 @@ func (o *importFlags) fill() (imageimport.Guard, error) {
 	if o.sha256 != "" && o.sha512 != "" {
 		return g, bad("sha512", "and sha256 cannot both be given", "")
 	}
-	if strings.HasPrefix(o.r.From, "http:") && o.r.Sum.Hex == "" && o.r.Signature == "" && !strings.HasPrefix(o.r.Checksums, "https:") {
+	if scheme(o.r.From) == "http" && o.r.Sum.Hex == "" && o.r.Signature == "" && scheme(o.r.Checksums) != "https" {
 		return g, bad("allow-http", "needs a digest, a signature, or checksums by https: anybody on the way can change the file", "")
 	}
 	if o.out == "" {
@@ -166,6 +166,15 @@ func (o *importFlags) fill() (imageimport.Guard, error) {
 	}
 	o.r.OutDir, o.r.WorkDir = o.out, filepath.Join(o.cache, "import")
 	return g, o.r.Validate()
+}
+
+// scheme is that of an address, "" for a path.
+func scheme(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return ""
+	}
+	return u.Scheme
 }
 
 // meter shows how far a step is: on a terminal in one line that is drawn again,

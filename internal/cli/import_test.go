@@ -57,6 +57,7 @@ func TestImageImport(t *testing.T) {
 	p.want(ExitUsage, "format", "", image(file, "--format", "vmdk")...)
 	p.want(ExitUsage, "sha256", "", image(file, "--format", "raw", "--sha256", "abc")...)
 	p.want(ExitUsage, "anybody on the way", "", image("http://mirror.example/x.img", "--format", "raw", "--allow-http")...)
+	p.want(ExitUsage, "anybody on the way", "", image("HTTP://mirror.example/x.img", "--format", "raw", "--allow-http")...)
 	p.want(ExitUsage, "image catalogue", "", "image", "import", "--known", "slackware/15")
 	p.want(ExitUsage, "is not a network", "", image(file, "--format", "raw", "--allow-network", "ten")...)
 	p.want(ExitFailed, "not the file that was meant", "", image(file, "--format", "raw", "--sha256", strings.Repeat("0", 64))...)

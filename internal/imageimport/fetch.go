@@ -170,7 +170,7 @@ func (f *fetcher) once(ctx context.Context, u *url.URL, name string, out *os.Fil
 	defer resp.Body.Close()
 	total, err := f.answer(resp, note, have)
 	if err != nil {
-		return false, err
+		return err == errWhole, err
 	}
 	note.URL, note.Validator, note.Total = u.String(), validator(resp.Header), total
 	b, err := json.Marshal(note)
@@ -218,9 +218,13 @@ func caused(ctx context.Context, err error) error {
 	return err
 }
 
+// errWhole means that the server has no more than what is here.
+var errWhole = errors.New("the file is whole")
+
 // answer judges a response and gives the file's whole length, -1 if it is not
 // told.
 func (f *fetcher) answer(resp *http.Response, note *partialNote, have *int64) (total int64, err error) {
+	same := note.Validator != "" && validator(resp.Header) == note.Validator
 	switch {
 	case resp.StatusCode == http.StatusPartialContent:
 		from, of, ok := httprange.Content(resp.Header.Get("Content-Range"))
@@ -229,9 +233,16 @@ func (f *fetcher) answer(resp *http.Response, note *partialNote, have *int64) (t
 			return 0, errors.New("the server continues at another place than was asked for")
 		}
 		total = of
+	case resp.StatusCode == http.StatusOK && same && resp.ContentLength == *have:
+		return 0, errWhole
 	case resp.StatusCode == http.StatusOK:
 		*have, total = 0, resp.ContentLength
 	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
+		// A server that has another file by now would have sent it (If-Range).
+		of := resp.Header.Get("Content-Range")
+		if (same || validator(resp.Header) == "") && (of == fmt.Sprintf("bytes */%d", *have) || of == "" && note.Total == *have) {
+			return 0, errWhole
+		}
 		*have = 0
 		return 0, errors.New("the file became shorter than what is here")
 	case resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusRequestTimeout:

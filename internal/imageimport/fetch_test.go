@@ -23,6 +23,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/lpmos/lpmos/test/fixture"
 )
 
 func TestGuard(t *testing.T) {
@@ -351,6 +353,63 @@ func TestFetchGoesOnInTheNextCall(t *testing.T) {
 	}
 }
 
+// TestFetchNothingOfWhatIsWhole wants a file that is there to be taken, if the
+// server has no other one by then.
+func TestFetchNothingOfWhatIsWhole(t *testing.T) {
+	for name, serve := range map[string]func(http.ResponseWriter, *http.Request, []byte){
+		"a server with ranges": func(w http.ResponseWriter, r *http.Request, body []byte) {
+			http.ServeContent(w, r, "x", time.Time{}, bytes.NewReader(body))
+		},
+		"a server without ranges": func(w http.ResponseWriter, _ *http.Request, body []byte) {
+			w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+			w.Write(body)
+		},
+		"a server that says no more than that it has no such range": func(w http.ResponseWriter, r *http.Request, body []byte) {
+			if r.Header.Get("If-Range") == w.Header().Get("ETag") {
+				w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+				return
+			}
+			w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+			w.Write(body)
+		},
+		"a server that does not ask what was there": func(w http.ResponseWriter, r *http.Request, body []byte) {
+			if r.Header.Get("Range") != "" {
+				w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", len(body)))
+				w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+				return
+			}
+			w.Write(body)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			body, tag := bytes.Repeat([]byte("x"), 1<<20), `"v1"`
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("ETag", tag)
+				serve(w, r, body)
+			}))
+			defer srv.Close()
+			u, err := url.Parse(srv.URL)
+			must(t, err)
+			dir, came := t.TempDir(), false
+			f := newFetcher(loopback, quick(), func(string, int64, int64) { came = true })
+			for i, change := range []func(){
+				func() {},
+				func() {}, // the same again
+				func() { tag, body = `"v2"`, bytes.Repeat([]byte("y"), 1<<20) },
+				func() { tag, body = `"v3"`, bytes.Repeat([]byte("z"), 1<<19) },
+			} {
+				change()
+				came = false
+				path, err := f.file(t.Context(), u, dir)
+				must(t, err)
+				if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, body) || came != (i != 1) {
+					t.Errorf("call %d = %d bytes, %v, fetched: %v; want the %d of %s", i, len(got), err, came, len(body), tag)
+				}
+			}
+		})
+	}
+}
+
 type counter struct {
 	http.ResponseWriter
 	n *atomic.Int64
@@ -383,6 +442,38 @@ func TestImportOverHTTP(t *testing.T) {
 		if left, _ := os.ReadDir(r.WorkDir); len(left) > 0 {
 			t.Errorf("the import left %v", left)
 		}
+	})
+	t.Run("an image that cannot be installed is not kept", func(t *testing.T) {
+		path := tarOf(t, fixture.System("ubuntu", "Ubuntu", "24.04"))
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, path) }))
+		defer srv.Close()
+		r := request(t, srv.URL+"/root.tar", "tar")
+		_, err := Import(t.Context(), r, loopback, quick(), nil)
+		if _, ok := errors.AsType[*BlockedError](err); !ok {
+			t.Errorf("Import of a system without a kernel = %v; want a BlockedError", err)
+		}
+		if left, _ := os.ReadDir(r.WorkDir); len(left) > 0 {
+			t.Errorf("the import left %v", left)
+		}
+	})
+	t.Run("what is whole is not fetched again", func(t *testing.T) {
+		r := request(t, srv.URL+"/noble.img", "raw")
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		_, err := Import(ctx, r, loopback, quick(), func(step string, _, _ int64) {
+			if step == "packing" {
+				cancel()
+			}
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("Import that is stopped while it packs = %v", err)
+		}
+		_, err = Import(t.Context(), r, loopback, quick(), func(step string, _, _ int64) {
+			if step == "downloading" {
+				t.Fatal("it is fetched again")
+			}
+		})
+		must(t, err)
 	})
 	t.Run("a person who stops it is obeyed", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -187,11 +187,13 @@ func (im *importer) run(ctx context.Context) (Result, error) {
 	} else {
 		res, err = im.disk(ctx, f, info.Size())
 	}
+	if _, blocked := errors.AsType[*BlockedError](err); err == nil || blocked {
+		im.drop(name)
+	}
 	if err != nil {
 		return Result{}, err
 	}
 	res.Image.Source = src
-	im.drop(name)
 	return res, nil
 }
 
@@ -504,7 +506,7 @@ func scanTar(r io.Reader, list *rofs.Tar) (unpacked int64, err error) {
 		}
 		unpacked += 4096 // its inode, its name, and what rounding takes
 		switch h.Typeflag {
-		case tar.TypeReg:
+		case tar.TypeReg, tar.TypeGNUSparse:
 			unpacked += (h.Size + 4095) / 4096 * 4096
 			var content []byte
 			if keep := min(preflight.TarKeep(h.Name), h.Size); keep > 0 {

@@ -1,6 +1,7 @@
 package imageimport
 
 import (
+	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -396,6 +397,32 @@ func TestImportTar(t *testing.T) {
 	}
 	if digests[0] != digests[1] {
 		t.Errorf("the compressed tar has the digest %s, the plain one %s", digests[1], digests[0])
+	}
+}
+
+// TestImportSparseTar takes what tar -S writes.
+func TestImportSparseTar(t *testing.T) {
+	tools(t, "tar")
+	root, path := t.TempDir(), filepath.Join(t.TempDir(), "root.tar")
+	lastlog := filepath.Join(root, "var/log/lastlog")
+	must(t, fixture.Tree(root, withBoot(fixture.System("ubuntu", "Ubuntu 24.04 LTS", "24.04"))), os.MkdirAll(filepath.Dir(lastlog), 0o755),
+		os.WriteFile(lastlog, []byte("root"), 0o644), os.Truncate(lastlog, 8<<20))
+	_, err := fixture.Run(t.Context(), "tar", "-C", root, "--numeric-owner", "-S", "--format=gnu", "-cf", path, ".")
+	must(t, err)
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	for r := tar.NewReader(f); ; {
+		h, err := r.Next()
+		must(t, err)
+		if h.Typeflag == tar.TypeGNUSparse {
+			break
+		}
+	}
+	res, err := Import(t.Context(), request(t, path, "tar"), Guard{}, Limits{}, nil)
+	must(t, err)
+	if m := res.Manifest; m.UnpackedBytes < 12<<20 || m.SizeBytes > 8<<20 {
+		t.Errorf("a tar of %d bytes takes %d unpacked; want what is left out counted", m.SizeBytes, m.UnpackedBytes)
 	}
 }
 

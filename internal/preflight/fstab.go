@@ -1,6 +1,7 @@
 package preflight
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -13,18 +14,20 @@ type Mount struct {
 	Options []string
 }
 
+// disks are what a line begins with that names a disk or a part of one.
+var disks = regexp.MustCompile(`^(/dev/|(PART)?(UUID|LABEL)=)`)
+
 // Disk reports whether the line needs a partition.
 func (m Mount) Disk() bool {
-	switch m.FS {
-	case "tmpfs", "proc", "sysfs", "devpts", "nfs", "nfs4", "cifs", "overlay", "devtmpfs", "debugfs", "securityfs", "cgroup2", "efivarfs", "9p", "virtiofs", "none":
-		return false
-	}
-	return m.Spec != "none" && !strings.HasPrefix(m.Spec, "/swap") && !slices.Contains(m.Options, "bind") && !slices.Contains(m.Options, "loop")
+	return disks.MatchString(m.Spec) && m.FS != "tmpfs" && !m.has("bind", "rbind")
 }
 
-// Optional reports whether the system boots without it.
-func (m Mount) Optional() bool {
-	return slices.Contains(m.Options, "nofail") || slices.Contains(m.Options, "noauto") || m.FS == "swap"
+// Optional reports whether the system boots without it. What needs the network is
+// mounted when the system is up.
+func (m Mount) Optional() bool { return m.FS == "swap" || m.has("nofail", "noauto", "_netdev") }
+
+func (m Mount) has(options ...string) bool {
+	return slices.ContainsFunc(m.Options, func(o string) bool { return slices.Contains(options, o) })
 }
 
 // ParseFstab reads the lines of an fstab. Lines with fewer than two fields are

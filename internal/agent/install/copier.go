@@ -215,8 +215,8 @@ func (f *fetcher) chunk(ctx context.Context, i int, buf []byte) ([]byte, error) 
 	c := f.m.Chunks[i]
 	b := buf[:c.StoredBytes]
 	for try := 1; ; try++ {
-		err := persist(ctx, f.Stall, func() error {
-			err := f.read(ctx, c, b)
+		err := persist(ctx, f.Stall, func(bounded context.Context) error {
+			err := f.read(ctx, bounded, c, b)
 			if err != nil {
 				f.close()
 				if _, ok := errors.AsType[*Failure](err); !ok && ctx.Err() == nil {
@@ -244,7 +244,9 @@ func (f *fetcher) chunk(ctx context.Context, i int, buf []byte) ([]byte, error) 
 	return b, nil
 }
 
-func (f *fetcher) read(ctx context.Context, c lpmos.Chunk, b []byte) error {
+// read reads a chunk until bounded ends; the request, which serves those that follow
+// too, lasts as long as ctx.
+func (f *fetcher) read(ctx, bounded context.Context, c lpmos.Chunk, b []byte) error {
 	if f.body == nil || f.at != c.StoredOffset || f.at+int64(len(b)) > f.end {
 		f.close()
 		n := min(max(rangeBytes, c.StoredBytes), f.m.Pack.Bytes-c.StoredOffset)
@@ -260,12 +262,25 @@ func (f *fetcher) read(ctx context.Context, c lpmos.Chunk, b []byte) error {
 			return f.doubt(corrupt("its pack has %d bytes and the manifest says %d", body.Total, f.m.Pack.Bytes))
 		}
 	}
-	n, err := io.ReadFull(f.body, b)
+	n, err := io.ReadFull(within{bounded, f.body}, b)
 	f.at += int64(n)
 	if err != nil {
 		return fmt.Errorf("read chunk after %d of %d bytes: %w", n, len(b), err)
 	}
 	return nil
+}
+
+// within reads until a context ends.
+type within struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (w within) Read(p []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return w.r.Read(p)
 }
 
 // doubt is what is wrong with a pack, the first time as an error after which it is

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -200,6 +201,16 @@ func TestCopyFailsWithACause(t *testing.T) {
 				return true
 			})
 		}, "image_unreachable", "4s"},
+		{"pack that drips", nil, func(s *blobServer, m *lpmos.ImageManifest) {
+			s.spoil = onPack(m, drip(1, 10*time.Millisecond))
+		}, "image_unreachable", "4s"},
+		// Never idle, and still no chunk in the time in which one must come.
+		{"pack that comes too slowly", func(s *blobServer, m *lpmos.ImageManifest) {
+			slow, _ := s.pack(t, testBytes(2<<20), 2<<20, nil)
+			*m = *slow
+		}, func(s *blobServer, m *lpmos.ImageManifest) {
+			s.spoil = onPack(m, drip(10_000, 80*time.Millisecond))
+		}, "image_unreachable", "4s"},
 		{"200 with a page instead of the pack", nil, func(s *blobServer, m *lpmos.ImageManifest) {
 			s.spoil = onPack(m, func(w http.ResponseWriter, r *http.Request, b []byte) bool {
 				io.WriteString(w, "<html>"+strings.Repeat("please log in ", int(m.Pack.Bytes)))
@@ -251,6 +262,32 @@ func TestCopyFailsWithACause(t *testing.T) {
 			}
 		})
 	}
+}
+
+// drip answers with so many bytes at a time.
+func drip(n int, pause time.Duration) func(http.ResponseWriter, *http.Request, []byte) bool {
+	return func(w http.ResponseWriter, r *http.Request, b []byte) bool {
+		http.ServeContent(dripper{w, r.Context(), n, pause}, r, "", time.Time{}, bytes.NewReader(b))
+		return true
+	}
+}
+
+type dripper struct {
+	http.ResponseWriter
+	ctx   context.Context
+	n     int
+	pause time.Duration
+}
+
+func (d dripper) Write(b []byte) (int, error) {
+	for piece := range slices.Chunk(b, d.n) {
+		if _, err := d.ResponseWriter.Write(piece); err != nil || d.ctx.Err() != nil {
+			return 0, errors.Join(err, d.ctx.Err())
+		}
+		d.ResponseWriter.(http.Flusher).Flush()
+		time.Sleep(d.pause)
+	}
+	return len(b), nil
 }
 
 // replaceChunk gives chunk i other stored bytes, with the right digest.

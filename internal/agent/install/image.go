@@ -31,7 +31,7 @@ func FetchManifest(ctx context.Context, blobs Blobs, digest string, stall time.D
 	}
 	var text []byte
 	for try := 1; ; try++ {
-		err := persist(ctx, stall, func() error {
+		err := persist(ctx, stall, func(ctx context.Context) error {
 			text, err = readAll(ctx, blobs, sum)
 			return missingIf404(err, "manifest", digest)
 		})
@@ -68,28 +68,27 @@ func readAll(ctx context.Context, blobs Blobs, sum string) ([]byte, error) {
 	return b, err
 }
 
-// persist calls f until it succeeds, fails with a *Failure, or has failed for
-// as long as stall.
-func persist(ctx context.Context, stall time.Duration, f func() error) error {
+// persist calls f until it succeeds, fails with a *Failure, or stall is over, at
+// which its context ends.
+func persist(ctx context.Context, stall time.Duration, f func(context.Context) error) error {
+	bounded, cancel := context.WithTimeout(ctx, stall)
+	defer cancel()
 	pause := agentapi.Backoff{Min: 200 * time.Millisecond, Max: min(15*time.Second, max(stall/4, time.Millisecond))}
-	began := time.Now()
 	for {
-		err := f()
+		err := f(bounded)
 		if err == nil {
 			return nil
 		}
 		if _, ok := errors.AsType[*Failure](err); ok {
 			return err
 		}
+		if pause.Wait(bounded, 0) == nil {
+			continue
+		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if time.Since(began) > stall {
-			return unreachable(stall, err)
-		}
-		if err := pause.Wait(ctx, 0); err != nil {
-			return err
-		}
+		return unreachable(stall, err)
 	}
 }
 

@@ -88,7 +88,7 @@ func (in *Installer) startInstaller(ctx context.Context, job *Job, m *lpmos.Imag
 		return err
 	}
 	if err := os.MkdirAll(in.cfg.WorkDir, 0o700); err != nil {
-		return fmt.Errorf("make directory: %w", err)
+		return keepFailed("make directory", err)
 	}
 	kernel, err := in.fetchFile(ctx, job, "kernel", e.Installer.Kernel, 1)
 	if err != nil {
@@ -101,7 +101,7 @@ func (in *Installer) startInstaller(ctx context.Context, job *Job, m *lpmos.Imag
 	}
 	defer func() { initrd.Close() }()
 	if err := in.extend(initrd, job, e.Files[at]); err != nil {
-		return fmt.Errorf("extend the installer's initramfs: %w", err)
+		return keepFailed("extend the installer's initramfs", err)
 	}
 	for _, f := range []**os.File{&kernel, &initrd} {
 		if *f, err = readOnly(*f); err != nil {
@@ -145,43 +145,63 @@ func (in *Installer) consoles() []string {
 func (in *Installer) fetchFile(ctx context.Context, job *Job, what string, b lpmos.Blob, done int64) (*os.File, error) {
 	f, err := os.CreateTemp(in.cfg.WorkDir, "installer-")
 	if err != nil {
-		return nil, fmt.Errorf("keep the installer's %s: %w", what, err)
+		return nil, keepFailed("keep the installer's "+what, err)
 	}
-	if err := os.Remove(f.Name()); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("keep the installer's %s: %w", what, err)
-	}
-	for try := 1; ; try++ {
+	err = os.Remove(f.Name())
+	for try := 1; err == nil; try++ {
 		job.step(lpmos.Partitioning, done, 10, "Downloading the installer's "+what+" ("+lpmos.FormatBytes(b.Bytes)+")")
-		sum := sha256.New()
-		err := persist(ctx, in.cfg.StallTimeout, func() error {
-			sum.Reset()
-			if err := f.Truncate(0); err != nil {
-				return err
-			}
-			if _, err := f.Seek(0, io.SeekStart); err != nil {
-				return err
-			}
-			r, err := in.blobs.Open(ctx, b.SHA256, agentapi.Part{Length: -1})
+		var sum string
+		if sum, err = in.fetchInto(ctx, f, what, b); err == nil && sum == b.SHA256 {
+			return f, nil
+		}
+		if err == nil && try == 2 {
+			err = corrupt("its %s is not %s, on two tries", what, lpmos.Prefix(b.SHA256, 12))
+		}
+	}
+	f.Close()
+	return nil, err
+}
+
+// partBytes is how much of an installer is asked for at once, and what of it the
+// network spoils is asked for again.
+const partBytes = 4 << 20
+
+// fetchInto writes a blob to a file, part by part, and gives its digest.
+func (in *Installer) fetchInto(ctx context.Context, f io.WriterAt, what string, b lpmos.Blob) (string, error) {
+	sum, buf := sha256.New(), make([]byte, min(b.Bytes, partBytes))
+	for at := int64(0); at < b.Bytes; {
+		part := buf[:min(b.Bytes-at, partBytes)]
+		err := persist(ctx, in.cfg.StallTimeout, func(ctx context.Context) error {
+			r, err := in.blobs.Open(ctx, b.SHA256, agentapi.Part{Offset: at, Length: int64(len(part))})
 			if err != nil {
 				return missingIf404(err, what, "sha256:"+b.SHA256)
 			}
 			defer r.Close()
-			// One byte more than there should be makes another digest.
-			_, err = io.Copy(io.MultiWriter(f, sum), io.LimitReader(r, b.Bytes+1))
+			if r.Total >= 0 && r.Total != b.Bytes {
+				return corrupt("its %s has %d bytes and the manifest says %d", what, r.Total, b.Bytes)
+			}
+			_, err = io.ReadFull(r, part)
 			return err
 		})
-		switch {
-		case err != nil:
-			f.Close()
-			return nil, err
-		case hex.EncodeToString(sum.Sum(nil)) == b.SHA256:
-			return f, nil
-		case try == 2:
-			f.Close()
-			return nil, corrupt("its %s is not %s, on two tries", what, lpmos.Prefix(b.SHA256, 12))
+		if err != nil {
+			return "", err
 		}
+		if _, err := f.WriteAt(part, at); err != nil {
+			return "", keepFailed("keep the installer's "+what, err)
+		}
+		sum.Write(part)
+		at += int64(len(part))
 	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// keepFailed is an error of the memory that an installer is kept in.
+func keepFailed(doing string, err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.ENOMEM) {
+		return &Failure{Code: "memory_too_small", Cause: "The machine has not enough memory for the installer.",
+			NextStep: "Give the machine more memory, or use an image, which needs less.", Err: err}
+	}
+	return fmt.Errorf("%s: %w", doing, err)
 }
 
 // extend appends an archive to an initramfs: the answers, the handover and the

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -90,6 +92,17 @@ func newGuest(t *testing.T, answers string) *guest {
 	return g
 }
 
+// answer makes the server say something else for a blob.
+func (g *guest) answer(b lpmos.Blob, text string) {
+	g.blobs.spoil = func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		mine := strings.HasSuffix(r.URL.Path, b.SHA256)
+		if mine {
+			io.WriteString(w, text)
+		}
+		return mine
+	}
+}
+
 // archived is a file of the archive behind an initramfs.
 func archived(b []byte, name string) string {
 	for {
@@ -144,20 +157,50 @@ func TestStartInstaller(t *testing.T) {
 	}
 }
 
+// TestFetchInto wants what the network spoils to be fetched again alone (M01), and
+// a full memory to be called that.
+func TestFetchInto(t *testing.T) {
+	g := newGuest(t, lpmos.TemplatePreseed)
+	content := testBytes(2*partBytes + 1000)
+	b := lpmos.Blob{SHA256: g.blobs.put(content), Bytes: int64(len(content))}
+	var cut sync.Once
+	g.blobs.spoil = func(w http.ResponseWriter, r *http.Request, blob []byte) bool {
+		if strings.HasPrefix(r.Header.Get("Range"), fmt.Sprintf("bytes=%d-", partBytes)) {
+			cut.Do(func() { w = cutter{w, new(atomic.Int64), 100_000} })
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(blob))
+		return true
+	}
+	f, err := os.Create(filepath.Join(t.TempDir(), "kernel"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	sum, err := g.in.fetchInto(t.Context(), f, "kernel", b)
+	if got, _ := os.ReadFile(f.Name()); err != nil || sum != b.SHA256 || !bytes.Equal(got, content) {
+		t.Errorf("fetchInto = %s, %v, with %d bytes; want all %d", sum, err, len(got), len(content))
+	}
+	if want := []string{"bytes=0-4194303", "bytes=4194304-8388607", "bytes=4194304-8388607", "bytes=8388608-8389607"}; !slices.Equal(g.blobs.ranges, want) {
+		t.Errorf("asked for %q; want %q", g.blobs.ranges, want)
+	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	g.blobs.ranges = nil
+	if _, err := g.in.fetchInto(t.Context(), full, "kernel", b); failureCode(err) != "memory_too_small" || len(g.blobs.ranges) != 1 {
+		t.Errorf("fetchInto a memory that is full = %v after %d requests; want memory_too_small after one", err, len(g.blobs.ranges))
+	}
+}
+
 func TestStartInstallerRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil func(*guest)
 		code  string
 	}{
-		"a kernel that is not the one approved": {func(g *guest) {
-			g.blobs.spoil = func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
-				if strings.HasSuffix(r.URL.Path, g.img.Installer.Kernel.SHA256) {
-					w.Write([]byte("another kernel"))
-					return true
-				}
-				return false
-			}
-		}, "image_corrupt"},
+		"a kernel that is not the one approved":  {func(g *guest) { g.answer(g.img.Installer.Kernel, "b kernel") }, "image_corrupt"},
+		"a kernel of another length":             {func(g *guest) { g.answer(g.img.Installer.Kernel, "another kernel") }, "image_corrupt"},
 		"an initramfs that nobody has":           {func(g *guest) { delete(g.blobs.blobs, g.img.Installer.Initrd.SHA256) }, "image_missing"},
 		"answers that are not in the plan":       {func(g *guest) { g.plan.Effect.Files = nil }, "plan_invalid"},
 		"another installer than the plan's":      {func(g *guest) { i := *g.plan.Effect.Installer; i.KernelArgs = "x"; g.plan.Effect.Installer = &i }, "plan_invalid"},

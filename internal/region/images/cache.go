@@ -28,7 +28,7 @@ type Config struct {
 	MaxBytes int64         // of all files; 64 GiB. A larger blob is refused
 	Idle     time.Duration // a transfer that moves less than 64 KiB in it is broken off; 30 s
 	Retry    time.Duration // first pause after a failure, doubled each time; 500 ms
-	Parallel int           // transfers at once; 4
+	Parallel int           // transfers of large blobs at once, and of small ones beside them; 4
 }
 
 const (
@@ -36,6 +36,11 @@ const (
 	keepPartial    = 7 * 24 * time.Hour // of a blob nobody asked for again
 	partialSuffix  = ".partial"
 	copyBufferSize = 128 << 10
+	// smallBytes is the most that a blob has which waits for no large one: what a
+	// machine boots from, and manifests.
+	smallBytes = 64 << 20
+	// verifying is how many large files are read for their digests at once.
+	verifying = 2
 )
 
 // Cache holds blobs in a directory. Use New; end it with Close.
@@ -47,7 +52,8 @@ type Cache struct {
 	ctx    context.Context // of all transfers; ended by Close
 	cancel context.CancelFunc
 	work   sync.WaitGroup
-	slots  chan struct{}
+
+	small, large, reading chan struct{} // places for transfers, and for reading large files
 
 	mu      sync.Mutex // guards what follows
 	closed  bool
@@ -70,6 +76,8 @@ type job struct {
 	err   error
 	bytes atomic.Int64
 	total atomic.Int64 // -1 while it is not known
+
+	places chan struct{} // among which the job has one while it fetches; its own
 
 	mu   sync.Mutex
 	more chan struct{} // closed, and another in its place, when more of the blob can be read
@@ -117,7 +125,8 @@ func New(cfg Config, source Source, log *slog.Logger) (*Cache, error) {
 		return nil, fmt.Errorf("open image cache: %w", err)
 	}
 	c := &Cache{
-		cfg: cfg, source: source, log: log, root: root, slots: make(chan struct{}, cfg.Parallel),
+		cfg: cfg, source: source, log: log, root: root,
+		small: make(chan struct{}, cfg.Parallel), large: make(chan struct{}, cfg.Parallel), reading: make(chan struct{}, verifying),
 		entries: map[string]*entry{}, partial: map[string]int64{}, jobs: map[string]*job{},
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -366,14 +375,8 @@ func (c *Cache) run(digest string, j *job) {
 
 // ensure makes a blob present and verified.
 func (c *Cache) ensure(digest string, j *job) error {
-	select {
-	case c.slots <- struct{}{}:
-		defer func() { <-c.slots }()
-	case <-c.ctx.Done():
-		return c.ctx.Err()
-	}
 	c.mu.Lock()
-	e := c.entries[digest]
+	e, begun := c.entries[digest], c.partial[digest]
 	c.mu.Unlock()
 	if e != nil {
 		// Left by an earlier process: read once before it is trusted.
@@ -386,7 +389,16 @@ func (c *Cache) ensure(digest string, j *job) error {
 		}
 		c.log.Warn("blob damaged on this region's disk", "file", digest)
 	}
-	return c.fetch(digest, j)
+	j.places = c.small
+	if begun > smallBytes {
+		j.places = c.large
+	}
+	err := c.fetch(digest, j)
+	if errors.Is(err, errLarge) {
+		j.places = c.large
+		err = c.fetch(digest, j)
+	}
+	return err
 }
 
 // settle trusts an entry from now on, or removes it.
@@ -408,21 +420,40 @@ func (c *Cache) hashFile(name string, j *job) (string, error) {
 	}
 	defer f.Close()
 	h := sha256.New()
-	if err := c.copy(h, f, &j.bytes); err != nil {
+	if err := c.hash(h, f, j); err != nil {
 		return "", fmt.Errorf("verify blob %s: %w", name, err)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// copy counts, and ends when the cache closes.
-func (c *Cache) copy(w io.Writer, r io.Reader, count *atomic.Int64) error {
+// take waits for one of the places, which the caller gives back.
+func (c *Cache) take(places chan struct{}) error {
+	select {
+	case places <- struct{}{}:
+		return nil
+	case <-c.ctx.Done():
+		return c.ctx.Err()
+	}
+}
+
+// hash reads what is on the disk of a blob, counts it, and ends when the cache
+// closes.
+func (c *Cache) hash(h hash.Hash, f *os.File, j *job) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() > smallBytes {
+		if err := c.take(c.reading); err != nil {
+			return err
+		}
+		defer func() { <-c.reading }()
+	}
 	buf := make([]byte, copyBufferSize)
 	for c.ctx.Err() == nil {
-		n, err := r.Read(buf)
-		if _, werr := w.Write(buf[:n]); werr != nil {
-			return werr
-		}
-		count.Add(int64(n))
+		n, err := f.Read(buf)
+		h.Write(buf[:n])
+		j.bytes.Add(int64(n))
 		if err == io.EOF {
 			return nil
 		} else if err != nil {
@@ -441,6 +472,10 @@ func (c *Cache) fetch(digest string, j *job) error {
 		}
 		return fmt.Errorf("fetch blob %s: %w: %w", digest, lpmos.ErrUnavailable, err)
 	}
+	if err := c.take(j.places); err != nil {
+		return err
+	}
+	defer func() { <-j.places }()
 	f, err := c.root.OpenFile(digest+partialSuffix, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fail(err)
@@ -448,7 +483,7 @@ func (c *Cache) fetch(digest string, j *job) error {
 	defer f.Close()
 	j.bytes.Store(0)
 	h := sha256.New()
-	if err := c.copy(h, f, &j.bytes); err != nil { // what an earlier attempt left
+	if err := c.hash(h, f, j); err != nil { // what an earlier attempt left
 		return fail(err)
 	}
 	pause := c.cfg.Retry
@@ -468,6 +503,9 @@ func (c *Cache) fetch(digest string, j *job) error {
 		case c.ctx.Err() != nil:
 			c.noteSize(digest, j.bytes.Load())
 			return c.ctx.Err()
+		case errors.Is(err, errLarge):
+			c.noteSize(digest, j.bytes.Load())
+			return err
 		case errors.Is(err, lpmos.ErrNotFound), errors.Is(err, errPermanent):
 			c.noteSize(digest, j.bytes.Load())
 			return fail(err)
@@ -497,8 +535,13 @@ func (c *Cache) fetch(digest string, j *job) error {
 	}
 }
 
-// errBroken is wrapped by errors of a transfer that may be resumed.
-var errBroken = errors.New("transfer broken")
+var (
+	// errBroken is wrapped by errors of a transfer that may be resumed.
+	errBroken = errors.New("transfer broken")
+	// errLarge means that a blob which has the place of a small one turned out to be
+	// large, and that there was no place for it.
+	errLarge = errors.New("no place for a large blob")
+)
 
 // transfer takes one connection's worth. nil means that the source says this
 // is all.
@@ -511,7 +554,7 @@ func (c *Cache) transfer(digest string, f *os.File, h hash.Hash, j *job) error {
 	})
 	defer stop()
 	offset := j.bytes.Load()
-	body, size, err := c.source.Fetch(ctx, digest, offset)
+	body, at, size, err := c.source.Fetch(ctx, digest, offset)
 	switch {
 	case errors.Is(err, lpmos.ErrNotFound), errors.Is(err, errPermanent), errors.Is(err, errOffset):
 		return err
@@ -531,17 +574,28 @@ func (c *Cache) transfer(digest string, f *os.File, h hash.Hash, j *job) error {
 	}
 	buf := make([]byte, copyBufferSize)
 	for {
+		if j.places == c.small && max(size, j.bytes.Load()) > smallBytes {
+			select {
+			case c.large <- struct{}{}:
+				<-j.places
+				j.places = c.large
+			default:
+				return errLarge
+			}
+		}
 		n, err := body.Read(buf)
-		if n > 0 {
-			moved.Add(int64(n))
-			have := j.bytes.Load() + int64(n)
+		moved.Add(int64(n))
+		again := min(int64(n), offset-at) // what comes of what is there
+		at += again
+		if b := buf[again:n]; len(b) > 0 {
+			have := j.bytes.Load() + int64(len(b))
 			if size >= 0 && have > size || have > c.cfg.MaxBytes {
 				return fmt.Errorf("more than the %s that were announced or fit in the cache", lpmos.FormatBytes(max(size, 0)))
 			}
-			if _, werr := f.Write(buf[:n]); werr != nil {
+			if _, werr := f.Write(b); werr != nil {
 				return fmt.Errorf("%w: %w", errPermanent, werr)
 			}
-			h.Write(buf[:n])
+			h.Write(b)
 			j.bytes.Store(have)
 			j.grow()
 		}

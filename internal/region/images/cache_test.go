@@ -177,6 +177,14 @@ func TestFaultySource(t *testing.T) {
 			w.Header().Set("Content-Encoding", "gzip")
 			w.Write(data)
 		}}, want: lpmos.ErrUnavailable},
+		// What it sends again is skipped, which takes longer than it may be idle.
+		{name: "ignores ranges, slowly", idle: 400 * time.Millisecond, first: []http.HandlerFunc{cut(600_000), func(w http.ResponseWriter, r *http.Request) {
+			for i := 0; i < len(data) && r.Context().Err() == nil; i += 50_000 {
+				w.Write(data[i : i+50_000])
+				w.(http.Flusher).Flush()
+				time.Sleep(100 * time.Millisecond)
+			}
+		}}},
 		{name: "ignores ranges", first: []http.HandlerFunc{cut(300_000), func(w http.ResponseWriter, r *http.Request) { w.Write(data) }}},
 		{name: "answers another range", first: []http.HandlerFunc{cut(300_000), func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Range", "bytes 0-9/700000")
@@ -328,6 +336,60 @@ func TestFollow(t *testing.T) {
 	c := open(t, Config{}, serve(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(404) }))
 	if _, _, err := c.Follow(t.Context(), digest); !errors.Is(err, lpmos.ErrNotFound) {
 		t.Errorf("Follow of what nobody has = %v; want %v", err, lpmos.ErrNotFound)
+	}
+}
+
+// TestSmallBlobsDoNotWait is the boot of machines in a region that has just been
+// started again and goes on with more packs than it may fetch at once.
+func TestSmallBlobsDoNotWait(t *testing.T) {
+	small, fetched := blob(100_000, 5)
+	there, kept := blob(100_000, 6)
+	var packs atomic.Int32
+	src := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, fetched) {
+			w.Write(small)
+			return
+		}
+		packs.Add(1)
+		w.Header().Set("Content-Length", strconv.Itoa(smallBytes+1))
+		w.Write(there)
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, kept), there, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := open(t, Config{Dir: dir, Parallel: 2, Idle: time.Minute}, src)
+	var digests []string
+	for i := range byte(5) {
+		_, digest := blob(10, 100+i)
+		digests = append(digests, digest)
+		c.open(digest)
+	}
+	moving := func() (n int) {
+		for _, digest := range digests {
+			if have, _, _ := c.Progress(digest); have > 0 {
+				n++
+			}
+		}
+		return n
+	}
+	for deadline := time.Now().Add(time.Minute); moving() < 2 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for name, digest := range map[string]string{"one that is there": kept, "one that must be fetched": fetched} {
+		r, _, err := c.Open(ctx, digest)
+		if err != nil {
+			t.Errorf("Open of %s behind large ones = %v", name, err)
+			continue
+		}
+		r.Close()
+	}
+	if n := moving(); n != 2 {
+		t.Errorf("%d large blobs are fetched at once; want 2", n)
 	}
 }
 

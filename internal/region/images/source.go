@@ -15,13 +15,14 @@ import (
 	"github.com/lpmos/lpmos/internal/httprange"
 )
 
-// Source is where blobs come from. Fetch opens one from a byte offset on; size
-// is that of the whole blob, or -1 when the source does not say. Errors wrap
+// Source is where blobs come from. Fetch opens one from a byte offset on, or
+// from the beginning, at which of them the body begins; size is that of the whole
+// blob, or -1 when the source does not say. Errors wrap
 // lpmos.ErrNotFound when there is no such blob and errPermanent when asking
 // again is useless; after all others the cache asks again. The caller closes
 // the body; cancelling ctx ends it.
 type Source interface {
-	Fetch(ctx context.Context, digest string, offset int64) (body io.ReadCloser, size int64, err error)
+	Fetch(ctx context.Context, digest string, offset int64) (body io.ReadCloser, at, size int64, err error)
 }
 
 var (
@@ -39,14 +40,14 @@ type HTTPSource struct {
 
 // Fetch asks for the rest of a blob from offset on. Redirects to another host
 // are not followed: the token would go with them.
-func (h HTTPSource) Fetch(ctx context.Context, digest string, offset int64) (io.ReadCloser, int64, error) {
+func (h HTTPSource) Fetch(ctx context.Context, digest string, offset int64) (body io.ReadCloser, at, size int64, err error) {
 	u, err := url.JoinPath(h.URL, "api/v1/blobs", digest)
 	if err != nil {
-		return nil, 0, fmt.Errorf("%w: %w", errPermanent, err)
+		return nil, 0, 0, fmt.Errorf("%w: %w", errPermanent, err)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
-		return nil, 0, fmt.Errorf("%w: %w", errPermanent, err)
+		return nil, 0, 0, fmt.Errorf("%w: %w", errPermanent, err)
 	}
 	// Without this the transport would ask for gzip and unpack it by itself,
 	// however large it gets.
@@ -66,21 +67,16 @@ func (h HTTPSource) Fetch(ctx context.Context, digest string, offset int64) (io.
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, 0, err
 	}
-	size, err := accept(res, offset)
-	if err != nil {
+	if size, err = accept(res, offset); err != nil {
 		res.Body.Close()
-		return nil, 0, err
+		return nil, 0, 0, err
 	}
-	if res.StatusCode == http.StatusOK && offset > 0 {
-		// The server, or something in front of it, has no ranges.
-		if _, err := io.CopyN(io.Discard, res.Body, offset); err != nil {
-			res.Body.Close()
-			return nil, 0, fmt.Errorf("skip to byte %d: %w", offset, err)
-		}
+	if res.StatusCode == http.StatusOK {
+		offset = 0 // the server, or something in front of it, may have no ranges
 	}
-	return res.Body, size, nil
+	return res.Body, offset, size, nil
 }
 
 // accept checks an answer's head and returns the whole blob's size, or -1.
