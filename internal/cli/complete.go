@@ -94,7 +94,7 @@ func (a *app) completeTasks(statuses []lpmos.Status) completer {
 	return a.live(func(ctx context.Context, c *apiclient.Client, args []string, typed string) ([]string, error) {
 		q := url.Values{"limit": {"100"}}
 		if typed != "" {
-			q.Set("q", quoted(typed))
+			q.Set("q", anywhere(typed))
 		}
 		if len(statuses) > 0 {
 			var names []string

@@ -19,6 +19,7 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 )
 
 var quietLog = slog.New(slog.DiscardHandler)
@@ -50,24 +51,34 @@ func find(ctx context.Context, c *apiclient.Client, name string) (string, error)
 	if len(name) < 4 {
 		return "", &lpmos.InvalidError{Field: "task", Problem: "needs at least 4 characters of a task id, or a host name or MAC", Value: name}
 	}
-	l, err := c.Tasks(ctx, url.Values{"q": {quoted(name)}, "limit": {"50"}})
-	if err != nil {
-		return "", err
+	// Each thing that it may be is asked for as just that: words that stand
+	// anywhere in a task find any number of others.
+	var asked []query.Term
+	lower := strings.ToLower(name)
+	if strings.Trim(lower, "0123456789abcdef-") == "" {
+		asked = append(asked, query.Term{Key: "id", Values: []string{lower}})
 	}
-	mac, macErr := lpmos.ParseMAC(name)
-	if macErr == nil && len(l.Tasks) == 0 { // stored in another spelling
-		if l, err = c.Tasks(ctx, url.Values{"q": {quoted(mac.String())}, "limit": {"50"}}); err != nil {
-			return "", err
-		}
+	if lpmos.ValidHostname(lower) {
+		asked = append(asked, query.Term{Key: "host", Exact: true, Values: []string{lower}})
+	}
+	if mac, err := lpmos.ParseMAC(name); err == nil {
+		asked = append(asked, query.Term{Key: "mac", Exact: true, Values: []string{mac.String()}})
 	}
 	var match, live []string
-	for _, t := range l.Tasks {
-		if !strings.HasPrefix(t.ID, strings.ToLower(name)) && t.Hostname != name && (macErr != nil || t.TargetMAC != mac && !slices.Contains(t.Claims, mac)) {
-			continue
+	for _, term := range asked {
+		sel := selection{all: true, limit: 1, text: term.String()}
+		l, err := sel.read(ctx, c)
+		if err != nil {
+			return "", err
 		}
-		match = append(match, t.ID)
-		if t.Status.Live() {
-			live = append(live, t.ID)
+		for _, t := range l.Tasks {
+			if slices.Contains(match, t.ID) {
+				continue
+			}
+			match = append(match, t.ID)
+			if t.Status.Live() {
+				live = append(live, t.ID)
+			}
 		}
 	}
 	switch {
@@ -81,13 +92,8 @@ func find(ctx context.Context, c *apiclient.Client, name string) (string, error)
 	return "", &lpmos.InvalidError{Field: "task", Problem: fmt.Sprintf("is meant by %d tasks (%s, …): give a whole id", len(match), strings.Join(match[:2], ", ")), Value: name}
 }
 
-// quoted makes a word of the search language that means just these characters.
-func quoted(word string) string {
-	if strings.ContainsAny(word, ` :",\`) || strings.IndexAny(word, "!-=") == 0 {
-		return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(word) + `"`
-	}
-	return word
-}
+// anywhere is a search for just these characters, anywhere in a task.
+func anywhere(text string) string { return query.Term{Values: []string{text}}.String() }
 
 // one is a command for one task.
 func (a *app) one(use, short string, run func(ctx context.Context, c *apiclient.Client, id string) error) *cobra.Command {
