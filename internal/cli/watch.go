@@ -74,10 +74,11 @@ func watched(ctx context.Context, c *apiclient.Client, read func() (rev int64, e
 		if !due || !dirty {
 			continue
 		}
-		if _, err := read(); err != nil && !errors.Is(err, lpmos.ErrUnavailable) {
+		_, err := read()
+		if err != nil && !errors.Is(err, lpmos.ErrUnavailable) {
 			return err
 		}
-		due, dirty = false, false
+		due, dirty = false, err != nil // what could not be read is still to be read
 		timer.Reset(repaint)
 	}
 }
