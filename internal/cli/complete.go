@@ -110,7 +110,7 @@ func (a *app) completeTasks(statuses []lpmos.Status) completer {
 		var ids, hosts []string
 		for _, t := range l.Tasks {
 			what := t.Hostname + " " + string(t.Status)
-			if p := percent(t); p != "–" {
+			if p := percent(t.Task); p != "–" {
 				what += " " + p
 			}
 			switch {

@@ -138,6 +138,15 @@ func (o *waiting) flags(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&o.timeout, "timeout", 0, "with --wait, give up after this long, with exit code 6 (0: never)")
 }
 
+// first is v as it is written when something was begun: for programs a line of
+// its own, where lines of what it came to follow.
+func (o waiting) first(v any) any {
+	if o.wait {
+		return first{of: v}
+	}
+	return v
+}
+
 // bound makes a context that ends with --timeout.
 func (o *waiting) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	if o.timeout <= 0 {
@@ -246,13 +255,16 @@ reads a file. They are sealed when the task is created and shown nowhere.`,
 		if err != nil {
 			return err
 		}
-		if wait.wait {
-			fmt.Fprintln(a.out, id)
-			return a.await(ctx, c, []string{id}, wait)
-		}
-		return a.print(map[string]string{"task_id": id, "status": string(lpmos.Pending)}, func(w *tabwriter.Writer, _ bool) {
-			fmt.Fprintf(w, "%s\n\nBoot the machine from the network, then:  lpmos task watch %s\n", id, id[:8])
+		err = a.print(wait.first(map[string]string{"task_id": id, "status": string(lpmos.Pending)}), func(w *tabwriter.Writer, _ bool) {
+			fmt.Fprintln(w, id)
+			if !wait.wait {
+				fmt.Fprintf(w, "\nBoot the machine from the network, then:  lpmos task watch %s\n", id[:8])
+			}
 		})
+		if err != nil || !wait.wait {
+			return err
+		}
+		return a.await(ctx, c, []string{id}, wait)
 	})
 	return cmd
 }
@@ -373,10 +385,12 @@ date, in a pipe a line is written for each change.`,
 			return err
 		}
 		if ids {
-			for _, t := range l.Tasks {
-				fmt.Fprintln(a.out, t.ID)
-			}
-			return nil
+			all := idsOf(l.Tasks)
+			return a.print(all, func(w *tabwriter.Writer, _ bool) {
+				for _, id := range all {
+					fmt.Fprintln(w, id)
+				}
+			})
 		}
 		return a.show(l, func(wide bool) *table { return taskTable(l, wide, &sel) })
 	})
@@ -412,7 +426,7 @@ func taskTable(l apiclient.TaskList, wide bool, sel *selection) *table {
 		t.empty = "No task matches. All there are:  lpmos task list"
 	}
 	for _, task := range l.Tasks {
-		t.add(taskRow(task, wide)...)
+		t.add(taskRow(task.Task, wide)...)
 	}
 	if l.Total > len(l.Tasks) {
 		t.foot = fmt.Sprintf("%d of %d shown (--limit, --all)", len(l.Tasks), l.Total)
@@ -781,14 +795,11 @@ func (a *app) taskLogs() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if !follow && (a.format == "json" || a.format == "yaml") {
+		if !follow && a.structured() {
 			return a.machineReadable(lines)
 		}
-		for _, l := range lines {
-			fmt.Fprintln(a.out, plain(l))
-		}
-		if !follow || !t.Status.Live() {
-			return nil
+		if err := a.logLines(lines); err != nil || !follow || !t.Status.Live() {
+			return err
 		}
 		return a.followLogs(ctx, c, t, lines)
 	})
@@ -798,6 +809,22 @@ each attempt. With --follow it goes on until the task ends.`
 	cmd.Example = `  lpmos task logs web-01
   lpmos task logs -f web-01 | grep -i error`
 	return cmd
+}
+
+// logLines prints lines as they come.
+func (a *app) logLines(lines []string) error {
+	for _, l := range lines {
+		var err error
+		if a.structured() {
+			err = a.each(l)
+		} else {
+			_, err = fmt.Fprintln(a.out, plain(l))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lastLines is how long the last lines of a log may come after its task ended:
@@ -822,18 +849,16 @@ func (a *app) followLogs(ctx context.Context, c *apiclient.Client, t lpmos.Task,
 		if err != nil {
 			return err
 		}
-		for _, l := range since(printed, all) {
-			fmt.Fprintln(a.out, plain(l))
-		}
+		more := since(printed, all)
 		printed = all
-		return nil
+		return a.logLines(more)
 	}
 	for m, err := range c.Watch(watch, t.ID, t.Rev) {
 		if err != nil {
 			return err
 		}
-		for _, l := range m.Lines {
-			fmt.Fprintln(a.out, plain(l))
+		if err := a.logLines(m.Lines); err != nil {
+			return err
 		}
 		printed = append(printed, m.Lines...)
 		switch {
