@@ -273,11 +273,11 @@ func (c *Client) Task(ctx context.Context, id string) (t lpmos.Task, err error) 
 
 // TaskList is a page of tasks.
 type TaskList struct {
-	Tasks      []lpmos.Task `json:"tasks"`
-	Total      int          `json:"total"`
-	NextCursor string       `json:"next_cursor,omitempty"`
-	Groups     *Groups      `json:"groups,omitempty"` // unless groups=false was asked for
-	Rev        int64        `json:"rev"`
+	Tasks      []TaskView `json:"tasks"`
+	Total      int        `json:"total"`
+	NextCursor string     `json:"next_cursor,omitempty"`
+	Groups     *Groups    `json:"groups,omitempty"` // unless groups=false was asked for
+	Rev        int64      `json:"rev"`
 }
 
 // Tasks reads a page of tasks; query is as the API has it.
@@ -287,20 +287,20 @@ func (c *Client) Tasks(ctx context.Context, query url.Values) (l TaskList, err e
 }
 
 // Decide approves or rejects.
-func (c *Client) Decide(ctx context.Context, id string, approved bool, planDigest, notes string) (t lpmos.Task, err error) {
+func (c *Client) Decide(ctx context.Context, id string, approved bool, planDigest, notes string) (t TaskView, err error) {
 	err = c.send(ctx, http.MethodPut, v1+"/tasks/"+url.PathEscape(id)+"/approve",
 		map[string]any{"approved": approved, "plan_digest": planDigest, "notes": notes}, &t)
 	return t, err
 }
 
 // Cancel ends a task that has not begun to write.
-func (c *Client) Cancel(ctx context.Context, id, reason string) (t lpmos.Task, err error) {
+func (c *Client) Cancel(ctx context.Context, id, reason string) (t TaskView, err error) {
 	err = c.send(ctx, http.MethodPost, v1+"/tasks/"+url.PathEscape(id)+"/cancel", map[string]string{"reason": reason}, &t)
 	return t, err
 }
 
 // Retry begins a failed task anew.
-func (c *Client) Retry(ctx context.Context, id string) (t lpmos.Task, err error) {
+func (c *Client) Retry(ctx context.Context, id string) (t TaskView, err error) {
 	err = c.do(ctx, http.MethodPost, v1+"/tasks/"+url.PathEscape(id)+"/retry", nil, nil, &t)
 	return t, err
 }

@@ -131,13 +131,18 @@ func (c *Client) DeleteTemplate(ctx context.Context, name string, based int) err
 	return c.do(ctx, http.MethodDelete, v1+"/templates/"+url.PathEscape(name), atVersion(based), nil, nil)
 }
 
+// Preview is a version of a template as a machine would get it.
+type Preview struct {
+	Template string `json:"template"`
+	Version  int    `json:"version"`
+	Kind     string `json:"kind"`
+	Text     string `json:"text"`
+}
+
 // Preview renders a template for a task, or for a sample machine with "".
-func (c *Client) Preview(ctx context.Context, name, taskID string) (string, error) {
-	var out struct {
-		Text string `json:"text"`
-	}
-	err := c.send(ctx, http.MethodPost, v1+"/templates/"+url.PathEscape(name)+"/preview", map[string]string{"task_id": taskID}, &out)
-	return out.Text, err
+func (c *Client) Preview(ctx context.Context, name, taskID string) (p Preview, err error) {
+	err = c.send(ctx, http.MethodPost, v1+"/templates/"+url.PathEscape(name)+"/preview", map[string]string{"task_id": taskID}, &p)
+	return p, err
 }
 
 // atVersion is ifMatch for what has versions; 0 is any.

@@ -15,7 +15,7 @@ type ETA struct {
 	ExpectedSec int64  `json:"expected_sec"`
 	ElapsedSec  int64  `json:"elapsed_sec"`
 	LeftSec     int64  `json:"left_sec"`
-	FasterThan  *int   `json:"faster_than_percent"` // nil before there is anything to compare
+	FasterThan  *int   `json:"faster_than_percent,omitempty"` // nil before there is anything to compare
 }
 
 // Groups counts what matches, whatever part of it a page shows. Status is
@@ -59,7 +59,7 @@ type Batch struct {
 type BatchTask struct {
 	Line   int          `json:"line"`
 	TaskID string       `json:"task_id"`
-	Status lpmos.Status `json:"status"`
+	Status lpmos.Status `json:"status,omitempty"` // "" once the task was deleted, or before it is seen
 }
 
 // CreateBatch asks for many installations. If a line cannot be accepted nothing

@@ -11,7 +11,7 @@ import (
 // Approve approves a plan by its digest. With agentKey, the fingerprint whose
 // words were compared with the machine's console, the approval is for the boot
 // with that key alone.
-func (c *Client) Approve(ctx context.Context, id, planDigest, notes, agentKey, password string) (t lpmos.Task, err error) {
+func (c *Client) Approve(ctx context.Context, id, planDigest, notes, agentKey, password string) (t TaskView, err error) {
 	body := map[string]any{"approved": true, "plan_digest": planDigest, "notes": notes}
 	if agentKey != "" {
 		body["agent_key"] = agentKey

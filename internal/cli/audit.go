@@ -200,7 +200,7 @@ where nobody who can reach the store can reach it.`,
 				if err := errors.Join(f.Sync(), f.Close()); err != nil {
 					return fmt.Errorf("export the audit: %w", err)
 				}
-				fmt.Fprintf(a.out, "%s: %d lines; check it any time with lpmos audit verify %s\n", plain(args[0]), lines, plain(args[0]))
+				return a.say(map[string]any{"file": args[0], "lines": lines}, fmt.Sprintf("%s: %d lines; check it any time with lpmos audit verify %[1]s", plain(args[0]), lines))
 			}
 			return nil
 		}),

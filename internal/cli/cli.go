@@ -316,8 +316,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Long:    "Version prints what this program was built from. The version of a region is in `lpmos region list`.",
 		Example: "  lpmos version",
 		RunE: func(*cobra.Command, []string) error {
-			fmt.Fprintln(a.out, version.String())
-			return nil
+			return a.say(map[string]string{"version": version.String()}, version.String())
 		},
 	}
 }
@@ -342,8 +341,14 @@ done, the common code if all that went wrong went wrong alike, and 1 otherwise.`
 func outputTopic() *cobra.Command {
 	return &cobra.Command{Use: "output", Short: "Tables, JSON and YAML, pipes and terminals", Long: `-o table   for people; the columns and their order stay
 -o wide    more columns, added on the right
--o json    what the API answers, with its names; with --watch one line each
--o yaml    the same as YAML; with --watch one document each
+-o json    what the API answers, with its names
+-o yaml    the same as YAML
+
+With these two, nothing else is on standard output: questions, with the plan they
+are about, go to standard error. Where things come one after the other (task watch,
+--watch, --wait, --follow), each is one line of JSON, or one YAML document; with
+--wait, first what was begun, then each task as it ended. What lpmos completion and
+lpmos audit export - write has a form of its own.
 
 Times in tables are local, in JSON and YAML they are UTC.
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 )
 
 func TestMain(m *testing.M) {
@@ -109,6 +110,12 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if s := r.URL.Query().Get("status"); s != "" {
 			tasks = slices.DeleteFunc(slices.Clone(tasks), func(t lpmos.Task) bool { return !slices.Contains(strings.Split(s, ","), string(t.Status)) })
 		}
+		if q, err := query.Parse(r.URL.Query().Get("q")); err != nil {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		} else {
+			tasks = slices.DeleteFunc(slices.Clone(tasks), func(t lpmos.Task) bool { return !found(t, q) })
+		}
 		if tasks == nil {
 			tasks = []lpmos.Task{}
 		}
@@ -122,6 +129,28 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNotFound)
 		_, _ = io.WriteString(w, `{"title":"Not found","status":404,"detail":"there is no such thing"}`)
 	}
+}
+
+// found reports whether a search finds a task, as far as the commands search by
+// themselves.
+func found(t lpmos.Task, q query.Filter) bool {
+	for _, term := range q.Terms {
+		v, is := term.Values[0], false
+		switch {
+		case term.Key == "id":
+			is = strings.HasPrefix(t.ID, v)
+		case term.Key == "host" && term.Exact:
+			is = t.Hostname == v
+		case term.Key == "mac" && term.Exact:
+			is = t.TargetMAC.String() == v
+		case term.Key == "":
+			is = strings.Contains(t.ID+" "+t.Hostname+" "+t.TargetMAC.String()+" "+t.OSType, v)
+		}
+		if !is {
+			return false
+		}
+	}
+	return true
 }
 
 // run is one command line against the fake.

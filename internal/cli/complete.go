@@ -94,7 +94,7 @@ func (a *app) completeTasks(statuses []lpmos.Status) completer {
 	return a.live(func(ctx context.Context, c *apiclient.Client, args []string, typed string) ([]string, error) {
 		q := url.Values{"limit": {"100"}}
 		if typed != "" {
-			q.Set("q", quoted(typed))
+			q.Set("q", anywhere(typed))
 		}
 		if len(statuses) > 0 {
 			var names []string
@@ -110,7 +110,7 @@ func (a *app) completeTasks(statuses []lpmos.Status) completer {
 		var ids, hosts []string
 		for _, t := range l.Tasks {
 			what := t.Hostname + " " + string(t.Status)
-			if p := percent(t); p != "–" {
+			if p := percent(t.Task); p != "–" {
 				what += " " + p
 			}
 			switch {

@@ -266,7 +266,7 @@ func (a *app) tellBatch(ctx context.Context, c *apiclient.Client, b apiclient.Ba
 	for _, t := range b.Tasks {
 		ids = append(ids, t.TaskID)
 	}
-	err := a.show(b, func(bool) *table {
+	err := a.show(wait.first(b), func(bool) *table {
 		v := &table{head: []string{"LINE", "MAC", "HOST", "TASK"}}
 		for _, t := range b.Tasks {
 			if t.Line >= 1 && t.Line <= len(lines) {

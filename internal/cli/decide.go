@@ -18,10 +18,10 @@ import (
 
 // outcome is what became of one of several tasks.
 type outcome struct {
-	TaskID string       `json:"task_id"`
-	Task   *lpmos.Task  `json:"task,omitempty"`  // as it is now
-	Error  string       `json:"error,omitempty"` // why nothing was done
-	Status lpmos.Status `json:"status,omitempty"`
+	TaskID string              `json:"task_id"`
+	Task   *apiclient.TaskView `json:"task,omitempty"`  // as it is now
+	Error  string              `json:"error,omitempty"` // why nothing was done
+	Status lpmos.Status        `json:"status,omitempty"`
 	err    error
 	said   string
 }
@@ -48,39 +48,40 @@ func (a *app) many(use, short string, eligible []lpmos.Status, run func(ctx cont
 	}
 }
 
-// each does something to each task and tells what became of it.
-func (a *app) eachTask(ctx context.Context, ids []string, done string, act func(id string) (*lpmos.Task, string, error)) ([]outcome, error) {
+// eachTask does something to each task and tells what became of it.
+func (a *app) eachTask(ctx context.Context, ids []string, done string, wait waiting, act func(id string) (*apiclient.TaskView, string, error)) ([]outcome, error) {
 	var out []outcome
 	for _, id := range ids {
 		if ctx.Err() != nil {
 			break // stopped: what is told below was done, the rest was not
 		}
 		t, said, err := act(id)
-		o := outcome{TaskID: id, Task: t, err: err, said: said}
-		if err != nil {
+		o := outcome{TaskID: id, err: err, said: said}
+		switch {
+		case err != nil:
 			o.Error = err.Error()
-		} else if t != nil {
-			o.Status = t.Status
+		case t != nil:
+			o.Task, o.Status = t, t.Status
 		}
 		out = append(out, o)
 	}
-	return out, a.tell(out, len(ids), done)
+	return out, a.tell(out, len(ids), done, wait)
 }
 
 // tell prints outcomes. One task alone is told as itself.
-func (a *app) tell(out []outcome, asked int, done string) error {
-	structured := a.format == "json" || a.format == "yaml"
+func (a *app) tell(out []outcome, asked int, done string, wait waiting) error {
+	structured := a.structured()
 	if asked == 1 && len(out) == 1 {
 		o := out[0]
 		switch {
 		case o.err != nil:
 			return o.err
 		case structured && o.Task != nil:
-			return a.machineReadable(o.Task)
+			return a.machineReadable(wait.first(o.Task))
 		}
 	}
 	if structured {
-		if err := a.machineReadable(map[string]any{"results": out}); err != nil {
+		if err := a.machineReadable(wait.first(map[string]any{"results": out})); err != nil {
 			return err
 		}
 	}
@@ -194,6 +195,7 @@ password.`
 
 func (a *app) approve(ctx context.Context, c *apiclient.Client, ids []string, o approving) error {
 	var tasks []lpmos.Task
+	var asked []string // their ids
 	var refused []outcome
 	for _, id := range ids {
 		t, err := c.Task(ctx, id)
@@ -204,10 +206,10 @@ func (a *app) approve(ctx context.Context, c *apiclient.Client, ids []string, o 
 			refused = append(refused, outcome{TaskID: id, Error: err.Error(), err: err})
 			continue
 		}
-		tasks = append(tasks, t)
+		tasks, asked = append(tasks, t), append(asked, id)
 	}
 	if len(tasks) == 0 {
-		return a.tell(refused, len(ids), "approved")
+		return a.tell(refused, len(ids), "approved", o.wait)
 	}
 	digests := o.plans
 	if len(digests) == 0 {
@@ -247,15 +249,15 @@ func (a *app) approve(ctx context.Context, c *apiclient.Client, ids []string, o 
 		}
 	}
 	password := "" // asked for once, where the policy wants it
-	out, err := a.eachTask(ctx, idsOf(tasks), "approved", func(id string) (*lpmos.Task, string, error) {
-		t := tasks[slices.IndexFunc(tasks, func(t lpmos.Task) bool { return t.ID == id })]
-		digest := t.Plan.Digest
+	out, err := a.eachTask(ctx, asked, "approved", o.wait, func(id string) (*apiclient.TaskView, string, error) {
+		was := tasks[slices.Index(asked, id)]
+		digest := was.Plan.Digest
 		if len(ids) == 1 {
 			digest = digests[0]
 		}
 		key := ""
 		if o.keyWords != "" {
-			key = t.AgentKey.Fingerprint
+			key = was.AgentKey.Fingerprint
 		}
 		t, err := c.Approve(ctx, id, digest, o.notes, key, password)
 		if p, ok := errors.AsType[*apiclient.Problem](err); ok && p.Reauth && password == "" && a.asks {
@@ -298,7 +300,8 @@ func (a *app) approve(ctx context.Context, c *apiclient.Client, ids []string, o 
 	return errors.Join(a.await(ctx, c, begun, o.wait), err)
 }
 
-func idsOf(tasks []lpmos.Task) (ids []string) {
+func idsOf(tasks []apiclient.TaskView) []string {
+	ids := []string{}
 	for _, t := range tasks {
 		ids = append(ids, t.ID)
 	}
@@ -322,11 +325,13 @@ func approvable(t lpmos.Task) error {
 	return nil
 }
 
-// preview shows what approving would do and asks whether that is meant.
+// preview shows what approving would do and asks whether that is meant. It is a
+// part of the question.
 func (a *app) preview(tasks []lpmos.Task, refused []outcome, given int) error {
-	on := terminalOf(a.out)
+	w := a.aside()
+	on := terminalOf(w)
 	if len(tasks) == 1 {
-		fmt.Fprint(a.out, planTable(tasks[0]).text(on))
+		fmt.Fprint(w, planTable(tasks[0]).text(on))
 	} else {
 		v := &table{head: []string{"TASK", "HOST", "MACHINE", "ERASES", "FOUND ON IT", "INSTALLS"}}
 		for _, t := range tasks {
@@ -341,12 +346,12 @@ func (a *app) preview(tasks []lpmos.Task, refused []outcome, given int) error {
 			e := t.Plan.Effect
 			v.add(txt(t.ID[:8]), txt(t.Hostname), txt(serial), txt(e.Target.String()), found, txt(e.Image.OS+" "+e.Image.Version))
 		}
-		fmt.Fprint(a.out, v.text(on))
+		fmt.Fprint(w, v.text(on))
 	}
 	for _, r := range refused {
-		fmt.Fprintf(a.out, "not %s: %s\n", r.TaskID[:8], clip(plain(r.Error), 400))
+		fmt.Fprintf(w, "not %s: %s\n", r.TaskID[:8], clip(plain(r.Error), 400))
 	}
-	fmt.Fprintln(a.out)
+	fmt.Fprintln(w)
 	if len(tasks) > 1 {
 		return a.confirm(len(tasks), given, fmt.Sprintf("Approve, and erase these %d disks?", len(tasks)))
 	}
@@ -388,7 +393,7 @@ func (a *app) checkSerials(tasks []lpmos.Task, given []string) error {
 func (a *app) taskReject() *cobra.Command {
 	var notes string
 	cmd := a.many("reject", "Reject plans: nothing is erased", []lpmos.Status{lpmos.AwaitingApproval}, func(ctx context.Context, c *apiclient.Client, ids []string) error {
-		_, err := a.eachTask(ctx, ids, "rejected", func(id string) (*lpmos.Task, string, error) {
+		_, err := a.eachTask(ctx, ids, "rejected", waiting{}, func(id string) (*apiclient.TaskView, string, error) {
 			t, err := c.Decide(ctx, id, false, "", notes)
 			return &t, "rejected; nothing was erased", err
 		})
@@ -403,7 +408,7 @@ func (a *app) taskReject() *cobra.Command {
 func (a *app) taskCancel() *cobra.Command {
 	var reason string
 	cmd := a.many("cancel", "Cancel tasks that have not begun to write", []lpmos.Status{lpmos.Pending, lpmos.AwaitingApproval, lpmos.Approved}, func(ctx context.Context, c *apiclient.Client, ids []string) error {
-		_, err := a.eachTask(ctx, ids, "canceled", func(id string) (*lpmos.Task, string, error) {
+		_, err := a.eachTask(ctx, ids, "canceled", waiting{}, func(id string) (*apiclient.TaskView, string, error) {
 			t, err := c.Cancel(ctx, id, reason)
 			return &t, "canceled; nothing was erased", err
 		})
@@ -420,7 +425,7 @@ finishes or fails by itself.`
 func (a *app) taskRetry() *cobra.Command {
 	var wait waiting
 	cmd := a.many("retry", "Begin failed tasks anew", []lpmos.Status{lpmos.Failed}, func(ctx context.Context, c *apiclient.Client, ids []string) error {
-		out, err := a.eachTask(ctx, ids, "begun anew", func(id string) (*lpmos.Task, string, error) {
+		out, err := a.eachTask(ctx, ids, "begun anew", wait, func(id string) (*apiclient.TaskView, string, error) {
 			t, err := c.Retry(ctx, id)
 			return &t, fmt.Sprintf("attempt %d begins when the machine boots from the network", t.Attempt), err
 		})
@@ -452,7 +457,7 @@ func (a *app) taskDelete() *cobra.Command {
 		if err := a.confirm(len(ids), n, fmt.Sprintf("Forget %d tasks and all that happened to them?", len(ids))); err != nil {
 			return err
 		}
-		_, err := a.eachTask(ctx, ids, "deleted", func(id string) (*lpmos.Task, string, error) {
+		_, err := a.eachTask(ctx, ids, "deleted", waiting{}, func(id string) (*apiclient.TaskView, string, error) {
 			return nil, "deleted", c.Delete(ctx, id)
 		})
 		return err

@@ -61,8 +61,7 @@ was stolen is ended by revoke, not by this.`,
 			if err := c.RotateRegion(ctx, args[0]); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "Region %s will renew its certificate as soon as it hears of it\n", plain(args[0]))
-			return nil
+			return a.say(map[string]any{"region_id": args[0], "rotating": true}, fmt.Sprintf("Region %s will renew its certificate as soon as it hears of it", plain(args[0])))
 		}),
 	}
 }
@@ -79,8 +78,7 @@ boots there until it is enrolled again.`,
 			if err := c.RevokeRegion(ctx, args[0]); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "Region %s is revoked; lpmos region enroll %s lets it in again\n", plain(args[0]), plain(args[0]))
-			return nil
+			return a.say(map[string]any{"region_id": args[0], "revoked": true}, fmt.Sprintf("Region %s is revoked; lpmos region enroll %[1]s lets it in again", plain(args[0])))
 		}),
 	}
 }

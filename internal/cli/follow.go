@@ -60,7 +60,7 @@ if one did not. Ctrl-C stops the watching, not the tasks.`,
 				return err
 			}
 			if ids = idsOf(l.Tasks); len(ids) == 0 {
-				fmt.Fprintln(a.out, "All tasks have ended. Create one:  lpmos task create --help")
+				fmt.Fprintln(a.aside(), "All tasks have ended. Create one:  lpmos task create --help")
 				return nil
 			}
 		}
@@ -75,17 +75,18 @@ if one did not. Ctrl-C stops the watching, not the tasks.`,
 func (a *app) await(ctx context.Context, c *apiclient.Client, ids []string, wait waiting, enough ...lpmos.Status) error {
 	ctx, cancel := wait.bound(ctx)
 	defer cancel()
-	s := NewScreen(a.out)
-	s.next = len(ids) == 1 && len(enough) == 0
-	if a.format == "json" || a.format == "yaml" {
-		s = &Screen{w: io.Discard, last: map[string]string{}, status: map[string]lpmos.Status{}, begun: map[string]time.Time{}}
+	shown := a.out
+	if a.structured() {
+		shown = io.Discard
 	}
+	s := NewScreen(shown)
+	s.next = len(ids) == 1 && len(enough) == 0
 	if len(ids) > 1 {
 		s.Labels()
 	}
 	content := func(t lpmos.Task) bool { return !t.Status.Live() || slices.Contains(enough, t.Status) }
 	tasks, err := follow(ctx, c, ids, s, content, nil)
-	if a.format == "json" || a.format == "yaml" {
+	if a.structured() {
 		for _, t := range tasks {
 			if err := a.each(t); err != nil {
 				return err
@@ -106,7 +107,7 @@ func (a *app) await(ctx context.Context, c *apiclient.Client, ids []string, wait
 	return nil
 }
 
-func standing(tasks []lpmos.Task) string {
+func standing(tasks []apiclient.TaskView) string {
 	if len(tasks) == 1 {
 		return fmt.Sprintf("task %s is %s", tasks[0].ID[:8], tasks[0].Status)
 	}
@@ -126,22 +127,23 @@ func Follow(ctx context.Context, c *apiclient.Client, id string, s *Screen, seen
 	if len(tasks) == 0 {
 		return lpmos.Task{}, err
 	}
-	return tasks[0], err
+	return tasks[0].Task, err
 }
 
 // follow shows tasks on s until content holds for each, and returns them as
 // they were last seen, in the order of ids, those that could not be read left
 // out.
-func follow(ctx context.Context, c *apiclient.Client, ids []string, s *Screen, content func(lpmos.Task) bool, seen func(lpmos.Task)) ([]lpmos.Task, error) {
+func follow(ctx context.Context, c *apiclient.Client, ids []string, s *Screen, content func(lpmos.Task) bool, seen func(lpmos.Task)) ([]apiclient.TaskView, error) {
 	defer s.Done()
-	known := map[string]lpmos.Task{}
+	known := map[string]apiclient.TaskView{}
 	open := map[string]bool{}
 	reread := func(id string) error {
-		t, err := c.Task(ctx, id)
+		v, err := c.TaskView(ctx, id)
 		if err != nil {
 			return err
 		}
-		known[id] = t
+		known[id] = v
+		t := v.Task
 		s.Status(t)
 		if t.Progress != nil && t.Status == lpmos.Installing {
 			s.Progress(t, t.Progress)
@@ -156,7 +158,7 @@ func follow(ctx context.Context, c *apiclient.Client, ids []string, s *Screen, c
 		}
 		return nil
 	}
-	last := func() (tasks []lpmos.Task) {
+	last := func() (tasks []apiclient.TaskView) {
 		for _, id := range ids {
 			if t, ok := known[id]; ok {
 				tasks = append(tasks, t)
@@ -200,7 +202,7 @@ func follow(ctx context.Context, c *apiclient.Client, ids []string, s *Screen, c
 				return last(), err
 			}
 		case m.Type == "progress":
-			s.Progress(known[m.TaskID], &lpmos.Progress{TaskID: m.TaskID, Attempt: m.Attempt, Stage: m.Stage, Percentage: m.Percentage, Message: m.Message, Details: m.Details})
+			s.Progress(known[m.TaskID].Task, &lpmos.Progress{TaskID: m.TaskID, Attempt: m.Attempt, Stage: m.Stage, Percentage: m.Percentage, Message: m.Message, Details: m.Details})
 		}
 		if len(open) == 0 {
 			return last(), nil

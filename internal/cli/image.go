@@ -118,7 +118,7 @@ refused while there are any, and while a profile names it.`,
 // imageUsers are the beginnings of the ids of tasks that have not ended and use
 // the image.
 func imageUsers(ctx context.Context, c *apiclient.Client, i lpmos.Image) ([]string, error) {
-	sel := selection{all: true, limit: 1, text: quoted(i.OS)}
+	sel := selection{all: true, limit: 1, text: anywhere(i.OS)}
 	var live []string
 	for _, s := range lpmos.Statuses {
 		if s.Live() {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,6 +65,10 @@ func TestImageImport(t *testing.T) {
 	p.want(ExitFailed, "http is not allowed", "", image("http://mirror.example/x.img", "--format", "raw", "--sha256", strings.Repeat("0", 64))...)
 	p.want(ExitFailed, `"file:"`, "", image("file:///etc/passwd", "--format", "raw")...)
 	p.want(ExitOK, "noble", "", "image", "catalogue", "-o", "json")
+	var written lpmos.Image
+	if out := p.want(ExitOK, "", "", image(file, "--format", "raw", "-o", "json")...); json.Unmarshal([]byte(out), &written) != nil || written.Digest != i.Digest {
+		t.Errorf("image import -o json writes %q; want the entry of the catalogue", out)
+	}
 
 	empty := filepath.Join(t.TempDir(), "empty.img")
 	if err := os.WriteFile(empty, make([]byte, 1<<20), 0o644); err != nil {

@@ -116,7 +116,7 @@ func (a *app) runLab(ctx context.Context, cfg labConfig) error {
 	ctx, cancelTimeout := context.WithTimeoutCause(ctx, cfg.timeout, fmt.Errorf("the lab did not finish within %s (--timeout)", cfg.timeout))
 	defer cancelTimeout()
 
-	out := &labOut{w: a.out}
+	out := &labOut{w: a.aside()}
 	run := &labRun{app: a, cfg: cfg, out: out}
 
 	// What can go wrong at once is done first: a build takes minutes.
@@ -370,7 +370,7 @@ func (r *labRun) provision(ctx context.Context) error {
 		first = "/tasks"
 	}
 	fmt.Fprintf(r.out, "\n  Watch it live (this link signs you in, once):\n  %s&return=%s\n\n", r.site.ControlPlane.SignInLink(), first)
-	screen := NewScreen(r.app.out)
+	screen := NewScreen(r.app.aside())
 	if len(machines) > 1 {
 		screen.Labels()
 	}

@@ -25,6 +25,19 @@ import (
 // formats are the values of --output.
 var formats = []string{"table", "wide", "json", "yaml"}
 
+// structured reports whether standard output is for a program: nothing but the
+// one result, in its form, is written there.
+func (a *app) structured() bool { return a.format == "json" || a.format == "yaml" }
+
+// aside is where people read what is not the result: standard output too, or
+// standard error when that is for a program.
+func (a *app) aside() io.Writer {
+	if a.structured() {
+		return a.err
+	}
+	return a.out
+}
+
 // show writes v as the person asked: the table for table and wide, v itself
 // under the API's names else.
 func (a *app) show(v any, rows func(wide bool) *table) error {
@@ -47,7 +60,22 @@ func (a *app) print(v any, write func(w *tabwriter.Writer, wide bool)) error {
 	return a.machineReadable(v)
 }
 
+// say prints v for programs, or a sentence for people.
+func (a *app) say(v any, sentence string) error {
+	if a.structured() {
+		return a.machineReadable(v)
+	}
+	_, err := fmt.Fprintln(a.out, sentence)
+	return err
+}
+
+// first is a result that others follow: all are written by each.
+type first struct{ of any }
+
 func (a *app) machineReadable(v any) error {
+	if f, ok := v.(first); ok {
+		return a.each(f.of)
+	}
 	var b []byte
 	var err error
 	switch a.format {

@@ -257,8 +257,8 @@ asked for, or read from standard input.`,
 		if err := c.Logout(ctx); err != nil { // the session was only for making it
 			return err
 		}
-		fmt.Fprintf(a.out, "Signed in to %s as %s (%s) until %s.\n", c.Server(), plain(me.Name), plain(string(me.Role)), t.ExpiresAt.Local().Format("2006-01-02"))
-		return nil
+		return a.say(map[string]any{"server": c.Server(), "user": me.Name, "role": me.Role, "expires_at": t.ExpiresAt},
+			fmt.Sprintf("Signed in to %s as %s (%s) until %s.", c.Server(), plain(me.Name), plain(string(me.Role)), t.ExpiresAt.Local().Format("2006-01-02")))
 	})
 	return cmd
 }
@@ -284,8 +284,8 @@ func (a *app) loginByToken(ctx context.Context, c *apiclient.Client) error {
 	if err := keep(c, credential{User: me.Name, Token: token}); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.out, "Signed in to %s as %s (%s), with the token %s.\n", c.Server(), plain(me.Name), plain(string(me.Role)), plain(me.Token))
-	return nil
+	return a.say(map[string]any{"server": c.Server(), "user": me.Name, "role": me.Role, "token": me.Token},
+		fmt.Sprintf("Signed in to %s as %s (%s), with the token %s.", c.Server(), plain(me.Name), plain(string(me.Role)), plain(me.Token)))
 }
 
 func (a *app) logoutCommand() *cobra.Command {
@@ -314,8 +314,7 @@ func (a *app) logoutCommand() *cobra.Command {
 			if err := c.Logout(ctx); err != nil && !errors.Is(err, lpmos.ErrSignedOut) {
 				return fmt.Errorf("the token is forgotten here, but lives on at the server: %w", err)
 			}
-			fmt.Fprintf(a.out, "Signed out of %s.\n", c.Server())
-			return nil
+			return a.say(map[string]any{"server": c.Server(), "signed_in": false}, "Signed out of "+c.Server()+".")
 		}),
 	}
 }
@@ -535,8 +534,7 @@ func (a *app) userDelete() *cobra.Command {
 			if err := c.DeleteUser(ctx, args[0]); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "%s deleted\n", plain(args[0]))
-			return nil
+			return a.say(map[string]any{"name": args[0], "deleted": true}, plain(args[0])+" deleted")
 		}),
 	}
 }
@@ -619,8 +617,7 @@ func (a *app) tokenDelete() *cobra.Command {
 			if err := c.DeleteToken(ctx, args[0]); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "%s deleted\n", plain(args[0]))
-			return nil
+			return a.say(map[string]any{"id": args[0], "deleted": true}, plain(args[0])+" deleted")
 		}),
 	}
 }

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -246,6 +248,48 @@ func TestWatchLists(t *testing.T) {
 			t.Errorf("%q is no line of JSON", line)
 		}
 	}
+}
+
+// A name means what has just this name, however many others have it somewhere in
+// theirs, and on whichever page they would stand.
+func TestFindsTheNameItself(t *testing.T) {
+	p := newPlane(t)
+	n := 0
+	create := func(host, notes string) string {
+		t.Helper()
+		n++
+		id, err := p.api.CreateTask(t.Context(), lpmos.Spec{
+			RegionID: "dc1", TargetMAC: lpmos.MAC{0x02, 0x4c, 0x50, 0, 1, byte(n)}, OSType: "debian", OSVersion: "12", Hostname: host, Notes: notes,
+		}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	one, two := create("web-1", ""), create("web-2", "")
+	for i := range 60 {
+		create(fmt.Sprintf("web-%d", 100+i), "beside web-2 and 02:4c:50:00:01:01, like "+one[:8])
+	}
+	p.until("all are listed", func() bool {
+		l, err := p.api.Tasks(t.Context(), url.Values{"limit": {"1"}})
+		return err == nil && l.Total == n
+	})
+	for _, name := range []string{"web-1", "WEB-1", one[:8], "02:4c:50:00:01:01", "024C.5000.0101"} {
+		p.want(ExitOK, one, "", "task", "show", name)
+	}
+	p.want(ExitOK, "canceled", "", "task", "cancel", "web-2")
+	if task, err := p.api.Task(t.Context(), two); err != nil || task.Status != lpmos.Canceled {
+		t.Errorf("task web-2 is %s, %v; want it canceled", task.Status, err)
+	}
+	for _, name := range []string{"web-", "web-10", "02:4c:50:00:01", "web-1 web-2", `web-1"`, `" host:web-1`, "!web-1", "host:web-1", "web-1,web-2", "web-*", "    ", "\x1b[2J\xff", strings.Repeat("w", 2000)} {
+		p.want(ExitNotFound, "not found", "", "task", "show", name)
+	}
+	// Of those with one name, one that lives is meant, and two are not told apart,
+	// even if pages lie between them.
+	again := create("web-2", "")
+	p.want(ExitOK, again, "", "task", "show", "web-2")
+	create("web-1", "")
+	p.want(ExitUsage, "is meant by 2 tasks", "", "task", "show", "web-1")
 }
 
 func TestSince(t *testing.T) {

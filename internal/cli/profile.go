@@ -260,8 +260,7 @@ func (a *app) deleteNamed(what string, names completer, remove func(c *apiclient
 		if err := remove(c, ctx, args[0], version); err != nil {
 			return err
 		}
-		fmt.Fprintf(a.out, "%s %s: deleted\n", what, plain(args[0]))
-		return nil
+		return a.say(map[string]any{"name": args[0], "deleted": true}, fmt.Sprintf("%s %s: deleted", what, plain(args[0])))
 	})}
 	cmd.Flags().IntVar(&version, "version", 0, "only if it is at this version")
 	return cmd

@@ -56,7 +56,7 @@ func (a *app) regionShow() *cobra.Command {
 				return err
 			}
 			var tasks []string
-			if a.format == "table" || a.format == "wide" {
+			if !a.structured() {
 				for _, s := range []lpmos.Status{lpmos.Pending, lpmos.AwaitingApproval, lpmos.Approved, lpmos.Installing, lpmos.Verifying, lpmos.Failed} {
 					l, err := c.Tasks(ctx, url.Values{"region_id": {r.ID}, "status": {string(s)}, "limit": {"1"}})
 					if err != nil {

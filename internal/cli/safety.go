@@ -188,12 +188,3 @@ then. A live task must be canceled first.`,
 		}),
 	}
 }
-
-// say prints v for programs, or a sentence for people.
-func (a *app) say(v any, sentence string) error {
-	if a.format == "json" || a.format == "yaml" {
-		return a.machineReadable(v)
-	}
-	_, err := fmt.Fprintln(a.out, sentence)
-	return err
-}

@@ -135,8 +135,7 @@ byte the same for the same packages and agent, and prints what each part weighs.
 			if err := c.PutBootImage(ctx, b); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "boot image %s published\n", b.Version)
-			return nil
+			return a.say(b, "boot image "+plain(b.Version)+" published")
 		}),
 	}
 	publish.Flags().StringVar(&dir, "dir", "", "directory of the build (default: where `bootimage build` puts it)")

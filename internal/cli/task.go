@@ -19,6 +19,7 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/controlplane/api"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 )
 
 var quietLog = slog.New(slog.DiscardHandler)
@@ -50,24 +51,34 @@ func find(ctx context.Context, c *apiclient.Client, name string) (string, error)
 	if len(name) < 4 {
 		return "", &lpmos.InvalidError{Field: "task", Problem: "needs at least 4 characters of a task id, or a host name or MAC", Value: name}
 	}
-	l, err := c.Tasks(ctx, url.Values{"q": {quoted(name)}, "limit": {"50"}})
-	if err != nil {
-		return "", err
+	// Each thing that it may be is asked for as just that: words that stand
+	// anywhere in a task find any number of others.
+	var asked []query.Term
+	lower := strings.ToLower(name)
+	if strings.Trim(lower, "0123456789abcdef-") == "" {
+		asked = append(asked, query.Term{Key: "id", Values: []string{lower}})
 	}
-	mac, macErr := lpmos.ParseMAC(name)
-	if macErr == nil && len(l.Tasks) == 0 { // stored in another spelling
-		if l, err = c.Tasks(ctx, url.Values{"q": {quoted(mac.String())}, "limit": {"50"}}); err != nil {
-			return "", err
-		}
+	if lpmos.ValidHostname(lower) {
+		asked = append(asked, query.Term{Key: "host", Exact: true, Values: []string{lower}})
+	}
+	if mac, err := lpmos.ParseMAC(name); err == nil {
+		asked = append(asked, query.Term{Key: "mac", Exact: true, Values: []string{mac.String()}})
 	}
 	var match, live []string
-	for _, t := range l.Tasks {
-		if !strings.HasPrefix(t.ID, strings.ToLower(name)) && t.Hostname != name && (macErr != nil || t.TargetMAC != mac && !slices.Contains(t.Claims, mac)) {
-			continue
+	for _, term := range asked {
+		sel := selection{all: true, limit: 1, text: term.String()}
+		l, err := sel.read(ctx, c)
+		if err != nil {
+			return "", err
 		}
-		match = append(match, t.ID)
-		if t.Status.Live() {
-			live = append(live, t.ID)
+		for _, t := range l.Tasks {
+			if slices.Contains(match, t.ID) {
+				continue
+			}
+			match = append(match, t.ID)
+			if t.Status.Live() {
+				live = append(live, t.ID)
+			}
 		}
 	}
 	switch {
@@ -81,13 +92,8 @@ func find(ctx context.Context, c *apiclient.Client, name string) (string, error)
 	return "", &lpmos.InvalidError{Field: "task", Problem: fmt.Sprintf("is meant by %d tasks (%s, …): give a whole id", len(match), strings.Join(match[:2], ", ")), Value: name}
 }
 
-// quoted makes a word of the search language that means just these characters.
-func quoted(word string) string {
-	if strings.ContainsAny(word, ` :",\`) || strings.IndexAny(word, "!-=") == 0 {
-		return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(word) + `"`
-	}
-	return word
-}
+// anywhere is a search for just these characters, anywhere in a task.
+func anywhere(text string) string { return query.Term{Values: []string{text}}.String() }
 
 // one is a command for one task.
 func (a *app) one(use, short string, run func(ctx context.Context, c *apiclient.Client, id string) error) *cobra.Command {
@@ -130,6 +136,15 @@ type waiting struct {
 func (o *waiting) flags(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&o.wait, "wait", false, "follow what was begun until it ends; the exit code is 0 only if it completed")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", 0, "with --wait, give up after this long, with exit code 6 (0: never)")
+}
+
+// first is v as it is written when something was begun: for programs a line of
+// its own, where lines of what it came to follow.
+func (o waiting) first(v any) any {
+	if o.wait {
+		return first{of: v}
+	}
+	return v
 }
 
 // bound makes a context that ends with --timeout.
@@ -240,13 +255,16 @@ reads a file. They are sealed when the task is created and shown nowhere.`,
 		if err != nil {
 			return err
 		}
-		if wait.wait {
-			fmt.Fprintln(a.out, id)
-			return a.await(ctx, c, []string{id}, wait)
-		}
-		return a.print(map[string]string{"task_id": id, "status": string(lpmos.Pending)}, func(w *tabwriter.Writer, _ bool) {
-			fmt.Fprintf(w, "%s\n\nBoot the machine from the network, then:  lpmos task watch %s\n", id, id[:8])
+		err = a.print(wait.first(map[string]string{"task_id": id, "status": string(lpmos.Pending)}), func(w *tabwriter.Writer, _ bool) {
+			fmt.Fprintln(w, id)
+			if !wait.wait {
+				fmt.Fprintf(w, "\nBoot the machine from the network, then:  lpmos task watch %s\n", id[:8])
+			}
 		})
+		if err != nil || !wait.wait {
+			return err
+		}
+		return a.await(ctx, c, []string{id}, wait)
 	})
 	return cmd
 }
@@ -367,10 +385,12 @@ date, in a pipe a line is written for each change.`,
 			return err
 		}
 		if ids {
-			for _, t := range l.Tasks {
-				fmt.Fprintln(a.out, t.ID)
-			}
-			return nil
+			all := idsOf(l.Tasks)
+			return a.print(all, func(w *tabwriter.Writer, _ bool) {
+				for _, id := range all {
+					fmt.Fprintln(w, id)
+				}
+			})
 		}
 		return a.show(l, func(wide bool) *table { return taskTable(l, wide, &sel) })
 	})
@@ -406,7 +426,7 @@ func taskTable(l apiclient.TaskList, wide bool, sel *selection) *table {
 		t.empty = "No task matches. All there are:  lpmos task list"
 	}
 	for _, task := range l.Tasks {
-		t.add(taskRow(task, wide)...)
+		t.add(taskRow(task.Task, wide)...)
 	}
 	if l.Total > len(l.Tasks) {
 		t.foot = fmt.Sprintf("%d of %d shown (--limit, --all)", len(l.Tasks), l.Total)
@@ -775,14 +795,11 @@ func (a *app) taskLogs() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if !follow && (a.format == "json" || a.format == "yaml") {
+		if !follow && a.structured() {
 			return a.machineReadable(lines)
 		}
-		for _, l := range lines {
-			fmt.Fprintln(a.out, plain(l))
-		}
-		if !follow || !t.Status.Live() {
-			return nil
+		if err := a.logLines(lines); err != nil || !follow || !t.Status.Live() {
+			return err
 		}
 		return a.followLogs(ctx, c, t, lines)
 	})
@@ -792,6 +809,22 @@ each attempt. With --follow it goes on until the task ends.`
 	cmd.Example = `  lpmos task logs web-01
   lpmos task logs -f web-01 | grep -i error`
 	return cmd
+}
+
+// logLines prints lines as they come.
+func (a *app) logLines(lines []string) error {
+	for _, l := range lines {
+		var err error
+		if a.structured() {
+			err = a.each(l)
+		} else {
+			_, err = fmt.Fprintln(a.out, plain(l))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lastLines is how long the last lines of a log may come after its task ended:
@@ -816,18 +849,16 @@ func (a *app) followLogs(ctx context.Context, c *apiclient.Client, t lpmos.Task,
 		if err != nil {
 			return err
 		}
-		for _, l := range since(printed, all) {
-			fmt.Fprintln(a.out, plain(l))
-		}
+		more := since(printed, all)
 		printed = all
-		return nil
+		return a.logLines(more)
 	}
 	for m, err := range c.Watch(watch, t.ID, t.Rev) {
 		if err != nil {
 			return err
 		}
-		for _, l := range m.Lines {
-			fmt.Fprintln(a.out, plain(l))
+		if err := a.logLines(m.Lines); err != nil {
+			return err
 		}
 		printed = append(printed, m.Lines...)
 		switch {

@@ -147,11 +147,11 @@ func (a *app) templatePreview() *cobra.Command {
 				return err
 			}
 		}
-		text, err := c.Preview(ctx, args[0], id)
+		p, err := c.Preview(ctx, args[0], id)
 		if err != nil {
 			return err
 		}
-		return a.print(map[string]string{"text": text}, func(*tabwriter.Writer, bool) { a.writeText(text) })
+		return a.print(p, func(*tabwriter.Writer, bool) { a.writeText(p.Text) })
 	})}
 	cmd.Flags().StringVar(&task, "task", "", "the task whose machine it is for (default: a sample)")
 	return cmd

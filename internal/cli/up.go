@@ -62,13 +62,14 @@ To serve machines it needs root, --interface and --dhcp.`,
 				if err := publishIfBuilt(ctx, s, bootDir); err != nil {
 					return err
 				}
-				fmt.Fprintf(a.out, "LPMOS is at %s\n", s.ControlPlane.URL())
+				out := a.aside()
+				fmt.Fprintf(out, "LPMOS is at %s\n", s.ControlPlane.URL())
 				if ca := s.ControlPlane.Authority(); ca != nil {
-					fmt.Fprintf(a.out, "Its certificate is by this site's own authority, SHA-256\n  %s\nTrust it once: %s (--cacert of lpmos, or the browser's list of authorities)\n",
+					fmt.Fprintf(out, "Its certificate is by this site's own authority, SHA-256\n  %s\nTrust it once: %s (--cacert of lpmos, or the browser's list of authorities)\n",
 						pki.FormatFingerprint(pki.Fingerprint(ca)), s.ControlPlane.AuthorityFile())
 				}
 				if !cfg.ControlPlane.NoLogin {
-					fmt.Fprintf(a.out, "This link signs you in as admin, once, within %d min:\n  %s\nOn this host, lpmos works with --token-file %s\n",
+					fmt.Fprintf(out, "This link signs you in as admin, once, within %d min:\n  %s\nOn this host, lpmos works with --token-file %s\n",
 						int(auth.LinkLimit/time.Minute), s.ControlPlane.SignInLink(), filepath.Join(cfg.DataDir, controlplane.LocalTokenFile))
 				}
 				<-ctx.Done()

@@ -74,10 +74,11 @@ func watched(ctx context.Context, c *apiclient.Client, read func() (rev int64, e
 		if !due || !dirty {
 			continue
 		}
-		if _, err := read(); err != nil && !errors.Is(err, lpmos.ErrUnavailable) {
+		_, err := read()
+		if err != nil && !errors.Is(err, lpmos.ErrUnavailable) {
 			return err
 		}
-		due, dirty = false, false
+		due, dirty = false, err != nil // what could not be read is still to be read
 		timer.Reset(repaint)
 	}
 }
@@ -86,7 +87,7 @@ func watched(ctx context.Context, c *apiclient.Client, read func() (rev int64, e
 // change: a program that reads it misses no status of a task it has seen.
 func (a *app) watchList(ctx context.Context, c *apiclient.Client, sel *selection) error {
 	on := terminalOf(a.out)
-	structured := a.format == "json" || a.format == "yaml"
+	structured := a.structured()
 	wide := a.format == "wide"
 	if on.cursor && !structured {
 		screen := area{w: a.out, on: on}
@@ -106,15 +107,16 @@ func (a *app) watchList(ctx context.Context, c *apiclient.Client, sel *selection
 	}
 
 	told := map[string]string{}
-	known := map[string]lpmos.Task{}
+	known := map[string]apiclient.TaskView{}
 	columns := newColumns(taskHead(wide))
 	headed := false
-	say := func(t lpmos.Task) error {
+	say := func(t apiclient.TaskView) error {
 		known[t.ID] = t
-		if told[t.ID] == stepOf(t) {
+		step := stepOf(t.Task)
+		if told[t.ID] == step {
 			return nil
 		}
-		told[t.ID] = stepOf(t)
+		told[t.ID] = step
 		if structured {
 			return a.each(t)
 		}
@@ -124,7 +126,7 @@ func (a *app) watchList(ctx context.Context, c *apiclient.Client, sel *selection
 				return err
 			}
 		}
-		_, err := io.WriteString(a.out, columns.row(taskRow(t, wide)))
+		_, err := io.WriteString(a.out, columns.row(taskRow(t.Task, wide)))
 		return err
 	}
 	return watched(ctx, c, func() (int64, error) {
@@ -134,7 +136,7 @@ func (a *app) watchList(ctx context.Context, c *apiclient.Client, sel *selection
 		}
 		if !headed && !structured { // the widths of the first page stay
 			for _, t := range l.Tasks {
-				columns.fit(taskRow(t, wide))
+				columns.fit(taskRow(t.Task, wide))
 			}
 		}
 		for i := len(l.Tasks) - 1; i >= 0; i-- { // the newest last, as changes come
@@ -156,6 +158,7 @@ func (a *app) watchList(ctx context.Context, c *apiclient.Client, sel *selection
 		default:
 			return nil
 		}
+		t.ETA = nil // was of the moment it was read
 		return say(t)
 	})
 }
@@ -163,7 +166,7 @@ func (a *app) watchList(ctx context.Context, c *apiclient.Client, sel *selection
 // watchRegions is watchList for regions.
 func (a *app) watchRegions(ctx context.Context, c *apiclient.Client) error {
 	on := terminalOf(a.out)
-	structured := a.format == "json" || a.format == "yaml"
+	structured := a.structured()
 	wide := a.format == "wide"
 	screen := area{w: a.out, on: on}
 	told := map[string]string{}
