@@ -23,8 +23,10 @@ import (
 const DrainTimeout = 8 * time.Second
 
 // Run starts every part and returns when all have returned. When one ends,
-// whatever the reason, the others' context is canceled.
+// whatever the reason, the others' context is canceled. That a part was broken
+// off because ctx ended, also while it was starting, is no error.
 func Run(ctx context.Context, parts ...func(context.Context) error) error {
+	asked := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -32,7 +34,9 @@ func Run(ctx context.Context, parts ...func(context.Context) error) error {
 	for i, part := range parts {
 		wg.Go(func() {
 			defer cancel()
-			errs[i] = part(ctx)
+			if err := part(ctx); asked.Err() == nil || !errors.Is(err, context.Canceled) {
+				errs[i] = err
+			}
 		})
 	}
 	wg.Wait()

@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -25,6 +26,20 @@ func TestRunEndsAllWhenOneEnds(t *testing.T) {
 	}
 	if err := Run(t.Context(), func(context.Context) error { return nil }, func(ctx context.Context) error { <-ctx.Done(); return nil }); err != nil {
 		t.Errorf("Run = %v; want nil when a part just ends", err)
+	}
+	// Who is asked to stop has not failed, also in the middle of starting.
+	ctx, stop := context.WithCancel(t.Context())
+	broken := func(ctx context.Context) error {
+		stop()
+		<-ctx.Done()
+		return fmt.Errorf("publish: %w", context.Cause(ctx))
+	}
+	if err := Run(ctx, broken); err != nil {
+		t.Errorf("Run of what was broken off by a signal = %v; want nil", err)
+	}
+	// But what was broken off although nobody asked has.
+	if err := Run(t.Context(), func(context.Context) error { return context.Canceled }); err == nil {
+		t.Error("Run of what was canceled by itself = nil")
 	}
 }
 
