@@ -139,7 +139,7 @@ func TestResultsAreDocuments(t *testing.T) {
 		{args: "task watch", is: lines}, {args: "task watch db-01", is: lines, want: `"completed"`}, {args: "task watch web-01 --until awaiting_approval", is: lines, want: `"eta"`},
 		{args: "template list"}, {args: "template show base"}, {args: "template put base --file " + file("user-data", "x\n")}, {args: "template preview base --task web-01", want: "version"}, {args: "template delete base", want: "deleted"},
 		{args: "token list"}, {args: "token create ci"}, {args: "token delete 0a1b", want: "deleted"},
-		{args: "up --log-level error --listen-addr 127.0.0.1:0 --boot-addr 127.0.0.1:0 --agent-addr 127.0.0.1:0 --tftp-addr off --bootimage-dir " + dir + " --data-dir " + dir, is: lines, until: "--token-file", stop: 20 * time.Second, code: -1},
+		{args: "up --log-level error --listen-addr 127.0.0.1:0 --boot-addr 127.0.0.1:0 --agent-addr 127.0.0.1:0 --tftp-addr off --bootimage-dir " + dir + " --data-dir " + dir, is: lines, until: "--token-file", stop: 20 * time.Second},
 		{args: "user list"}, {args: "user show anna"}, {args: "user create anna"}, {args: "user set anna --role viewer"}, {args: "user reset-password anna"}, {args: "user delete anna", want: "deleted"},
 		{args: "version", want: "version"}, {args: "whoami"},
 	}
