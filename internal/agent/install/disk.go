@@ -283,10 +283,6 @@ func (in *Installer) configureDisk(ctx context.Context, job *Job, m *lpmos.Image
 	if err != nil {
 		return err
 	}
-	if m.SELinux {
-		// What was written here has no labels; without them nobody can log in.
-		files = append(files, file{path: ".autorelabel", mode: 0o644})
-	}
 	err = in.mounted([]mountable{root}, func(r *os.Root) error {
 		t := tree{r}
 		if err := t.configure(job, m, files); err != nil {

@@ -808,3 +808,35 @@ func TestRemakeInitramfs(t *testing.T) {
 		t.Errorf("failure = %+v", f)
 	}
 }
+
+// TestAutorelabel has what is written beside a system labelled at its first boot,
+// where it has SELinux, however the system was written.
+func TestAutorelabel(t *testing.T) {
+	hw := testHardware("/dev/x", 20<<30, 512)
+	m := &lpmos.ImageManifest{OS: "testos", Version: "1", Arch: "amd64", SizeBytes: 1 << 20, FirstBoot: "systemd", Kernel: "/boot/vmlinuz", Initrd: "/boot/initrd", CloudInit: true}
+	job := testJob(testPlan(t, hw, m, "sha256:"+strings.Repeat("1", 64)))
+	for name, files := range map[string]func() ([]file, error){
+		"a root filesystem or tree": func() ([]file, error) { return systemFiles(&job, m, &bootParts{}) },
+		"a whole disk":              func() ([]file, error) { return identityFiles(&job, m) },
+		"an installer":              func() ([]file, error) { return ownFiles(&job, m) },
+	} {
+		fs, err := files()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, selinux := range []bool{true, false} {
+			tr, _ := accountTree(t)
+			if selinux {
+				if err := errors.Join(tr.MkdirAll("etc/selinux", 0o755), tr.WriteFile("etc/selinux/config", []byte("SELINUX=enforcing\n"), 0o644)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := tr.apply(&job, m, fs); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tr.Stat(".autorelabel"); (err == nil) != selinux {
+				t.Errorf("%s, SELinux %v: .autorelabel: %v", name, selinux, err)
+			}
+		}
+	}
+}
