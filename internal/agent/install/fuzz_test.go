@@ -27,8 +27,11 @@ func FuzzGPT(f *testing.F) {
 	entry[0] = 1
 	le.PutUint64(entry[32:], 2048)
 	le.PutUint64(entry[40:], 4095)
-	f.Add(header, entry, 1)
+	f.Add(header, bytes.Clone(entry), 1)
 	le.PutUint64(entry[40:], 1<<63)
+	f.Add(header, bytes.Clone(entry), 1)
+	le.PutUint64(entry[32:], 1<<63|2048)
+	le.PutUint64(entry[40:], 4095)
 	f.Add(header, entry, 1)
 	f.Fuzz(func(t *testing.T, header, entries []byte, grow int) {
 		b := make([]byte, 64<<10)

@@ -76,13 +76,15 @@ func (g *gpt) entry(number int) (e []byte, ok bool) {
 	return e, !bytes.Equal(e[:16], make([]byte, 16))
 }
 
-// place is where a partition is, in bytes.
+// place is where a partition is, in bytes. What is behind any disk there can be
+// is at 1<<62, so that nobody's sums overflow.
 func (g *gpt) place(number int) (start, size int64, ok bool) {
 	e, ok := g.entry(number)
 	if !ok {
 		return 0, 0, false
 	}
-	first, last := int64(le.Uint64(e[32:])), int64(le.Uint64(e[40:]))
+	far := uint64(1<<62) / uint64(g.sector)
+	first, last := int64(min(le.Uint64(e[32:]), far)), int64(min(le.Uint64(e[40:]), far))
 	return first * g.sector, (last - first + 1) * g.sector, last >= first
 }
 
