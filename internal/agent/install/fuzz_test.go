@@ -30,15 +30,15 @@ func FuzzGPT(f *testing.F) {
 	f.Add(header, bytes.Clone(entry), 1)
 	le.PutUint64(entry[40:], 1<<63)
 	f.Add(header, bytes.Clone(entry), 1)
-	le.PutUint64(entry[32:], 1<<63|2048)
-	le.PutUint64(entry[40:], 4095)
+	le.PutUint64(entry[32:], 0x8383830000080000)
+	le.PutUint64(entry[40:], 0x8383)
 	f.Add(header, entry, 1)
 	f.Fuzz(func(t *testing.T, header, entries []byte, grow int) {
 		b := make([]byte, 64<<10)
 		h := b[sector : 2*sector]
 		copy(h, header)
 		copy(b[2*sector:], entries)
-		if n, count, size := int64(le.Uint32(h[gptHeaderLen:])), int64(le.Uint32(h[gptEntryCount:])), int64(le.Uint32(h[gptEntrySize:])); n <= sector && count*size <= int64(len(b)-2*sector) {
+		if n, count, size := int64(le.Uint32(h[gptHeaderLen:])), int64(le.Uint32(h[gptEntryCount:])), int64(le.Uint32(h[gptEntrySize:])); n <= sector && count <= 1024 && size <= 4096 && count*size <= int64(len(b)-2*sector) {
 			le.PutUint64(h[gptEntriesLBA:], 2)
 			le.PutUint32(h[gptEntriesCRC:], crc32.ChecksumIEEE(b[2*sector:2*sector+count*size]))
 			le.PutUint32(h[gptHeaderCRC:], 0)
