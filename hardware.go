@@ -198,14 +198,6 @@ func (r DiskRef) Matches(d Disk) bool {
 	return true
 }
 
-// MayBe reports whether o, which another kernel found, can be the disk that r
-// names. One with neither serial number nor WWN is known by its size alone: each
-// kernel has a path of its own for it.
-func (r DiskRef) MayBe(o DiskRef) bool {
-	r.Path, o.Path = "", ""
-	return r == o && r.SizeBytes > 0
-}
-
 // Disk finds the one disk that r names.
 func (h *Hardware) Disk(r DiskRef) (Disk, error) {
 	var found []Disk

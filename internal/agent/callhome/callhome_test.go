@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lpmos/lpmos"
@@ -181,6 +182,50 @@ func TestReceiptOfBtrfs(t *testing.T) {
 				t.Errorf("the region says %v", err)
 			}
 		})
+	}
+}
+
+// TestBtrfsOfTheKernel is the same with what a kernel says of a subvolume.
+func TestBtrfsOfTheKernel(t *testing.T) {
+	if os.Getuid() != 0 {
+		tier.Missing(t, "root", "not root")
+	}
+	for _, tool := range []string{"losetup", "mkfs.btrfs", "btrfs"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			tier.Missing(t, "root", "no "+tool)
+		}
+	}
+	run := func(name string, args ...string) string {
+		t.Helper()
+		out, err := exec.Command(name, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	img, dir := filepath.Join(t.TempDir(), "btrfs"), t.TempDir()
+	if err := errors.Join(os.WriteFile(img, nil, 0o600), os.Truncate(img, 200<<20)); err != nil {
+		t.Fatal(err)
+	}
+	run("mkfs.btrfs", "-q", "-U", rootUUID, img)
+	loop := run("losetup", "--show", "-f", img)
+	t.Cleanup(func() { run("losetup", "-d", loop) })
+	if err := syscall.Mount(loop, dir, "btrfs", 0, ""); err != nil {
+		tier.Missing(t, "root", "the kernel has no btrfs: "+err.Error())
+	}
+	_, err := exec.Command("btrfs", "subvolume", "create", filepath.Join(dir, "@")).CombinedOutput()
+	if err := errors.Join(err, syscall.Unmount(dir, 0), syscall.Mount(loop, dir, "btrfs", 0, "subvol=@")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, 0) })
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As if it were the root.
+	m := rootMount(strings.ReplaceAll(string(b), " "+dir+" ", " / "))
+	if sys := m.device("/"); m.of != "/@" || filepath.Base(sys) != filepath.Base(loop) || fsUUID(loop, m.fs) != rootUUID {
+		t.Errorf("%+v is on %q with the UUID %q; want %s with %s", m, sys, fsUUID(loop, m.fs), loop, rootUUID)
 	}
 }
 
