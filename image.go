@@ -54,8 +54,9 @@ type ImageManifest struct {
 	// Family decides how the system is configured: "debian", "redhat", "suse",
 	// or "" when os-release says none of them or could not be read.
 	Family string `json:"family,omitempty"`
-	// SELinux is set when the image enforces or permits by a policy, so that
-	// files written beside it need their labels.
+	// SELinux is set when the image was found to enforce or permit by a policy.
+	// Whether files are labelled at the first boot, the agent finds by itself: not
+	// every filesystem can be looked into beforehand.
 	SELinux bool `json:"selinux,omitempty"`
 }
 

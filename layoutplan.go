@@ -80,6 +80,14 @@ func (e *Effect) Writes(d DiskRef) bool {
 	return d != (DiskRef{}) && slices.ContainsFunc(e.Disks(), func(p PlannedDisk) bool { return p.Disk == d })
 }
 
+// RunsFrom reports whether a disk, as the installed system found it, is one that
+// the effect writes to. One with neither serial number nor WWN is known by its
+// size alone: each kernel has a path of its own for it.
+func (e *Effect) RunsFrom(d DiskRef) bool {
+	d.Path = ""
+	return d.SizeBytes > 0 && slices.ContainsFunc(e.Disks(), func(p PlannedDisk) bool { p.Disk.Path = ""; return p.Disk == d })
+}
+
 // Filesystems are all that are made and mounted, or swapped to, but the EFI
 // system partitions: in the order in which they can be mounted.
 func (e *Effect) Filesystems() []PlannedFS {

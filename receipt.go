@@ -184,7 +184,7 @@ func (p *Plan) Compare(r *Receipt, h *Hardware) []Drift {
 		}
 	}
 	differ("host name", e.Hostname, r.Hostname)
-	if r.RootDisk != (DiskRef{}) && !e.Writes(r.RootDisk) && !(r.RootDisk.SizeBytes == e.Target.SizeBytes && e.Target.Path != "" && e.Target.Serial == "" && e.Target.WWN == "") {
+	if r.RootDisk != (DiskRef{}) && !e.RunsFrom(r.RootDisk) {
 		differ("disk", e.Target.String(), r.RootDisk.String())
 	}
 	mounts := map[string]string{}

@@ -61,6 +61,21 @@ func TestCompareNamesWhatDrifted(t *testing.T) {
 			}
 		})
 	}
+	// A disk without a name of its own has the path that each kernel gives it.
+	nameless := configured(nil)
+	nameless.Effect.Target = lpmos.DiskRef{Path: "/dev/sda", SizeBytes: 480 * gb}
+	for found, drift := range map[lpmos.DiskRef]bool{
+		{Path: "/dev/sdb", SizeBytes: 480 * gb}: false,
+		{Path: "/dev/sda", SizeBytes: 481 * gb}: true,
+		{Serial: "S", SizeBytes: 480 * gb}:      true,
+		{WWN: "naa.1", SizeBytes: 480 * gb}:     true,
+	} {
+		r := matching(&nameless)
+		r.RootDisk = found
+		if got := nameless.Compare(&r, nil); (len(got) > 0) != drift {
+			t.Errorf("drift of a system on %s: %v", found, got)
+		}
+	}
 	// Without a profile, only what every installation has is compared.
 	bare := lpmos.NewPlan(task(), server(), image())
 	r := bare.Effect.Promised()

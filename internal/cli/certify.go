@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,7 +54,7 @@ func (a *app) imageCertify() *cobra.Command {
 firmware, by the whole path of a real one (as lpmos lab up does, on a network of its
 own), waits until the installed system has called home, and notes the results on the
 image: lists, pages and the form for new tasks show them. That an image does not boot
-is a result and no error.
+is a result and no error; a lab that is stopped or fails is an error and no result.
 
 It needs root, QEMU and Debian's packages on the computer it runs on.`,
 		Example: `  lpmos image certify debian/12/amd64
@@ -89,18 +90,16 @@ It needs root, QEMU and Debian's packages on the computer it runs on.`,
 			return img, downloadImage(ctx, c, dir, img)
 		}
 		var badges []lpmos.Badge
-		cfg.ended = func(machines []*labMachine) {
-			for _, m := range machines {
-				badges = append(badges, m.badge(img.Digest))
-			}
+		var untold error
+		cfg.ended = func(machines []*labMachine) { badges, untold = results(machines, img.Digest) }
+		failed := cmp.Or(a.runLab(ctx, cfg), untold)
+		if len(badges) == 0 {
+			return failed
 		}
-		if err := a.runLab(ctx, cfg); err != nil && len(badges) == 0 {
-			return err
+		if img, err = addBadges(ctx, c, img, badges); err == nil {
+			err = a.print(img, func(w *tabwriter.Writer, _ bool) { fmt.Fprint(w, describeImage(img).text(terminal{})) })
 		}
-		if img, err = addBadges(ctx, c, img, badges); err != nil {
-			return err
-		}
-		return a.print(img, func(w *tabwriter.Writer, _ bool) { fmt.Fprint(w, describeImage(img).text(terminal{})) })
+		return errors.Join(failed, err)
 	})
 	return cmd
 }
@@ -130,7 +129,20 @@ func downloadImage(ctx context.Context, c *apiclient.Client, dir string, img lpm
 	return nil
 }
 
-// badge is what a machine's end says about the image.
+// results are what the machines' ends say about the image. One that was stopped,
+// or whose lab failed, says nothing: what is known of its firmware stays.
+func results(machines []*labMachine, digest string) (badges []lpmos.Badge, err error) {
+	for _, m := range machines {
+		if m.ended.Status != lpmos.Completed && m.ended.Status != lpmos.Failed {
+			err = errors.Join(err, fmt.Errorf("nothing is noted for %s: the task of %s was not carried through", m.trial.name, m.name))
+			continue
+		}
+		badges = append(badges, m.badge(digest))
+	}
+	return badges, err
+}
+
+// badge is what the end of a machine's task says about the image.
 func (m *labMachine) badge(digest string) lpmos.Badge {
 	b := lpmos.Badge{Firmware: m.trial.name, Digest: digest, At: m.marks["ended"].UTC().Truncate(time.Second)}
 	t := m.ended
@@ -143,10 +155,6 @@ func (m *labMachine) badge(digest string) lpmos.Badge {
 		b.Text = fmt.Sprintf("called home %s after power-on", m.marks["ended"].Sub(m.marks["power on"]).Round(time.Second))
 	case t.Error != nil:
 		b.Text = strings.TrimSuffix(t.Error.Cause, ".")
-	case m.err != nil:
-		b.Text = m.err.Error()
-	default:
-		b.Text = "it did not get beyond " + string(t.Status)
 	}
 	if !b.Passed && m.said != "" {
 		b.Text += "; its console says: " + m.said

@@ -109,7 +109,6 @@ func TestBadge(t *testing.T) {
 	}{
 		{"bios", labMachine{ended: lpmos.Task{Status: lpmos.Completed}, said: "login:"}, true, "called home 41s after power-on"},
 		{"uefi", labMachine{ended: lpmos.Task{Status: lpmos.Failed, Error: &lpmos.Failure{Cause: "Nobody called home."}}, said: "grub>"}, false, "Nobody called home; its console says: grub>"},
-		{"uefi", labMachine{ended: lpmos.Task{Status: lpmos.Verifying}, err: errors.New("the lab did not finish")}, false, "the lab did not finish"},
 		{"uefi-secure-boot", labMachine{ended: lpmos.Task{Status: lpmos.Completed, Receipt: &lpmos.Receipt{}}}, false, "without Secure Boot"},
 		{"uefi-secure-boot", labMachine{ended: lpmos.Task{Status: lpmos.Completed, Receipt: &lpmos.Receipt{SecureBoot: &on}}}, true, "called home"},
 	} {
@@ -121,6 +120,18 @@ func TestBadge(t *testing.T) {
 		if b := c.m.badge("sha256:x"); b.Passed != c.passed || b.Firmware != c.firmware || !strings.Contains(b.Text, c.text) || b.At.IsZero() {
 			t.Errorf("badge = %+v; want passed %v and %q", b, c.passed, c.text)
 		}
+	}
+	// Of two machines the one whose task ended says something.
+	two := []*labMachine{{trial: trials[0], ended: lpmos.Task{Status: lpmos.Completed}}, {trial: trials[1]}}
+	for _, s := range []lpmos.Status{"", lpmos.AwaitingApproval, lpmos.Installing, lpmos.Verifying, lpmos.Canceled, lpmos.Rejected} {
+		two[1].ended.Status = s
+		if badges, err := results(two, "sha256:x"); err == nil || len(badges) != 1 || badges[0].Firmware != "bios" {
+			t.Errorf("results with a machine that is %q = %+v, %v; want one and an error", s, badges, err)
+		}
+	}
+	two[1].ended = lpmos.Task{Status: lpmos.Failed, Error: &lpmos.Failure{Cause: "Nobody called home."}}
+	if badges, err := results(two, "sha256:x"); err != nil || len(badges) != 2 || badges[1].Passed {
+		t.Errorf("results = %+v, %v; want two", badges, err)
 	}
 	if _, err := trialsOf([]string{"coreboot"}); err == nil {
 		t.Error("an unknown firmware was taken")

@@ -343,9 +343,8 @@ type labMachine struct {
 	vm    *lab.Machine
 	task  string
 	marks map[string]time.Time
-	ended lpmos.Task
-	err   error  // why nothing is known of its end
-	said  string // the last line of its console
+	ended lpmos.Task // as it was last seen
+	said  string     // the last line of its console
 }
 
 func (r *labRun) provision(ctx context.Context) error {
@@ -385,37 +384,46 @@ func (r *labRun) provision(ctx context.Context) error {
 		}
 		r.out.step("%s is on: %s firmware, blank disk of %d GB, serial log %s", m.name, m.trial.install, r.cfg.disk, filepath.Join(m.vm.Dir(), "serial.log"))
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	err = r.watch(ctx, c, screen, machines)
+	if r.cfg.ended != nil {
+		for _, m := range machines {
+			if last := m.vm.Console().Tail(1); len(last) > 0 {
+				m.said = strings.TrimSpace(last[0])
+			}
+		}
+		r.done = err == nil
+		r.cfg.ended(machines)
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	return r.report(ctx, c, machines)
+}
+
+// watch follows the machines to their ends. An error is the lab's own: a task
+// that fails is none. What ended the lab for all of them is the reason, and not
+// what broke off because of it.
+func (r *labRun) watch(ctx context.Context, c *apiclient.Client, screen *Screen, machines []*labMachine) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	var wg sync.WaitGroup
 	errs := make([]error, len(machines))
 	for i, m := range machines {
 		wg.Go(func() {
 			m.ended, errs[i] = Follow(ctx, c, m.task, screen, func(t lpmos.Task) {
 				if err := r.seen(ctx, c, m, t); err != nil {
-					errs[i] = err
-					cancel()
+					cancel(fmt.Errorf("%s: %w", m.name, err))
 				}
 			})
 			m.marks["ended"] = time.Now()
 		})
 	}
 	wg.Wait()
-	if r.cfg.ended != nil {
-		for i, m := range machines {
-			m.err = errs[i]
-			if last := m.vm.Console().Tail(1); len(last) > 0 {
-				m.said = strings.TrimSpace(last[0])
-			}
-		}
-		r.done = true
-		r.cfg.ended(machines)
-		return errors.Join(errs...)
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	return r.report(ctx, c, machines)
+	return errors.Join(errs...)
 }
 
 // seen marks what happened to a machine and, where nobody else does, approves.

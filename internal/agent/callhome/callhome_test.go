@@ -9,11 +9,15 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/agentapi"
+	"github.com/lpmos/lpmos/internal/tier"
 )
 
 const (
@@ -100,6 +104,155 @@ func TestRunReportsOnceAndRemovesItself(t *testing.T) {
 	for _, p := range []string{ConfigPath, AgentPath, UnitPath, WantsPath, filepath.Dir(ConfigPath), filepath.Dir(AgentPath)} {
 		if _, err := os.Lstat(filepath.Join(root, p)); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s is still there: %v", p, err)
+		}
+	}
+}
+
+// A btrfs is mounted with a number that no device has (0:31): which disk it is on
+// says the name that it was mounted by.
+func TestReceiptOfBtrfs(t *testing.T) {
+	super := make([]byte, 68<<10)
+	copy(super[64<<10+0x20:], "\x01\x23\x45\x67\x89\xab\xcd\xef\x01\x23\x45\x67\x89\xab\xcd\xef")
+	copy(super[64<<10+0x40:], "_BHRfS_M")
+	made := filepath.Join(t.TempDir(), "btrfs")
+	if err := os.WriteFile(made, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(made, 200<<20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := exec.LookPath("mkfs.btrfs"); err != nil {
+		tier.Missing(t, "mkfs", "no mkfs.btrfs")
+	}
+	if out, err := exec.Command("mkfs.btrfs", "-q", "-U", rootUUID, made).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.btrfs: %v: %s", err, out)
+	}
+	real, err := os.ReadFile(made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	real = real[:len(super)]
+	for _, c := range []struct {
+		name, source string
+		super        []byte
+		link         bool // the name of the mapping is one
+		uuid         string
+	}{
+		{"a partition", "/dev/sda3", super, false, rootUUID},
+		{"what mkfs.btrfs made", "/dev/sda3", real, false, rootUUID},
+		{"a mapping, whose name is a link", "/dev/mapper/vg-root", super, true, rootUUID},
+		{"a mapping, whose name is a device", "/dev/mapper/vg-root", super, false, rootUUID},
+		{"a device that is not there", "/dev/sdz9", super, false, ""},
+		{"no device", "overlay", super, false, ""},
+		{"a path out of /dev", "/dev/../etc/passwd", super, false, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := installed(t, agentapi.CallhomeConfig{})
+			at := func(name string) string { return filepath.Join(root, name) }
+			for _, dir := range []string{"sys/class/block", "sys/devices/virtual/block/dm-0/slaves", "sys/devices/virtual/block/dm-0/dm", "dev/mapper"} {
+				if err := os.MkdirAll(at(dir), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := errors.Join(
+				os.WriteFile(at("proc/self/mountinfo"), []byte("22 1 0:2 / / rw - rootfs rootfs rw\n23 1 0:31 /@/.snapshots/1/snapshot / rw,relatime - btrfs "+c.source+" rw,subvolid=268\n"), 0o600),
+				os.WriteFile(at("sys/devices/virtual/block/dm-0/dm/name"), []byte("vg-root\n"), 0o600),
+				os.WriteFile(at("dev/sda3"), c.super, 0o600), os.WriteFile(at("dev/dm-0"), c.super, 0o600),
+				os.Symlink("../../devices/pci/sda/sda3", at("sys/class/block/sda3")),
+				os.Symlink("../../devices/virtual/block/dm-0", at("sys/class/block/dm-0")),
+				os.Symlink("../../../../pci/sda/sda3", at("sys/devices/virtual/block/dm-0/slaves/sda3")),
+			)
+			if c.link {
+				err = errors.Join(err, os.Symlink("../dm-0", at("dev/mapper/vg-root")))
+			} else {
+				err = errors.Join(err, os.WriteFile(at("dev/mapper/vg-root"), nil, 0o600))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := Collect(t.Context(), root, testDisks)
+			want := lpmos.DiskRef{Serial: "A", WWN: "naa.1", SizeBytes: 7}
+			if c.uuid == "" {
+				want = lpmos.DiskRef{}
+			}
+			if r.RootFSUUID != c.uuid || r.RootDisk != want {
+				t.Errorf("root filesystem %q on %+v; want %q on %+v", r.RootFSUUID, r.RootDisk, c.uuid, want)
+			}
+			if err := r.Check(); (err == nil) != (c.uuid != "") {
+				t.Errorf("the region says %v", err)
+			}
+		})
+	}
+}
+
+// TestBtrfsOfTheKernel is the same with what a kernel says of a subvolume.
+func TestBtrfsOfTheKernel(t *testing.T) {
+	if os.Getuid() != 0 {
+		tier.Missing(t, "root", "not root")
+	}
+	for _, tool := range []string{"losetup", "mkfs.btrfs", "btrfs"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			tier.Missing(t, "root", "no "+tool)
+		}
+	}
+	run := func(name string, args ...string) string {
+		t.Helper()
+		out, err := exec.Command(name, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	img, dir := filepath.Join(t.TempDir(), "btrfs"), t.TempDir()
+	if err := errors.Join(os.WriteFile(img, nil, 0o600), os.Truncate(img, 200<<20)); err != nil {
+		t.Fatal(err)
+	}
+	run("mkfs.btrfs", "-q", "-U", rootUUID, img)
+	loop := run("losetup", "--show", "-f", img)
+	t.Cleanup(func() { run("losetup", "-d", loop) })
+	if err := syscall.Mount(loop, dir, "btrfs", 0, ""); err != nil {
+		tier.Missing(t, "root", "the kernel has no btrfs: "+err.Error())
+	}
+	_, err := exec.Command("btrfs", "subvolume", "create", filepath.Join(dir, "@")).CombinedOutput()
+	if err := errors.Join(err, syscall.Unmount(dir, 0), syscall.Mount(loop, dir, "btrfs", 0, "subvol=@")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, 0) })
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As if it were the root.
+	m := rootMount(strings.ReplaceAll(string(b), " "+dir+" ", " / "))
+	if sys := m.device("/"); m.of != "/@" || filepath.Base(sys) != filepath.Base(loop) || fsUUID(loop, m.fs) != rootUUID {
+		t.Errorf("%+v is on %q with the UUID %q; want %s with %s", m, sys, fsUUID(loop, m.fs), loop, rootUUID)
+	}
+}
+
+// Which superblock is read goes by what is mounted: what an earlier filesystem
+// left is not it.
+func TestRootUUIDByKind(t *testing.T) {
+	b := make([]byte, 68<<10)
+	copy(b, "XFSB")
+	copy(b[32:], strings.Repeat("x", 16))
+	copy(b[1024+0x38:], "\x53\xEF")
+	copy(b[1024+0x68:], strings.Repeat("e", 16))
+	copy(b[64<<10+0x40:], "_BHRfS_M")
+	copy(b[64<<10+0x20:], strings.Repeat("b", 16))
+	dev := filepath.Join(t.TempDir(), "dev")
+	for _, size := range []int{len(b), 64<<10 + 0x40} {
+		if err := os.WriteFile(dev, b[:size], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for kind, letter := range map[string]string{"xfs": "78", "ext4": "65", "ext2": "65", "btrfs": "62"} {
+			h := strings.Repeat(letter, 16)
+			want := h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+			if kind == "btrfs" && size < len(b) {
+				want = "" // its superblock is not whole
+			}
+			if got := fsUUID(dev, kind); got != want {
+				t.Errorf("UUID of %s in %d bytes = %q; want %q", kind, size, got, want)
+			}
 		}
 	}
 }

@@ -18,20 +18,19 @@ import (
 	"github.com/lpmos/lpmos/internal/agent/run"
 )
 
-// mounts are what block devices are mounted at, by path, from mountinfo
-// (proc(5)). Of several on one path the last is what is seen; parts of a
-// filesystem that are bound elsewhere are left out.
+// mounts are what block devices are mounted at, by path, from mountinfo. Of
+// several on one path the last is what is seen; parts of a filesystem that are
+// bound elsewhere are left out, but for the subvolume that is the root.
 func mounts(mountinfo string) []lpmos.Mount {
 	byPath := map[string]string{}
 	for line := range strings.Lines(mountinfo) {
-		before, after, ok := strings.Cut(strings.TrimSpace(line), " - ")
-		f, g := strings.Fields(before), strings.Fields(after)
-		if !ok || len(f) < 6 || len(g) < 2 {
+		m, ok := readMount(line)
+		if !ok {
 			continue
 		}
-		delete(byPath, unescape(f[4]))
-		if f[3] == "/" && strings.HasPrefix(g[1], "/dev/") {
-			byPath[unescape(f[4])] = g[0]
+		delete(byPath, m.path)
+		if (m.of == "/" || m.path == "/") && strings.HasPrefix(m.source, "/dev/") {
+			byPath[m.path] = m.fs
 		}
 	}
 	var out []lpmos.Mount

@@ -20,6 +20,14 @@ func TestMounts(t *testing.T) {
 	}
 }
 
+func TestMountsOfSubvolumes(t *testing.T) {
+	got := mounts("23 1 0:31 /@/.snapshots/1/snapshot / rw - btrfs /dev/sda3 rw\n24 23 0:31 /@/var /var rw - btrfs /dev/sda3 rw\n25 23 8:2 / /boot/efi rw - vfat /dev/sda2 rw\n")
+	want := []lpmos.Mount{{Path: "/", FS: "btrfs"}, {Path: "/boot/efi", FS: "vfat"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("mounts = %+v; want %+v", got, want)
+	}
+}
+
 func TestTimezone(t *testing.T) {
 	for link, want := range map[string]string{
 		"": "UTC", "/usr/share/zoneinfo/Asia/Tokyo": "Asia/Tokyo", "../usr/share/zoneinfo/Asia/Tokyo": "Asia/Tokyo",
@@ -80,7 +88,7 @@ func FuzzFound(f *testing.F) {
 		for _, s := range []*string{&mountinfo, &release, &passwd, &units} {
 			*s = strings.ToValidUTF8(*s, "") // as Collect does
 		}
-		_ = rootDevice(mountinfo)
+		_ = rootMount(mountinfo)
 		found := osRelease(release)
 		r := lpmos.Receipt{RootFSUUID: "x", OS: found["PRETTY_NAME"], OSID: found["ID"], OSVersion: found["VERSION_ID"],
 			Mounts: mounts(mountinfo), Users: people(passwd), FailedUnits: unitNames(units)}

@@ -3,7 +3,6 @@ package callhome
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/hex"
 	"io"
 	"net"
@@ -55,15 +54,12 @@ func Collect(ctx context.Context, root string, disks func(context.Context) (*lpm
 	if up, _, ok := strings.Cut(text("proc/uptime", 64), "."); ok {
 		r.UptimeSec, _ = strconv.ParseInt(up, 10, 64)
 	}
-	number := rootDevice(text("proc/self/mountinfo", 1<<20))
-	if number == "" {
+	m := rootMount(text("proc/self/mountinfo", 1<<20))
+	dir := m.device(root)
+	if dir == "" {
 		return r
 	}
-	dir, err := filepath.EvalSymlinks(filepath.Join(root, "sys/dev/block", number))
-	if err != nil {
-		return r
-	}
-	r.RootFSUUID = fsUUID(filepath.Join(root, "dev", filepath.Base(dir)))
+	r.RootFSUUID = fsUUID(filepath.Join(root, "dev", filepath.Base(dir)), m.fs)
 	disk := wholeDisk(dir)
 	if h, err := disks(ctx); err == nil {
 		r.SecureBoot = h.SecureBoot
@@ -87,19 +83,61 @@ func osRelease(s string) map[string]string {
 	return out
 }
 
-// rootDevice is "major:minor" of what is mounted last on /, "" when that is not
-// a block device (proc(5), mountinfo).
-func rootDevice(mountinfo string) string {
-	var found string
+// mounted is a line of mountinfo (proc(5)).
+type mounted struct {
+	number   string // of the device, "major:minor"
+	of, path string // what of the filesystem is mounted: "/", or a subvolume; and where
+	fs       string
+	source   string // "/dev/sda3"
+}
+
+// readMount reads a line of mountinfo.
+func readMount(line string) (m mounted, ok bool) {
+	before, after, ok := strings.Cut(strings.TrimSpace(line), " - ")
+	f, g := strings.Fields(before), strings.Fields(after)
+	if !ok || len(f) < 6 || len(g) < 2 {
+		return m, false
+	}
+	return mounted{number: f[2], of: unescape(f[3]), path: unescape(f[4]), fs: g[0], source: unescape(g[1])}, true
+}
+
+// rootMount is what is mounted last on /.
+func rootMount(mountinfo string) (root mounted) {
 	for line := range strings.Lines(mountinfo) {
-		if f := strings.Fields(line); len(f) > 4 && f[4] == "/" {
-			found = f[2]
+		if m, ok := readMount(line); ok && m.path == "/" {
+			root = m
 		}
 	}
-	if strings.HasPrefix(found, "0:") {
+	return root
+}
+
+// device is the directory in /sys of the block device that is mounted, "" when
+// it is none. A btrfs, which may have several, is mounted with a number that no
+// device has: it is known by the name that it was mounted by.
+func (m mounted) device(root string) string {
+	sys := filepath.Join(root, "sys/dev/block", m.number)
+	if strings.HasPrefix(m.number, "0:") {
+		if !strings.HasPrefix(m.source, "/dev/") {
+			return ""
+		}
+		node, err := filepath.EvalSymlinks(filepath.Join(root, m.source))
+		if err != nil {
+			return ""
+		}
+		sys = filepath.Join(root, "sys/class/block", filepath.Base(node))
+		// Without udev a mapping's name is no link to its device.
+		names, _ := filepath.Glob(filepath.Join(root, "sys/class/block/dm-*/dm/name"))
+		for _, name := range names {
+			if b, err := os.ReadFile(name); err == nil && m.source == "/dev/mapper/"+strings.TrimSpace(string(b)) {
+				sys = filepath.Dir(filepath.Dir(name))
+			}
+		}
+	}
+	dir, err := filepath.EvalSymlinks(sys)
+	if err != nil {
 		return ""
 	}
-	return found
+	return dir
 }
 
 // wholeDisk is the name of the disk that a block device lies on: itself, the one
@@ -121,27 +159,27 @@ func wholeDisk(dir string) string {
 	return filepath.Base(dir)
 }
 
-// fsUUID reads the superblock of an ext4 (Linux, Documentation/filesystems/ext4:
-// at 1024 bytes, magic at 0x38, UUID at 0x68) or of an xfs (at 0, magic first,
-// UUID at 32).
-func fsUUID(dev string) string {
+// fsUUID reads the superblock of a filesystem by its kind: ext2 to ext4 (Linux,
+// Documentation/filesystems/ext4), xfs, or btrfs (its on-disk format).
+func fsUUID(dev, kind string) string {
+	super, magic, at, uuid := int64(1024), "\x53\xEF", 0x38, 0x68
+	switch kind {
+	case "xfs":
+		super, magic, at, uuid = 0, "XFSB", 0, 32
+	case "btrfs":
+		super, magic, at, uuid = 64<<10, "_BHRfS_M", 0x40, 0x20
+	}
 	f, err := os.Open(dev)
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
-	var b [2048]byte
-	if _, err := f.ReadAt(b[:], 0); err != nil {
+	var b [0x78]byte
+	if _, err := f.ReadAt(b[:], super); err != nil || !bytes.HasPrefix(b[at:], []byte(magic)) {
 		return ""
 	}
-	var id []byte
-	switch {
-	case string(b[:4]) == "XFSB":
-		id = b[32:48]
-	case binary.LittleEndian.Uint16(b[1024+0x38:]) == 0xEF53:
-		id = b[1024+0x68 : 1024+0x78]
-	}
-	if bytes.Equal(id, make([]byte, len(id))) {
+	id := b[uuid : uuid+16]
+	if bytes.Equal(id, make([]byte, 16)) {
 		return ""
 	}
 	h := hex.EncodeToString(id)

@@ -309,15 +309,15 @@ func (in *Installer) configureDisk(ctx context.Context, job *Job, m *lpmos.Image
 	if err != nil {
 		return err
 	}
-	if m.SELinux {
-		// What was written here has no labels; without them nobody can log in.
-		files = append(files, file{path: ".autorelabel", mode: 0o644})
-	}
 	below := t.below(m.Disk)
 	for _, fs := range below {
 		in.load(ctx, fs.FS)
 	}
 	err = in.mounted(append([]mountable{root}, below...), func(r *os.Root) error {
+		if st, err := r.Stat("etc"); err != nil || !st.IsDir() {
+			return &Failure{Code: "image_unsuitable", Cause: "The root filesystem of the image has no /etc: its system may be in a subvolume that is not the default one.",
+				NextStep: "Make that subvolume the default of the image's filesystem and import it again, or use another image.", Err: err}
+		}
 		t := tree{r}
 		if err := t.configure(job, m, files); err != nil {
 			return err

@@ -27,15 +27,18 @@ func FuzzGPT(f *testing.F) {
 	entry[0] = 1
 	le.PutUint64(entry[32:], 2048)
 	le.PutUint64(entry[40:], 4095)
-	f.Add(header, entry, 1)
+	f.Add(header, bytes.Clone(entry), 1)
 	le.PutUint64(entry[40:], 1<<63)
+	f.Add(header, bytes.Clone(entry), 1)
+	le.PutUint64(entry[32:], 0x8383830000080000)
+	le.PutUint64(entry[40:], 0x8383)
 	f.Add(header, entry, 1)
 	f.Fuzz(func(t *testing.T, header, entries []byte, grow int) {
 		b := make([]byte, 64<<10)
 		h := b[sector : 2*sector]
 		copy(h, header)
 		copy(b[2*sector:], entries)
-		if n, count, size := int64(le.Uint32(h[gptHeaderLen:])), int64(le.Uint32(h[gptEntryCount:])), int64(le.Uint32(h[gptEntrySize:])); n <= sector && count*size <= int64(len(b)-2*sector) {
+		if n, count, size := int64(le.Uint32(h[gptHeaderLen:])), int64(le.Uint32(h[gptEntryCount:])), int64(le.Uint32(h[gptEntrySize:])); n <= sector && count <= 1024 && size <= 4096 && count*size <= int64(len(b)-2*sector) {
 			le.PutUint64(h[gptEntriesLBA:], 2)
 			le.PutUint32(h[gptEntriesCRC:], crc32.ChecksumIEEE(b[2*sector:2*sector+count*size]))
 			le.PutUint32(h[gptHeaderCRC:], 0)
@@ -56,6 +59,60 @@ func FuzzGPT(f *testing.F) {
 		}
 		if _, z, ok := g.place(grow); !ok || z != size {
 			t.Fatalf("partition %d has %d bytes; fit says %d", grow, z, size)
+		}
+	})
+}
+
+// sectors is a disk whose first bytes alone are there.
+type sectors []byte
+
+func (m sectors) ReadAt(b []byte, at int64) (int, error)  { return copy(b, m[at:]), nil }
+func (m sectors) WriteAt(b []byte, at int64) (int, error) { return copy(m[at:], b), nil }
+
+// FuzzMBR has any table of the old kind fit a disk: one partition of it becomes
+// larger, ends on the disk and reaches into none that begins behind it, and
+// nothing else changes.
+func FuzzMBR(f *testing.F) {
+	entry := func(kind byte, start, size uint32) []byte {
+		e := make([]byte, 16)
+		e[4] = kind
+		le.PutUint32(e[8:], start)
+		le.PutUint32(e[12:], size)
+		return e
+	}
+	f.Add(entry(0x83, 2048, 20480), 1, int64(1<<30))
+	f.Add(append(entry(0x83, 2048, 20480), entry(0x05, 40960, 20480)...), 1, int64(1<<30))
+	f.Add(append(entry(0x17, 0, 1<<32-1), entry(0x83, 1<<32-1, 1<<32-1)...), 2, int64(3<<40))
+	f.Fuzz(func(t *testing.T, entries []byte, grow int, disk int64) {
+		d := make(sectors, 512)
+		copy(d[446:510], entries)
+		d[510], d[511] = 0x55, 0xaa
+		was := bytes.Clone(d)
+		place := func(b []byte, n int) (used bool, start, end int64) {
+			e := b[446+16*(n-1):]
+			start = int64(le.Uint32(e[8:])) * 512
+			return e[4] != 0, start, start + int64(le.Uint32(e[12:]))*512
+		}
+		size, err := growMBR(d, 512, disk, grow)
+		if err != nil {
+			if !bytes.Equal(d, was) {
+				t.Fatalf("the table was changed, and then refused: %v", err)
+			}
+			return
+		}
+		used, start, end := place(d, grow)
+		_, _, old := place(was, grow)
+		if !used || start == 0 || end-start != size || size <= 0 || end < old || end > disk {
+			t.Fatalf("partition %d is at %d to %d of a disk of %d, was to %d; growMBR says %d bytes", grow, start, end, disk, old, size)
+		}
+		for n := 1; n <= 4; n++ {
+			if used, s, _ := place(was, n); used && s > start && end > max(s, old) {
+				t.Fatalf("partition %d reaches to %d, into partition %d at %d", grow, end, n, s)
+			}
+		}
+		le.PutUint32(was[446+16*(grow-1)+12:], uint32(size/512))
+		if !bytes.Equal(d, was) {
+			t.Fatalf("something else was changed:\n% x\n% x", was, []byte(d))
 		}
 	})
 }

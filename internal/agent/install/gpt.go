@@ -76,13 +76,15 @@ func (g *gpt) entry(number int) (e []byte, ok bool) {
 	return e, !bytes.Equal(e[:16], make([]byte, 16))
 }
 
-// place is where a partition is, in bytes.
+// place is where a partition is, in bytes. What is behind any disk there can be
+// is at 1<<62, so that nobody's sums overflow.
 func (g *gpt) place(number int) (start, size int64, ok bool) {
 	e, ok := g.entry(number)
 	if !ok {
 		return 0, 0, false
 	}
-	first, last := int64(le.Uint64(e[32:])), int64(le.Uint64(e[40:]))
+	far := uint64(1<<62) / uint64(g.sector)
+	first, last := int64(min(le.Uint64(e[32:]), far)), int64(min(le.Uint64(e[40:]), far))
 	return first * g.sector, (last - first + 1) * g.sector, last >= first
 }
 
@@ -159,24 +161,38 @@ func growMBR(d readWriterAt, sector, sizeBytes int64, grow int) (int64, error) {
 	if _, err := d.ReadAt(mbr, 0); err != nil {
 		return 0, err
 	}
-	if grow < 1 || grow > 4 || mbr[446+16*(grow-1)+4] == 0 {
-		return 0, fmt.Errorf("grow partition %d: the table has no such primary partition", grow)
+	if mbr[510] != 0x55 || mbr[511] != 0xaa || grow < 1 || grow > 4 {
+		return 0, fmt.Errorf("grow partition %d: there is no table with such a primary partition", grow)
 	}
-	e := mbr[446+16*(grow-1):]
-	start, size := int64(le.Uint32(e[8:])), int64(le.Uint32(e[12:]))
-	last := min(sizeBytes/sector, 1<<32) - 1
-	for n := range 4 {
-		o := mbr[446+16*n:]
-		if s := int64(le.Uint32(o[8:])); o[4] != 0 && s > start {
-			last = min(last, s-1)
+	// place is where a partition is, in sectors: nowhere when its entry is unused.
+	place := func(number int) (start, end int64) {
+		e := mbr[446+16*(number-1):]
+		if e[4] == 0 {
+			return 0, 0
+		}
+		start = int64(le.Uint32(e[8:]))
+		return start, start + int64(le.Uint32(e[12:]))
+	}
+	start, end := place(grow)
+	if start == 0 || end == start {
+		return 0, fmt.Errorf("grow partition %d: the table has none", grow)
+	}
+	last := min(sizeBytes/sector, 1<<32)
+	for n := 1; n <= 4; n++ {
+		s, e := place(n)
+		if e > sizeBytes/sector {
+			return 0, fmt.Errorf("grow partition %d: partition %d ends behind the disk", grow, n)
+		}
+		if s > start {
+			last = min(last, s)
 		}
 	}
-	if end := (last + 1) * sector / alignment * alignment / sector; end > start+size {
-		size = end - start
-		le.PutUint32(e[12:], uint32(size))
+	if to := last * sector / alignment * alignment / sector; to > end {
+		end = to
+		le.PutUint32(mbr[446+16*(grow-1)+12:], uint32(end-start))
 		if _, err := d.WriteAt(mbr, 0); err != nil {
 			return 0, err
 		}
 	}
-	return size * sector, nil
+	return (end - start) * sector, nil
 }

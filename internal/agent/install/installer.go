@@ -340,10 +340,6 @@ func (in *Installer) finishTree(job *Job, root string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := t.Stat("etc/selinux/config"); err == nil {
-		// What was written here has no labels; without them nobody can log in.
-		files = append(files, file{path: ".autorelabel", mode: 0o644})
-	}
 	if err := t.apply(job, m, files); err != nil {
 		return err
 	}

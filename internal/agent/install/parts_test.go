@@ -5,8 +5,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -375,5 +377,84 @@ func TestFullESP(t *testing.T) {
 	err := in.signpost(t.Context(), job, m, target{path: "/dev/sda"}, mountable{})
 	if f, ok := errors.AsType[*Failure](err); !ok || f.Code != "image_unsuitable" || !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("signpost on an ESP without room = %v; want image_unsuitable", err)
+	}
+}
+
+// TestFitMBR fits tables as sfdisk makes them to a larger disk: the root partition
+// reaches as far as it may, and not a byte else of the table is another.
+func TestFitMBR(t *testing.T) {
+	if _, err := exec.LookPath("sfdisk"); err != nil {
+		tier.Missing(t, "root", "no sfdisk")
+	}
+	const mib, tib = int64(1 << 20), int64(1 << 40)
+	for _, c := range []struct {
+		name, script string
+		sector, size int64 // of the disk
+		root         int
+		want         int64 // size of the root partition, 0 when it is refused
+	}{
+		{"the only one", "1M 15M 83\n", 512, 256 * mib, 1, 255 * mib},
+		{"the last one", "1M 15M ef\n16M 16M 83 *\n", 512, 256 * mib, 2, 240 * mib},
+		{"a disk that ends in the middle of a MiB", "1M 15M 83\n", 512, 256*mib + 512*1023, 1, 255 * mib},
+		{"the image's own size", "1M 63M 83\n", 512, 64 * mib, 1, 63 * mib},
+		{"a gap behind it", "1M 15M 83\n32M 8M 82\n", 512, 256 * mib, 1, 31 * mib},
+		{"a gap that ends in the middle of a MiB", "1M 15M 83\n66000s 8M 82\n", 512, 256 * mib, 1, 31 * mib},
+		{"another right behind it", "1M 15M 83\n16M 8M 82\n", 512, 256 * mib, 1, 15 * mib},
+		{"the last one, by another number", "40M 8M 83\n1M 8M 82\n", 512, 256 * mib, 1, 216 * mib},
+		{"logical ones behind it", "1M 15M 83\n32M 30M 05\n33M 4M 83\n38M 4M 83\n", 512, 256 * mib, 1, 31 * mib},
+		{"logical ones in front of it", "1M 15M 05\n32M 16M 83\n2M 4M 82\n", 512, 256 * mib, 2, 224 * mib},
+		{"a logical one", "1M 15M 83\n32M 30M 05\n33M 4M 83\n", 512, 256 * mib, 5, 0},
+		{"a disk as large as a table can say", "1M 15M 83\n", 512, 2 * tib, 1, 2*tib - mib},
+		{"a larger disk than a table can say", "1M 15M 83\n", 512, 3 * tib, 1, 2*tib - mib},
+		{"large sectors", "2048s 3840s 83\n", 4096, 3 * tib, 1, 3*tib - 8*mib}, // from 8 MiB
+		{"one that is not there", "1M 15M 83\n", 512, 256 * mib, 2, 0},
+		{"no number", "1M 15M 83\n", 512, 256 * mib, 0, 0},
+		{"a disk that is too small", "1M 63M 83\n", 512, 32 * mib, 1, 0},
+		{"a disk too small for another", "1M 15M 83\n32M 32M 82\n", 512, 48 * mib, 1, 0},
+		{"no table", "", 512, 256 * mib, 1, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := fileDevice(t, 64*mib)
+			if c.script != "" {
+				var script strings.Builder
+				script.WriteString("label: dos\n")
+				unit := strings.NewReplacer("M", "MiB", "s", "")
+				for line := range strings.Lines(c.script) {
+					f := strings.Fields(line)
+					fmt.Fprintf(&script, "start=%s, size=%s, type=%s", unit.Replace(f[0]), unit.Replace(f[1]), f[2])
+					if len(f) > 3 {
+						script.WriteString(", bootable")
+					}
+					script.WriteString("\n")
+				}
+				cmd := exec.Command("sfdisk", "-q", "--no-reread", "--no-tell-kernel", d.Name())
+				cmd.Stdin = strings.NewReader(script.String())
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Fatalf("sfdisk: %v: %s", err, out)
+				}
+			}
+			d.sizeBytes, d.sectorBytes = c.size, c.sector
+			read := func() []byte {
+				b := make([]byte, mib)
+				if _, err := d.ReadAt(b, 0); err != nil {
+					t.Fatal(err)
+				}
+				return b
+			}
+			want := read()
+			size, err := d.fitTable(&lpmos.ImageDisk{Table: "mbr", Root: c.root})
+			if c.want == 0 {
+				if failureCode(err) != "image_corrupt" {
+					t.Errorf("fitTable = %d, %v; want image_corrupt", size, err)
+				}
+			} else if err != nil || size != c.want {
+				t.Errorf("fitTable = %d MiB and %d bytes, %v; want %d MiB", size/mib, size%mib, err, c.want/mib)
+			} else {
+				le.PutUint32(want[446+16*(c.root-1)+12:], uint32(c.want/c.sector))
+			}
+			if !bytes.Equal(read(), want) {
+				t.Error("another byte of the first MiB was changed")
+			}
+		})
 	}
 }

@@ -80,10 +80,13 @@ func identityFiles(job *Job, m *lpmos.ImageManifest) ([]file, error) {
 }
 
 // ownFiles are those that any system gets, also one that an installer made: what
-// reports the first boot, and what the plan has the text of.
+// has its files labelled, what reports the first boot, and what the plan has the
+// text of.
 func ownFiles(job *Job, m *lpmos.ImageManifest) ([]file, error) {
 	e := &job.Plan.Effect
-	var files []file
+	// What is written here has no labels; with SELinux nobody could log in
+	// without them.
+	files := []file{{path: ".autorelabel", mode: 0o644, when: "/etc/selinux/config"}}
 	if !e.Unverified {
 		callhome, err := json.MarshalIndent(job.Callhome, "", "  ")
 		if err != nil {

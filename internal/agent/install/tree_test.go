@@ -682,6 +682,20 @@ func mustOpen(t testing.TB, name string) *os.File {
 	return f
 }
 
+// A filesystem that has its system in a subvolume nobody mounts looks empty.
+func TestInstallDiskWithoutSystem(t *testing.T) {
+	raw, layout := ubuntuDisk(t, 128<<20, "ext4")
+	layout.Root = 17 // which has only what belongs below /var
+	srv := newBlobServer(t)
+	m, digest := srv.packDisk(t, raw, layout)
+	dev := loopDevice(t, 128<<20, 512)
+	hw := machineWith([]string{dev}, 128<<20, 512)
+	in := newInstaller(t, hw, srv)
+	if got := failureCode(in.Install(t.Context(), testJob(diskPlan(t, hw, m, digest)))); got != "image_unsuitable" {
+		t.Errorf("Install of a root filesystem without /etc = %s; want image_unsuitable", got)
+	}
+}
+
 // TestInstallDiskRefuses holds every refusal to "nothing was written" (D01, D09).
 func TestInstallDiskRefuses(t *testing.T) {
 	raw, layout := ubuntuDisk(t, 128<<20, "ext4")
@@ -819,5 +833,37 @@ func TestRemakeInitramfs(t *testing.T) {
 	fails = errors.New(`update-initramfs exited 1: "no space"`)
 	if f, ok := errors.AsType[*Failure](in.remakeInitramfs(t.Context(), job, m, tree{root})); !ok || f.Code != "initramfs_failed" || !strings.Contains(f.Cause, "no space") {
 		t.Errorf("failure = %+v", f)
+	}
+}
+
+// TestAutorelabel has what is written beside a system labelled at its first boot,
+// where it has SELinux, however the system was written.
+func TestAutorelabel(t *testing.T) {
+	hw := testHardware("/dev/x", 20<<30, 512)
+	m := &lpmos.ImageManifest{OS: "testos", Version: "1", Arch: "amd64", SizeBytes: 1 << 20, FirstBoot: "systemd", Kernel: "/boot/vmlinuz", Initrd: "/boot/initrd", CloudInit: true}
+	job := testJob(testPlan(t, hw, m, "sha256:"+strings.Repeat("1", 64)))
+	for name, files := range map[string]func() ([]file, error){
+		"a root filesystem or tree": func() ([]file, error) { return systemFiles(&job, m, &bootParts{}) },
+		"a whole disk":              func() ([]file, error) { return identityFiles(&job, m) },
+		"an installer":              func() ([]file, error) { return ownFiles(&job, m) },
+	} {
+		fs, err := files()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, selinux := range []bool{true, false} {
+			tr, _ := accountTree(t)
+			if selinux {
+				if err := errors.Join(tr.MkdirAll("etc/selinux", 0o755), tr.WriteFile("etc/selinux/config", []byte("SELINUX=enforcing\n"), 0o644)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := tr.apply(&job, m, fs); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tr.Stat(".autorelabel"); (err == nil) != selinux {
+				t.Errorf("%s, SELinux %v: .autorelabel: %v", name, selinux, err)
+			}
+		}
 	}
 }

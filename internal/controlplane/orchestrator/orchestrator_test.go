@@ -616,6 +616,64 @@ func TestRestartsAreNoProgress(t *testing.T) {
 	}
 }
 
+// TestBootedFromItsDisk has the disk tell which system called home, where the
+// plan makes no filesystem: a disk without a name of its own has another path in
+// the installed system.
+func TestBootedFromItsDisk(t *testing.T) {
+	const mac = "52:54:00:00:00:01"
+	nameless := lpmos.Disk{Device: "/dev/vda", SizeBytes: 4 << 30, SectorBytes: 512, Transport: "virtio"}
+	named := nameless
+	named.Serial = "S1"
+	for _, c := range []struct {
+		name  string
+		disk  lpmos.Disk
+		found lpmos.DiskRef
+		want  lpmos.Status
+	}{
+		{"as it was approved", nameless, nameless.Ref(), lpmos.Completed},
+		{"by another path", nameless, lpmos.DiskRef{Path: "/dev/sdb", SizeBytes: 4 << 30}, lpmos.Completed},
+		{"of another size", nameless, lpmos.DiskRef{Path: "/dev/vda", SizeBytes: 5 << 30}, lpmos.Failed},
+		{"with a serial number", nameless, lpmos.DiskRef{Serial: "S1", SizeBytes: 4 << 30}, lpmos.Failed},
+		{"with a WWN", nameless, lpmos.DiskRef{WWN: "naa.1", SizeBytes: 4 << 30}, lpmos.Failed},
+		{"not found", nameless, lpmos.DiskRef{}, lpmos.Failed},
+		{"named", named, named.Ref(), lpmos.Completed},
+		{"named otherwise", named, lpmos.DiskRef{Serial: "S2", SizeBytes: 4 << 30}, lpmos.Failed},
+		{"named, and found by a path", named, lpmos.DiskRef{Path: "/dev/vda", SizeBytes: 4 << 30}, lpmos.Failed},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t, orchestrator.Config{})
+			image := tiny()
+			image.Format, image.Version = lpmos.FormatDisk, "2"
+			s.SignImage(&image)
+			s.ok(s.store.PutImage(t.Context(), image))
+			s.eventually("image known", func() bool { _, ok := s.state.Image("tiny", "2", "amd64"); return ok })
+			of := spec(mac)
+			of.OSVersion = "2"
+			if ref := c.disk.Ref(); ref.Path != "" {
+				of.TargetDisk = &ref
+			}
+			task, err := s.Create(t.Context(), of, "tester", "")
+			s.ok(err)
+			hw := hardware(mac)
+			hw.Disks = []lpmos.Disk{c.disk}
+			s.ok(s.sess.PutHardware(t.Context(), task.ID, 1, hw))
+			task = s.approve(s.is(task.ID, lpmos.AwaitingApproval))
+			s.ok(s.sess.PutPermitRequest(t.Context(), s.request(task, 1, strings.Repeat("1", 64))))
+			s.is(task.ID, lpmos.Installing)
+			s.ok(s.sess.PutResult(t.Context(), lpmos.Result{TaskID: task.ID, Attempt: 1, OK: true, Written: true}))
+			s.is(task.ID, lpmos.Verifying)
+			s.ok(s.sess.PutBooted(t.Context(), task.ID, 1, lpmos.Receipt{RootFSUUID: "x", RootDisk: c.found}))
+			task = s.is(task.ID, c.want)
+			if c.want == lpmos.Failed && task.Error.Code != "booted_other_system" {
+				t.Errorf("error = %+v; want booted_other_system", task.Error)
+			}
+			if strings.Contains(lpmos.DriftNames(task.Drift), "disk") {
+				t.Errorf("drift %v", task.Drift)
+			}
+		})
+	}
+}
+
 func TestAgentFailureBeforeTheFirstWrite(t *testing.T) {
 	s := newSite(t, orchestrator.Config{})
 	task := s.approvedTask("52:54:00:00:00:01")

@@ -360,7 +360,7 @@ func (o *Orchestrator) booted(ctx context.Context, t lpmos.Task, r api.Reports) 
 	// A whole-disk image has identifiers of its own, which every copy has, and
 	// those that an installer makes are not known: the disk the system runs from
 	// says which it is.
-	if whole && r.Booted.RootDisk != t.Plan.Effect.Target || !whole && (root == "" || r.Booted.RootFSUUID != root) {
+	if whole && !t.Plan.Effect.RunsFrom(r.Booted.RootDisk) || !whole && (root == "" || r.Booted.RootFSUUID != root) {
 		return o.fail(ctx, t, lpmos.CauseFailed, &lpmos.Failure{
 			Code:     "booted_other_system",
 			Cause:    fmt.Sprintf("A system called home whose root filesystem is %q, on disk %s, not the one that was installed (%q, %s).", r.Booted.RootFSUUID, r.Booted.RootDisk, root, effectTarget(t)),

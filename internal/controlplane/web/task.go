@@ -481,7 +481,7 @@ func (s *tongue) newReceipt(t lpmos.Task) *receiptView {
 	if t.Plan != nil {
 		root, made := t.Plan.Effect.Root()
 		v.Planned, v.Made, v.SameRoot = true, made, root.UUID == r.RootFSUUID
-		v.SameDisk = t.Plan.Effect.Writes(r.RootDisk)
+		v.SameDisk = t.Plan.Effect.RunsFrom(r.RootDisk)
 	}
 	return v
 }

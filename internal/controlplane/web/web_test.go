@@ -666,6 +666,7 @@ func TestReceiptAgainstPlan(t *testing.T) {
 		t.Fatal(err)
 	}
 	first, second := lpmos.DiskRef{Serial: "A", SizeBytes: 1 << 40}, lpmos.DiskRef{Serial: "B", SizeBytes: 1 << 40}
+	unnamed := func(path string) lpmos.DiskRef { return lpmos.DiskRef{Path: path, SizeBytes: 1 << 40} }
 	plain := lpmos.Effect{Target: first, Partitions: []lpmos.PlannedPartition{{Role: "root", FS: "ext4", UUID: "made", Mount: "/"}}}
 	mirror := lpmos.Effect{Target: first, Also: []lpmos.PlannedDisk{{Disk: second}}, Arrays: []lpmos.PlannedArray{{Name: "root", FS: "ext4", FSUUID: "made", Mount: "/"}}}
 	whole := lpmos.Effect{Target: first, Method: lpmos.FormatDisk}
@@ -679,6 +680,7 @@ func TestReceiptAgainstPlan(t *testing.T) {
 		"another disk, another root":      {plain, second, "other", false, true, false},
 		"a mirror, from its second half":  {mirror, second, "made", true, true, true},
 		"an image brings its filesystems": {whole, first, "the image's", true, false, false},
+		"a disk without a name":           {lpmos.Effect{Target: unnamed("/dev/sda")}, unnamed("/dev/sdb"), "the image's", true, false, false},
 	} {
 		v := s.newReceipt(lpmos.Task{Plan: &lpmos.Plan{Effect: tt.effect}, Receipt: &lpmos.Receipt{RootDisk: tt.disk, RootFSUUID: tt.uuid}})
 		if v.SameDisk != tt.sameDisk || v.Made != tt.made || v.Made && v.SameRoot != tt.sameRoot {
