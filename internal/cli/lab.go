@@ -436,8 +436,14 @@ func (r *labRun) seen(ctx context.Context, c *apiclient.Client, m *labMachine, t
 	if t.Status == lpmos.Verifying && m.trial.run != m.trial.install {
 		return r.switchOver(ctx, m)
 	}
-	if t.Status != lpmos.AwaitingApproval || t.Plan == nil || t.Plan.Problem != "" {
+	if t.Status != lpmos.AwaitingApproval || t.Plan == nil {
 		return nil
+	}
+	if why := t.Plan.Problem; why != "" {
+		if r.cfg.auto {
+			return fmt.Errorf("the plan cannot be carried out: %s", why)
+		}
+		return nil // the page says so
 	}
 	if !r.cfg.auto {
 		fmt.Fprintf(r.out, "\n  Look at what would be erased, and approve:\n  %s/tasks/%s/approve\n  or here:\n  %s task approve %s --server %s --token-file %s --plan %s\n\n",

@@ -87,3 +87,16 @@ func TestLabSaysWhatWentWrong(t *testing.T) {
 		})
 	}
 }
+
+// Where nobody looks, a plan that cannot be carried out is not waited for.
+func TestLabEndsWithAPlanThatCannotBe(t *testing.T) {
+	task := lpmos.Task{Status: lpmos.AwaitingApproval, Plan: &lpmos.Plan{Problem: "Every disk is too small."}}
+	r := &labRun{app: &app{out: io.Discard, err: io.Discard}}
+	if err := r.seen(t.Context(), nil, &labMachine{}, task); err != nil {
+		t.Errorf("a person looks at it: %v; want no end", err)
+	}
+	r.cfg.auto = true
+	if err := r.seen(t.Context(), nil, &labMachine{}, task); err == nil || !strings.Contains(err.Error(), "Every disk is too small.") {
+		t.Errorf("nobody looks at it: %v; want the problem", err)
+	}
+}
