@@ -309,6 +309,45 @@ func TestBrowserLiveTask(t *testing.T) {
 	b.until("load the page of the new status", `window.mark === undefined && document.querySelector('h1')?.textContent.includes('restarts from its own disk')`)
 }
 
+// However often a task reports, a page draws it once a second at most, and ends
+// on the newest.
+func TestBrowserDrawsOnceASecond(t *testing.T) {
+	for path, shows := range map[string]string{
+		"/tasks/" + idInstalling: `[data-part=percent]`, "/tasks": `tr[data-task="` + idInstalling + `"]`, "/dashboard": `tr[data-task="` + idInstalling + `"]`,
+	} {
+		t.Run(path, func(t *testing.T) {
+			b := newTab(t, newSite(t, time.Now()))
+			b.open(path)
+			b.connected()
+			eval[bool](b, `(() => {
+				const el = document.querySelector('`+shows+`'), percent = () => el.textContent.match(/(\d+)\u00a0%/)?.[1]
+				window.drawn = []
+				window.last = percent()
+				new MutationObserver(() => {
+					if (percent() !== window.last) window.drawn.push(performance.now())
+					window.last = percent()
+				}).observe(el, { subtree: true, childList: true, characterData: true })
+				return true
+			})()`)
+			const n = 40
+			for i := range n {
+				b.hub.send(t, map[string]any{"type": "progress", "rev": 1001 + i, "task_id": idInstalling, "region_id": "bj-1", "attempt": 1, "percentage": 50 + i, "stage": "downloading", "message": "m"})
+				time.Sleep(80 * time.Millisecond)
+			}
+			b.until("end on the newest", fmt.Sprintf("window.last === '%d'", 50+n-1))
+			drawn := eval[[]float64](b, `window.drawn`)
+			if len(drawn) < 2 {
+				t.Errorf("drawn at %v; want more than once in %d messages", drawn, n)
+			}
+			for i := 1; i < len(drawn); i++ {
+				if between := drawn[i] - drawn[i-1]; between < 950 { // the clock of timers and that of frames differ by some milliseconds
+					t.Errorf("drawn again after %.0f ms (%v); want a second between", between, drawn)
+				}
+			}
+		})
+	}
+}
+
 func TestBrowserLiveTaskInChinese(t *testing.T) {
 	b := newTab(t, newSite(t, time.Now()))
 	if _, err := chromedp.Call(b.ctx, network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{Headers: map[string]any{"Accept-Language": "zh-CN"}}); err != nil {
