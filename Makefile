@@ -58,7 +58,7 @@ vm: deps-test ## machines provisioned for real, BIOS and UEFI
 	$(SUDO) env LPMOS_REQUIRE=tools,cloud-init LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' $(TEST) -run 'AreValid|IsValid' .
 	$(SUDO) env LPMOS_REQUIRE=vm LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' $(TEST) -count=1 -parallel 2 -timeout 30m -v ./test/vm
 
-vm-all: deps-test ## every virtual machine test there is (about 40 min)
+vm-all: deps-test ## every virtual machine test there is (about an hour)
 	$(SUDO) env LPMOS_REQUIRE=vm,vm-all LPMOS_VM=all LPMOS_CACHE_DIR=$(CACHE) GOFLAGS='$(GOFLAGS)' $(TEST) -count=1 -p 1 -parallel 2 -timeout 90m -v ./test/vm ./internal/lab ./internal/bootimage ./internal/osimage
 
 vm-matrix: deps-test ## every firmware with every way to install; the table goes to docs/vm-matrix.md (about 40 min, CELL= for some)
