@@ -1,7 +1,9 @@
-// Package watchdog notices downloads that stand still.
+// Package watchdog notices transfers that stand still, and ends them.
 package watchdog
 
 import (
+	"context"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,4 +37,20 @@ func Watch(idle time.Duration, moved *atomic.Int64, stalled func()) (stop func()
 		}
 	})
 	return func() { close(done); wg.Wait() }
+}
+
+// Reader reads from r until ctx ends, of which it gives the error between two
+// reads. One that waits is ended by whoever can close r.
+func Reader(ctx context.Context, r io.Reader) io.Reader { return contextReader{ctx, r} }
+
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/agentapi"
+	"github.com/lpmos/lpmos/internal/watchdog"
 )
 
 // Copier fetches the chunks of an image, verifies and decodes them. Fetching
@@ -262,25 +263,12 @@ func (f *fetcher) read(ctx, bounded context.Context, c lpmos.Chunk, b []byte) er
 			return f.doubt(corrupt("its pack has %d bytes and the manifest says %d", body.Total, f.m.Pack.Bytes))
 		}
 	}
-	n, err := io.ReadFull(within{bounded, f.body}, b)
+	n, err := io.ReadFull(watchdog.Reader(bounded, f.body), b)
 	f.at += int64(n)
 	if err != nil {
 		return fmt.Errorf("read chunk after %d of %d bytes: %w", n, len(b), err)
 	}
 	return nil
-}
-
-// within reads until a context ends.
-type within struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (w within) Read(p []byte) (int, error) {
-	if err := w.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return w.r.Read(p)
 }
 
 // doubt is what is wrong with a pack, the first time as an error after which it is

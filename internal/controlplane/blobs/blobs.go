@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/watchdog"
 )
 
 // MaxBytes bounds one blob.
@@ -95,7 +96,7 @@ func (d *Dir) Put(ctx context.Context, digest string, r io.Reader) (lpmos.Blob, 
 	defer os.Remove(f.Name())
 	defer f.Close()
 	h := sha256.New()
-	n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(contextReader{ctx, r}, MaxBytes+1))
+	n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(watchdog.Reader(ctx, r), MaxBytes+1))
 	if err != nil {
 		return lpmos.Blob{}, fmt.Errorf("store blob %s: %w", digest, err)
 	}
@@ -126,16 +127,4 @@ func (d *Dir) PutFile(ctx context.Context, b lpmos.Blob, path string) error {
 	defer f.Close()
 	_, err = d.Put(ctx, b.SHA256, f)
 	return err
-}
-
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }
