@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/lpmos/lpmos"
@@ -102,6 +103,10 @@ func (b *bench) guest() error {
 				return err
 			}
 		}
+		tools, err := toolsDisk(ctx, b.path("guest-tools"))
+		if err != nil {
+			return err
+		}
 		rows := [][]string{{"processors", "image", "way", "lands (median)", "milliseconds"}}
 		for cpus := 1; cpus <= 2; cpus++ {
 			mac := lpmos.MAC{0x52, 0x54, 0, 0x77, 2, byte(cpus)}
@@ -110,11 +115,12 @@ func (b *bench) guest() error {
 			}
 			name := fmt.Sprintf("bench-%d", cpus)
 			vm, err := network.Start(ctx, lab.MachineConfig{Name: name, NICs: []lab.NIC{{MAC: mac}}, CPUs: cpus,
-				Disks: []lab.Disk{{Path: b.path(name + ".disk"), SizeBytes: 2 << 30}}})
+				Disks: []lab.Disk{{Path: b.path(name + ".disk"), SizeBytes: 2 << 30}, {Path: tools}}})
 			if err != nil {
 				return err
 			}
 			more, err := readGuest(ctx, vm, cpus, hard, debian)
+			vm.PowerOff()
 			if err != nil {
 				return err
 			}
@@ -123,6 +129,39 @@ func (b *bench) guest() error {
 		table("Image to disk in a virtual machine", "To a virtio disk, with fsync; the same guest by turns, over the region's own boot listener.", rows...)
 		return nil
 	})
+}
+
+// toolsDisk makes an ext4 disk of the programs that the guest compares with: the
+// host's, in one directory with their libraries and, as ld.so, what starts them.
+func toolsDisk(ctx context.Context, dir string) (string, error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", err
+	}
+	for _, name := range []string{"curl", "dd", "tee", "sha256sum"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			return "", err
+		}
+		needs, err := fixture.Run(ctx, "ldd", path)
+		if err != nil {
+			return "", err
+		}
+		from := map[string]string{name: path}
+		for _, lib := range regexp.MustCompile(`/\S+`).FindAllString(string(needs), -1) {
+			to := filepath.Base(lib)
+			if strings.HasPrefix(to, "ld-linux") {
+				to = "ld.so"
+			}
+			from[to] = lib
+		}
+		for to, path := range from {
+			if _, err := fixture.Run(ctx, "cp", "-L", path, filepath.Join(dir, to)); err != nil {
+				return "", err
+			}
+		}
+	}
+	image := dir + ".ext4"
+	return image, fixture.Ext4(ctx, image, dir, "tools", fixture.RootUUID, "64M")
 }
 
 func readGuest(ctx context.Context, vm *lab.Machine, cpus int, images ...lpmos.Image) (rows [][]string, err error) {
@@ -151,7 +190,7 @@ func readGuest(ctx context.Context, vm *lab.Machine, cpus int, images ...lpmos.I
 	}
 	for _, img := range images {
 		name := fmt.Sprintf("%s, %s packed to %s", img.OS, lpmos.FormatBytes(img.UsedBytes), lpmos.FormatBytes(img.StoredBytes))
-		for _, w := range []struct{ key, name string }{{"agent", "the agent's Copier (every chunk verified)"}, {"pipeline", "GET | zstd -d | write 4 MiB at a time (nothing verified)"}, {"verified", "the same, hashed on the way"}} {
+		for _, w := range []struct{ key, name string }{{"agent", "the agent's Copier (every chunk verified)"}, {"pipeline", "curl | zstd -d | dd bs=4M (nothing verified)"}, {"verified", "curl | tee >(sha256sum) | zstd -d | dd bs=4M"}} {
 			r := run{img.OS, w.key}
 			if len(rates[r]) == 0 {
 				return nil, fmt.Errorf("the guest ended with %s and measured %v", end.Text, rates)

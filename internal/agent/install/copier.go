@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lpmos/lpmos"
@@ -18,11 +19,11 @@ import (
 	"github.com/lpmos/lpmos/internal/watchdog"
 )
 
-// Copier fetches the chunks of an image, verifies and decodes them. Fetching
-// and hashing, feeding the decoder, and writing what it gives run beside each
-// other with a few chunks or a pipe between them, so that the slowest of network,
-// processor and disk sets the pace, and memory is bounded by some chunks of at
-// most lpmos.MaxChunkBytes.
+// Copier fetches the chunks of an image, verifies and decodes them. Fetching,
+// hashing (several chunks at once), feeding the decoder, and writing what it gives
+// run beside each other with a few chunks or a pipe between them, so that the
+// slowest of network, processors and disk sets the pace, and memory is bounded by
+// some chunks of at most lpmos.MaxChunkBytes.
 //
 // What is decoded has been verified. The decoder is one process for all
 // chunks; a pack is a row of independent zstd frames, so its output is exactly
@@ -35,8 +36,14 @@ type Copier struct {
 	Log      *slog.Logger
 }
 
-// ahead is how many stored chunks wait for the decoder.
+// ahead is how many stored chunks wait for the decoder, or for their digests.
 const ahead = 3
+
+// arrived is a chunk that is being hashed.
+type arrived struct {
+	bytes  []byte
+	digest <-chan [sha256.Size]byte // gets one
+}
 
 // pieceBytes is how much is taken from the decoder at once and written: more makes
 // a disk no quicker.
@@ -52,9 +59,7 @@ const rangeBytes = 256 << 20
 func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i int, chunk lpmos.Chunk, at int64, piece []byte) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	// A chunk that comes again and again must not reset the clock of stalls, so
-	// only whole, right chunks count as progress.
-	stored := make(chan []byte, ahead)
+	stored := make(chan arrived, ahead)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	run := func(f func() error) {
@@ -80,11 +85,12 @@ func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i 
 	for range cap(free) {
 		free <- nil // allocated when first used
 	}
+	var wary atomic.Bool
 	run(func() error {
 		defer close(stored)
-		f := fetcher{Copier: c, m: m}
+		f := fetcher{Copier: c, m: m, wary: &wary}
 		defer f.close()
-		for i := range m.Chunks {
+		for i, chunk := range m.Chunks {
 			buf, ok := receive(ctx, free)
 			if !ok {
 				return nil
@@ -92,29 +98,46 @@ func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i 
 			if buf == nil {
 				buf = make([]byte, largestStored)
 			}
-			b, err := f.chunk(ctx, i, buf)
-			if err != nil {
+			b, digest := buf[:chunk.StoredBytes], make(chan [sha256.Size]byte, 1)
+			if err := f.chunk(ctx, i, b); err != nil {
 				return err
 			}
-			progress(int64(len(b)), 0)
-			if !send(ctx, stored, b) {
+			wg.Go(func() { digest <- sha256.Sum256(b) })
+			if !send(ctx, stored, arrived{b, digest}) {
 				return nil
 			}
 		}
 		return nil
 	})
+	// verified hands every chunk to use, in order, when it is right. A chunk that
+	// comes again and again must not reset the clock of stalls, so only those count
+	// as progress.
+	verified := func(use func(chunk lpmos.Chunk, b []byte) error) error {
+		again := fetcher{Copier: c, m: m, wary: &wary}
+		defer again.close()
+		for i, chunk := range m.Chunks {
+			a, ok := receive(ctx, stored)
+			if !ok {
+				return nil
+			}
+			if err := again.verify(ctx, i, a); err != nil {
+				return err
+			}
+			progress(chunk.StoredBytes, 0)
+			if err := use(chunk, a.bytes); err != nil {
+				return err
+			}
+			free <- a.bytes[:cap(a.bytes)]
+		}
+		return nil
+	}
 
 	if c.Decode == nil {
 		run(func() error {
-			for _, chunk := range m.Chunks {
-				b, ok := receive(ctx, stored)
-				if !ok {
-					return nil
-				}
+			return verified(func(chunk lpmos.Chunk, _ []byte) error {
 				progress(0, chunk.Bytes)
-				free <- b[:cap(b)]
-			}
-			return nil
+				return nil
+			})
 		})
 		wg.Wait()
 		return context.Cause(ctx)
@@ -127,17 +150,12 @@ func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i 
 	}
 	run(func() error { // feed
 		defer dec.In.Close()
-		for range m.Chunks {
-			b, ok := receive(ctx, stored)
-			if !ok {
-				return nil
-			}
+		return verified(func(_ lpmos.Chunk, b []byte) error {
 			if _, err := dec.In.Write(b); err != nil {
 				return dec.failed(ctx, err)
 			}
-			free <- b[:cap(b)]
-		}
-		return nil
+			return nil
+		})
 	})
 	run(func() error { // take what comes out, and write it
 		buf := pages(min(largestRaw, pieceBytes))
@@ -201,57 +219,62 @@ func receive[T any](ctx context.Context, ch <-chan T) (T, bool) {
 // fetcher reads chunks one behind the other from as few requests as possible.
 type fetcher struct {
 	*Copier
-	m    *lpmos.ImageManifest
-	body *agentapi.BlobReader
-	at   int64 // where in the pack body stands
-	end  int64 // where body ends
-	wary bool  // something was wrong: from then on only what the region has verified
+	m     *lpmos.ImageManifest
+	wary  *atomic.Bool // something was wrong: from then on only what the region has verified
+	body  *agentapi.BlobReader
+	early bool  // body may have what the region has not verified
+	at    int64 // where in the pack body stands
+	end   int64 // where body ends
 }
 
-// chunk reads chunk i into buf and returns it once it is what the manifest
-// says. Wrong content is fetched once more, and then not before the region has
-// all of the pack and has verified it; whatever the network spoils, until
-// nothing has come for Stall.
-func (f *fetcher) chunk(ctx context.Context, i int, buf []byte) ([]byte, error) {
+// verify waits for the digest of chunk i, and checks that it is as the manifest
+// says. Wrong content is fetched once more, and then not before the region has all
+// of the pack and has verified it.
+func (f *fetcher) verify(ctx context.Context, i int, a arrived) error {
 	c := f.m.Chunks[i]
-	b := buf[:c.StoredBytes]
-	for try := 1; ; try++ {
-		err := persist(ctx, f.Stall, func(bounded context.Context) error {
-			err := f.read(ctx, bounded, c, b)
-			if err != nil {
-				f.close()
-				if _, ok := errors.AsType[*Failure](err); !ok && ctx.Err() == nil {
-					f.Log.Warn("chunk not read, trying on", "chunk", i, "err", err)
-				}
-			}
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
-		if sum := sha256.Sum256(b); hex.EncodeToString(sum[:]) == c.SHA256 {
-			break
-		}
-		f.close()
-		if try == 2 {
-			return nil, corrupt("chunk %d (bytes %d to %d of the pack) has another digest than the manifest says, on two tries", i, c.StoredOffset, c.StoredOffset+c.StoredBytes)
-		}
+	sum, ok := receive(ctx, a.digest)
+	if !ok {
+		return context.Cause(ctx)
+	}
+	if hex.EncodeToString(sum[:]) != c.SHA256 {
 		f.Log.Warn("chunk has the wrong digest, fetching it again", "chunk", i)
-		f.wary = true
+		f.wary.Store(true)
+		if err := f.chunk(ctx, i, a.bytes); err != nil {
+			return err
+		}
+		if sum := sha256.Sum256(a.bytes); hex.EncodeToString(sum[:]) != c.SHA256 {
+			return corrupt("chunk %d (bytes %d to %d of the pack) has another digest than the manifest says, on two tries", i, c.StoredOffset, c.StoredOffset+c.StoredBytes)
+		}
 	}
-	if n, ok := frameContentSize(b); ok && n != uint64(c.Bytes) {
-		return nil, corrupt("chunk %d holds %d bytes and the manifest says %d", i, n, c.Bytes)
+	if n, ok := frameContentSize(a.bytes); ok && n != uint64(c.Bytes) {
+		return corrupt("chunk %d holds %d bytes and the manifest says %d", i, n, c.Bytes)
 	}
-	return b, nil
+	return nil
+}
+
+// chunk reads chunk i into b, which is as long, and tries again, whatever the
+// network spoils, until nothing has come for Stall.
+func (f *fetcher) chunk(ctx context.Context, i int, b []byte) error {
+	return persist(ctx, f.Stall, func(bounded context.Context) error {
+		err := f.read(ctx, bounded, f.m.Chunks[i], b)
+		if err != nil {
+			f.close()
+			if _, ok := errors.AsType[*Failure](err); !ok && ctx.Err() == nil {
+				f.Log.Warn("chunk not read, trying on", "chunk", i, "err", err)
+			}
+		}
+		return err
+	})
 }
 
 // read reads a chunk until bounded ends; the request, which serves those that follow
 // too, lasts as long as ctx.
 func (f *fetcher) read(ctx, bounded context.Context, c lpmos.Chunk, b []byte) error {
-	if f.body == nil || f.at != c.StoredOffset || f.at+int64(len(b)) > f.end {
+	if f.body == nil || f.at != c.StoredOffset || f.at+int64(len(b)) > f.end || f.early && f.wary.Load() {
 		f.close()
 		n := min(max(rangeBytes, c.StoredBytes), f.m.Pack.Bytes-c.StoredOffset)
-		body, err := f.Blobs.Open(ctx, f.m.Pack.SHA256, agentapi.Part{Offset: c.StoredOffset, Length: n, Early: !f.wary})
+		f.early = !f.wary.Load()
+		body, err := f.Blobs.Open(ctx, f.m.Pack.SHA256, agentapi.Part{Offset: c.StoredOffset, Length: n, Early: f.early})
 		if err != nil {
 			if s, ok := errors.AsType[*agentapi.StatusError](err); ok && s.Code == http.StatusRequestedRangeNotSatisfiable {
 				return f.doubt(corrupt("its pack ends before byte %d", c.StoredOffset))
@@ -271,14 +294,14 @@ func (f *fetcher) read(ctx, bounded context.Context, c lpmos.Chunk, b []byte) er
 	return nil
 }
 
-// doubt is what is wrong with a pack, the first time as an error after which it is
-// asked for again: what a region passes on before it has verified it may be wrong
+// doubt is what is wrong with a pack, as an error after which it is asked for again
+// if it came early: what a region passes on before it has verified it may be wrong
 // without the image being so.
 func (f *fetcher) doubt(wrong error) error {
-	if f.wary {
+	if !f.early {
 		return wrong
 	}
-	f.wary = true
+	f.wary.Store(true)
 	return errors.New(wrong.Error())
 }
 

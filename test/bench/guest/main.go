@@ -4,13 +4,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -30,7 +29,10 @@ var manifests string
 
 const (
 	target = "/dev/vda"
+	tools  = "/dev/vdb" // curl, dd, tee and sha256sum, beside their libraries and ld.so
 	zstd   = "/usr/bin/zstd"
+
+	toolsAt = "/run/tools"
 
 	// A short run says less: an image is copied at least three times each way,
 	// and until this much of it was.
@@ -59,6 +61,9 @@ func measure(ctx context.Context, url string, sys *pid1.System) error {
 	blobs, err := agentapi.NewBlobs(url, 0)
 	if err != nil {
 		return err
+	}
+	if err := errors.Join(os.Mkdir(toolsAt, 0o755), syscall.Mount(tools, toolsAt, "ext4", syscall.MS_RDONLY, "")); err != nil {
+		return fmt.Errorf("mount the tools: %w", err)
 	}
 	for digest := range strings.SplitSeq(manifests, ",") {
 		m, err := install.FetchManifest(ctx, blobs, digest, time.Minute)
@@ -118,54 +123,67 @@ func land(write func(*os.File) error) error {
 	return f.Sync()
 }
 
-// pipeline is curl | zstd -d | dd bs=4M: one request, one decoder, one loop.
-// Where a digest is given, what comes is hashed on its way, as with
-// tee >(sha256sum): wrong bytes are on the disk before that is known.
+// pipeline is curl | zstd -d | dd bs=4M, connected as a shell does. Where a digest
+// is given, what comes is hashed on its way, with tee >(sha256sum): wrong bytes are
+// on the disk before that is known.
 func pipeline(ctx context.Context, url, digest string, f *os.File) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("fetch %s: %s", url, resp.Status)
-	}
-	cmd := exec.CommandContext(ctx, zstd, "-d", "-c", "-q")
-	cmd.Stdin = resp.Body
-	sum := sha256.New()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var sum bytes.Buffer
+	line := []*exec.Cmd{tool(ctx, "curl", "-sf", url)}
 	if digest != "" {
-		cmd.Stdin = io.TeeReader(resp.Body, sum)
+		line = append(line, tool(ctx, "tee", "/proc/self/fd/3"))
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	buf := make([]byte, 4<<20)
-	for {
-		n, err := io.ReadFull(out, buf)
-		if n > 0 {
-			if _, werr := f.Write(buf[:n]); werr != nil {
-				return werr
-			}
+	line = append(line, exec.CommandContext(ctx, zstd, "-d", "-c", "-q"), tool(ctx, "dd", "bs=4M", "iflag=fullblock", "status=none"))
+	var ours []io.Closer // ends of pipes that are the children's
+	join := func(to *exec.Cmd) (*os.File, error) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return nil, err
 		}
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			if err := cmd.Wait(); err != nil {
-				return err
-			}
-			if got := hex.EncodeToString(sum.Sum(nil)); digest != "" && got != digest {
-				return fmt.Errorf("the pack has digest %s instead of %s", got, digest)
-			}
-			return nil
-		}
+		to.Stdin = r
+		ours = append(ours, r, w)
+		return w, nil
+	}
+	for i, cmd := range line[1:] {
+		w, err := join(cmd)
 		if err != nil {
 			return err
 		}
+		line[i].Stdout = w
 	}
+	line[len(line)-1].Stdout = f
+	if digest != "" {
+		hash := tool(ctx, "sha256sum")
+		hash.Stdout = &sum
+		w, err := join(hash)
+		if err != nil {
+			return err
+		}
+		line[1].ExtraFiles = []*os.File{w}
+		line = append(line, hash)
+	}
+	for _, cmd := range line {
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+	}
+	for _, c := range ours {
+		c.Close()
+	}
+	for _, cmd := range line {
+		if err := cmd.Wait(); err != nil {
+			return fmt.Errorf("%s: %w", cmd, err)
+		}
+	}
+	if got, _, _ := strings.Cut(sum.String(), " "); got != digest {
+		return fmt.Errorf("the pack has digest %s instead of %s", got, digest)
+	}
+	return nil
+}
+
+// tool is a program of the host, with the libraries that it came with.
+func tool(ctx context.Context, name string, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, toolsAt+"/ld.so", append([]string{"--library-path", toolsAt, toolsAt + "/" + name}, args...)...)
 }
