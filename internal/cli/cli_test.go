@@ -141,6 +141,8 @@ func found(t lpmos.Task, q query.Filter) bool {
 			is = strings.HasPrefix(t.ID, v)
 		case term.Key == "host" && term.Exact:
 			is = t.Hostname == v
+		case term.Key == "host" && strings.HasSuffix(v, "*"):
+			is = strings.HasPrefix(t.Hostname, strings.TrimSuffix(v, "*"))
 		case term.Key == "mac" && term.Exact:
 			is = t.TargetMAC.String() == v
 		case term.Key == "":

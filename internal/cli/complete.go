@@ -14,6 +14,7 @@ import (
 	"github.com/lpmos/lpmos"
 	"github.com/lpmos/lpmos/internal/apiclient"
 	"github.com/lpmos/lpmos/internal/conf"
+	"github.com/lpmos/lpmos/internal/controlplane/query"
 )
 
 // completeTime is how long a person who pressed Tab is kept waiting. When the
@@ -93,9 +94,6 @@ func offer(value, what string) string {
 func (a *app) completeTasks(statuses []lpmos.Status) completer {
 	return a.live(func(ctx context.Context, c *apiclient.Client, args []string, typed string) ([]string, error) {
 		q := url.Values{"limit": {"100"}}
-		if typed != "" {
-			q.Set("q", anywhere(typed))
-		}
 		if len(statuses) > 0 {
 			var names []string
 			for _, s := range statuses {
@@ -103,25 +101,36 @@ func (a *app) completeTasks(statuses []lpmos.Status) completer {
 			}
 			q.Set("status", strings.Join(names, ","))
 		}
-		l, err := c.Tasks(ctx, q)
-		if err != nil {
-			return nil, err
-		}
-		var ids, hosts []string
-		for _, t := range l.Tasks {
-			what := t.Hostname + " " + string(t.Status)
-			if p := percent(t.Task); p != "–" {
-				what += " " + p
+		// What was begun is asked for as just that: a word finds any number of
+		// tasks that have it somewhere else.
+		var out []string
+		for _, begun := range []query.Term{{Key: "id", Values: []string{typed}}, {Key: "host", Values: []string{typed + "*"}}} {
+			id := begun.Key == "id"
+			if id && !mayBeID(typed) || !id && typed == "" {
+				continue
 			}
-			switch {
-			case slices.Contains(args, t.ID) || slices.Contains(args, t.Hostname):
-			case strings.HasPrefix(t.ID, typed):
-				ids = append(ids, offer(t.ID, what))
-			case strings.HasPrefix(t.Hostname, typed) && plain(t.Hostname) == t.Hostname:
-				hosts = append(hosts, offer(t.Hostname, t.ID[:8]+" "+string(t.Status)))
+			if typed != "" {
+				q.Set("q", begun.String())
+			}
+			l, err := c.Tasks(ctx, q)
+			if err != nil {
+				return nil, err
+			}
+			for _, t := range l.Tasks {
+				what := t.Hostname + " " + string(t.Status)
+				if p := percent(t.Task); p != "–" {
+					what += " " + p
+				}
+				switch {
+				case slices.Contains(args, t.ID) || slices.Contains(args, t.Hostname):
+				case id && strings.HasPrefix(t.ID, typed):
+					out = append(out, offer(t.ID, what))
+				case !id && strings.HasPrefix(t.Hostname, typed) && plain(t.Hostname) == t.Hostname:
+					out = append(out, offer(t.Hostname, t.ID[:8]+" "+string(t.Status)))
+				}
 			}
 		}
-		return append(ids, hosts...), nil
+		return out, nil
 	})
 }
 

@@ -292,6 +292,38 @@ func TestFindsTheNameItself(t *testing.T) {
 	p.want(ExitUsage, "is meant by 2 tasks", "", "task", "show", "web-1")
 }
 
+// TestCompletesWhatIsBegun: however many newer tasks have the same characters
+// somewhere, Tab finds the one that begins with them.
+func TestCompletesWhatIsBegun(t *testing.T) {
+	p := newPlane(t)
+	n := 0
+	create := func(host, notes string) string {
+		t.Helper()
+		n++
+		id, err := p.api.CreateTask(t.Context(), lpmos.Spec{
+			RegionID: "dc1", TargetMAC: lpmos.MAC{0x02, 0x4c, 0x50, 0, 1, byte(n)}, OSType: "debian", OSVersion: "12", Hostname: host, Notes: notes,
+		}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	web, db := create("web-1", ""), create("db-1", "")
+	for i := range 110 {
+		create(fmt.Sprintf("eu-web-1-%d", i), "beside db-1, like "+web[:8])
+	}
+	p.until("all are listed", func() bool {
+		l, err := p.api.Tasks(t.Context(), url.Values{"limit": {"1"}})
+		return err == nil && l.Total == n
+	})
+	for typed, want := range map[string]string{"web": "web-1\t" + web[:8] + " pending\n", "db": "db-1\t" + db[:8] + " pending\n", web[:8]: web + "\tweb-1 pending\n", "web-2": "", "*": ""} {
+		_, out, _ := p.run("", "__complete", "task", "show", typed)
+		if got := out[:strings.LastIndex("\n"+out, "\n:")]; typed == "db" && !strings.HasSuffix(got, want) || typed != "db" && got != want {
+			t.Errorf("%q completes to %q; want %q", typed, got, want)
+		}
+	}
+}
+
 func TestSince(t *testing.T) {
 	for _, tt := range []struct{ printed, all, want string }{
 		{"a b c", "a b c d", "d"}, {"a b c", "b c d", "d"}, {"", "a b", "a b"}, {"a b", "a b", ""}, {"a b", "x y", "x y"}, {"a a", "a a a", "a"},

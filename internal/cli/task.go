@@ -55,7 +55,7 @@ func find(ctx context.Context, c *apiclient.Client, name string) (string, error)
 	// anywhere in a task find any number of others.
 	var asked []query.Term
 	lower := strings.ToLower(name)
-	if strings.Trim(lower, "0123456789abcdef-") == "" {
+	if mayBeID(lower) {
 		asked = append(asked, query.Term{Key: "id", Values: []string{lower}})
 	}
 	if lpmos.ValidHostname(lower) {
@@ -91,6 +91,9 @@ func find(ctx context.Context, c *apiclient.Client, name string) (string, error)
 	}
 	return "", &lpmos.InvalidError{Field: "task", Problem: fmt.Sprintf("is meant by %d tasks (%s, …): give a whole id", len(match), strings.Join(match[:2], ", ")), Value: name}
 }
+
+// mayBeID reports whether an id of a task may begin so.
+func mayBeID(text string) bool { return strings.Trim(text, "0123456789abcdef-") == "" }
 
 // anywhere is a search for just these characters, anywhere in a task.
 func anywhere(text string) string { return query.Term{Values: []string{text}}.String() }

@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -222,6 +224,11 @@ func boot(t *testing.T, m *lpmos.ImageManifest, disk string, drive ...string) *m
 	}
 	var complaints bytes.Buffer
 	cmd.Stderr = &complaints
+	// It ends with this process, however that ends: with the thread that started
+	// it, which is this goroutine's until the test is over.
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	v := &machine{started: time.Now(), more: make(chan struct{})}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

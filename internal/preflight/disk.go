@@ -117,11 +117,10 @@ func (l *look) root(parts []part, d *lpmos.ImageDisk) {
 	}
 	root := roots[0]
 	if len(roots) > 1 {
-		l.say("root", lpmos.CheckWarning, "Several partitions look like a root filesystem; number %d is taken.", root.Number)
+		l.take(root, d, lpmos.CheckWarning, "Several partitions look like a root filesystem; number %d is taken.", root.Number)
 	} else {
-		l.say("root", lpmos.CheckOK, "The root filesystem is %s on partition %d, %s.", root.FS, root.Number, last(parts, root))
+		l.take(root, d, lpmos.CheckOK, "The root filesystem is %s on partition %d, %s.", root.FS, root.Number, last(parts, root))
 	}
-	d.Root, root.Role, root.Mount = root.Number, "root", "/"
 	l.tree = rofs.NewTree(root.volume)
 	l.fstab(parts, root, d)
 	for _, p := range parts {
@@ -157,6 +156,17 @@ func (l *look) root(parts []part, d *lpmos.ImageDisk) {
 		l.say("boot", lpmos.CheckWarning, "No boot menu was found: neither grub.cfg nor /boot/loader/entries.")
 	}
 	l.system()
+}
+
+// take makes p the root partition and says so, or that it cannot be: an agent
+// grows a primary partition of the old kind of table, and no logical one.
+func (l *look) take(p part, d *lpmos.ImageDisk, result, format string, args ...any) {
+	d.Root, p.Role, p.Mount = p.Number, "root", "/"
+	if d.Table == "mbr" && p.Number > 4 {
+		l.say("root", lpmos.CheckProblem, "The root filesystem is on partition %d, in an extended one: an image of that kind cannot be fitted to a disk. Take one whose root filesystem is on a primary partition, or that has a GPT.", p.Number)
+		return
+	}
+	l.say("root", result, format, args...)
 }
 
 // last says whether a partition can be grown: nothing may come behind it.
@@ -201,9 +211,8 @@ func (l *look) closedRoot(parts []part, d *lpmos.ImageDisk) {
 		l.say("root", lpmos.CheckProblem, "No partition has a root filesystem: none has /etc/os-release or /etc/fstab.")
 		return
 	}
-	d.Root, largest.Role, largest.Mount = largest.Number, "root", "/"
 	l.found.Manifest.FirstBoot = "systemd"
-	l.say("root", lpmos.CheckUnknown, "It was not possible to look inside %s on partition %d, which is taken for the root filesystem: %s. What is in it is not known.", largest.FS, largest.Number, reason(largest.closed))
+	l.take(largest, d, lpmos.CheckUnknown, "It was not possible to look inside %s on partition %d, which is taken for the root filesystem: %s. What is in it is not known.", largest.FS, largest.Number, reason(largest.closed))
 }
 
 // fstab resolves what the image mounts at its start.

@@ -2,6 +2,7 @@ package preflight
 
 import (
 	"bytes"
+	"encoding/binary"
 	"slices"
 	"strings"
 	"testing"
@@ -81,6 +82,37 @@ func TestDiskRefusesNothingness(t *testing.T) {
 		found, err := Disk(bytes.NewReader(make([]byte, size)), int64(size), Want{"a", "1", "amd64"})
 		if err != nil || len(found.Report.Problems()) != 1 || found.Manifest.Disk != nil {
 			t.Errorf("Disk of %d zeros = %+v, %v; want one problem", size, found.Report, err)
+		}
+	}
+}
+
+// TestDiskRefusesALogicalRoot: what an agent cannot fit to a disk is said when
+// the image is imported, also when the root filesystem cannot be looked into.
+func TestDiskRefusesALogicalRoot(t *testing.T) {
+	for _, logical := range []bool{false, true} {
+		b := make([]byte, 1<<20)
+		entry := func(table, typ, start, size int) {
+			b[table+446+4], b[table+446+8], b[table+510], b[table+511] = byte(typ), byte(start), 0x55, 0xAA
+			binary.LittleEndian.PutUint32(b[table+446+12:], uint32(size))
+		}
+		entry(0, 0x83, 9, 2000)
+		if logical {
+			entry(0, 0x05, 8, 2001)
+			entry(8*512, 0x83, 1, 2000)
+		}
+		super := b[9*512+64<<10:]
+		copy(super[0x40:], "_BHRfS_M")
+		binary.LittleEndian.PutUint64(super[0x30:], 64<<10)
+		found, err := Disk(bytes.NewReader(b), int64(len(b)), Want{"a", "1", "amd64"})
+		if err != nil || found.Manifest.Disk == nil {
+			t.Fatalf("Disk = %+v, %v", found.Report, err)
+		}
+		want, root := []string(nil), 1
+		if logical {
+			want, root = []string{"The root filesystem is on partition 5, in an extended one: an image of that kind cannot be fitted to a disk. Take one whose root filesystem is on a primary partition, or that has a GPT."}, 5
+		}
+		if diff := cmp.Diff(want, found.Report.Problems()); diff != "" || found.Manifest.Disk.Root != root {
+			t.Errorf("in an extended partition %v: root is %d; problems (-want +got):\n%s", logical, found.Manifest.Disk.Root, diff)
 		}
 	}
 }

@@ -65,7 +65,7 @@ var Keys = []Key{
 	{Name: "status", Help: "where the task stands", Values: statuses(), check: oneOf(statuses())},
 	{Name: "is", Help: "stuck: has stood still for longer than it should; live: owns its machine; ended", Values: []string{Stuck, Live, Ended}, check: oneOf([]string{Stuck, Live, Ended})},
 	{Name: "region", Help: "the region, whole; dc* for all that begin so"},
-	{Name: "host", Help: "part of the host name"},
+	{Name: "host", Help: "part of the host name; web* for all that begin so"},
 	{Name: "mac", Help: "part of any address of the machine, in any spelling", check: hexOnly},
 	{Name: "serial", Help: "part of the machine's or a disk's serial number"},
 	{Name: "model", Help: "part of the machine's maker and product, or a disk's model"},

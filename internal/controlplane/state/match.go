@@ -208,6 +208,12 @@ func (s *State) condition(t query.Term, now time.Time) (c condition, quick bool)
 			return append(t.Approval.People(), t.CreatedBy)
 		},
 	}[t.Key]
+	begin := make([]bool, len(words)) // "web*", which is the beginning of a host name
+	for i, v := range values {
+		if part, any := strings.CutSuffix(v, "*"); any && t.Key == "host" && !t.Exact {
+			words[i], begin[i] = word{part, gramsOf(part)}, true
+		}
+	}
 	return func(r *row) bool {
 		for i := range words {
 			if !words[i].in(r, 0) {
@@ -216,7 +222,7 @@ func (s *State) condition(t query.Term, now time.Time) (c condition, quick bool)
 			v := words[i].text
 			for _, f := range fields(r.t) {
 				f = strings.ToLower(f)
-				if f == v || !t.Exact && strings.Contains(f, v) {
+				if f == v || begin[i] && strings.HasPrefix(f, v) || !begin[i] && !t.Exact && strings.Contains(f, v) {
 					return true
 				}
 			}

@@ -655,6 +655,41 @@ func TestApproveTogether(t *testing.T) {
 			t.Errorf("typed what was listed = %d", code)
 		}
 	})
+	t.Run("is the same page again after a wrong number", func(t *testing.T) {
+		s := newSite(t, testNow)
+		ids := s.addAlike(3)
+		barred := s.tasks[ids[1]]
+		barred.ApprovalNeeds = &lpmos.ApprovalNeeds{Approvers: 2}
+		barred.Approvals = []lpmos.Consent{{By: "chen.yu", PlanDigest: barred.Plan.Digest, HardwareDigest: barred.Plan.HardwareDigest}}
+		s.tasks[ids[1]] = barred
+		h := signedIn(newTestWeb(t, s))
+		_, body := get(t, h, "/tasks/approve?more=7&ids="+strings.Join(append(ids, idFailed, "ffffffff-0000-4000-8000-000000000000"), ","))
+		above := func(body string) string {
+			_, body, _ = strings.Cut(body, "<div class=\"banner\">")
+			body, _, _ = strings.Cut(body, "<form method=\"post\" action=\"/tasks/approve\"")
+			return body
+		}
+		first := above(body)
+		for _, want := range []string{"7 more machines are not on this page", "3 machines are left out", "You approved it already", "it is failed", "There is no such task."} {
+			if !strings.Contains(first, want) {
+				t.Errorf("the page does not say %q", want)
+			}
+		}
+		for range 2 { // also from the page that is shown again
+			form := carried(body)
+			form["id"] = []string{ids[0], ids[2]}
+			form.Set("count", "5")
+			res, next := post(t, h, "/tasks/approve", form)
+			body = next
+			checkMarkup(t, body)
+			if again := above(body); res.StatusCode != 400 || again != first {
+				t.Errorf("= %d; at first the page says %q before its groups, and then %q", res.StatusCode, first, again)
+			}
+			if n := strings.Count(body, `<input type="checkbox" name="id"`); n != 3 {
+				t.Errorf("%d machines can be chosen; want 3", n)
+			}
+		}
+	})
 	t.Run("names who was quicker", func(t *testing.T) {
 		s, send, form, ids := open(t)
 		if _, err := s.Decide(t.Context(), ids[0], api.Decision{Approved: true, PlanDigest: s.tasks[ids[0]].Plan.Digest}, "wang.min"); err != nil {

@@ -125,14 +125,19 @@ func TestPlanShowsSystem(t *testing.T) {
 	task := s.tasks[id]
 	plan := *task.Plan
 	plan.Effect.System = wholeSetup()
-	plan.Effect.Files = append(plan.Effect.Files, lpmos.PlannedFile{Path: "/etc/x", Mode: "0644", What: "time servers", Text: "<script>alert(1)</script>\n", If: "/usr/sbin/x"})
+	plan.Effect.Files = append(plan.Effect.Files, lpmos.PlannedFile{Path: "/etc/x", Mode: "0644", What: "time servers", Text: "<script>alert(1)</script>\n", If: "/usr/sbin/x"},
+		lpmos.PlannedFile{Path: "/etc/localtime", Mode: "0777", What: "the time zone", Link: "/usr/share/zoneinfo/Europe/Berlin"})
 	task.Plan = &plan
 	s.tasks[id] = task
 	_, page := get(t, h, "/tasks/"+id+"/approve")
-	for _, want := range []string{"VLAN 30 on bond0", "User ops", "Europe/Berlin", "&lt;script&gt;alert(1)&lt;/script&gt;", plan.Effect.Files[len(plan.Effect.Files)-1].Digest(), "Only where the image has /usr/sbin/x."} {
+	for _, want := range []string{"VLAN 30 on bond0", "User ops", "Europe/Berlin", "&lt;script&gt;alert(1)&lt;/script&gt;", plan.Effect.Files[len(plan.Effect.Files)-2].Digest(), "time servers. Only where the image has /usr/sbin/x.</span>", "/etc/localtime → /usr/share/zoneinfo/Europe/Berlin</span>"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the approval page lacks %q", want)
 		}
+	}
+	// A full stop of Chinese has its space in it.
+	if _, page := get(t, inChinese(h), "/tasks/"+id+"/approve"); !strings.Contains(page, "时间服务器。仅当镜像含有 /usr/sbin/x 时。</span>") {
+		t.Error("the approval page in Chinese does not join what a file is and where it is written")
 	}
 	key, err := lpmos.ParseHostKey("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJtRsVIW4YbLgZEn0pPxYTKz0pJb7aJGJJ2vS7T5zjNn")
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"html/template"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -161,6 +162,23 @@ func (w *Web) waitingLike(t lpmos.Task) []lpmos.Task {
 	return slices.DeleteFunc(all, func(o lpmos.Task) bool { return w.likeness(o) != want })
 }
 
+// offered are the tasks of a page or of what was sent from it, why others that
+// ids name are not among them, and how many more there are. A task that was
+// chosen stays, also when the person may not approve it: the result says so.
+func (w *Web) offered(f url.Values, ids []string) (tasks []lpmos.Task, out []leftOut, more int) {
+	tasks, out, more = w.named(ids, f.Get("like"))
+	tasks = slices.DeleteFunc(tasks, func(t lpmos.Task) bool {
+		bar := w.ask(t, "").Bar
+		if bar == "" || slices.Contains(f["id"], t.ID) {
+			return false
+		}
+		out = append(out, leftOut{t.ID, t.Hostname, bar})
+		return true
+	})
+	selected, _ := strconv.Atoi(f.Get("more")) // beyond what an address names
+	return tasks, out, more + max(selected, 0)
+}
+
 // named answers the tasks that ids (or like) of a request name, without any
 // that is named twice.
 func (w *Web) named(ids []string, like string) (tasks []lpmos.Task, out []leftOut, more int) {
@@ -210,17 +228,9 @@ func (w *Web) named(ids []string, like string) (tasks []lpmos.Task, out []leftOu
 func (w *Web) togetherForm(rw http.ResponseWriter, r *http.Request) {
 	rev := w.rev()
 	q := r.URL.Query()
-	tasks, out, more := w.named(q["ids"], q.Get("like"))
-	tasks = slices.DeleteFunc(tasks, func(t lpmos.Task) bool {
-		bar := w.ask(t, "").Bar
-		if bar != "" {
-			out = append(out, leftOut{t.ID, t.Hostname, bar})
-		}
-		return bar != ""
-	})
+	tasks, out, more := w.offered(q, q["ids"])
 	v := w.newTogether(r, tasks, func(c *candidate) { c.Chosen = true })
-	selected, _ := strconv.Atoi(q.Get("more")) // beyond what an address names
-	v.LeftOut, v.More = out, more+max(selected, 0)
+	v.LeftOut, v.More = out, more
 	w.showTogether(rw, r, http.StatusOK, v, rev)
 }
 
@@ -293,9 +303,9 @@ func (w *Web) together(rw http.ResponseWriter, r *http.Request) {
 		w.fail(rw, r, &lpmos.InvalidError{Field: "id", Problem: "names more than " + strconv.Itoa(mostTogether) + " machines"})
 		return
 	}
-	tasks, gone, _ := w.named(f["listed"], "")
+	tasks, out, more := w.offered(f, f["listed"])
 	if len(f["listed"]) == 0 {
-		tasks, gone = nil, nil
+		tasks, out, more = nil, nil, 0
 	}
 	person, notes := w.cfg.Person(r), strings.TrimSpace(f.Get("notes"))
 	var problems []fieldProblem
@@ -328,7 +338,7 @@ func (w *Web) together(rw http.ResponseWriter, r *http.Request) {
 		}
 		ready, ids = append(ready, d), append(ids, c.ID)
 	})
-	v.Notes, v.Count, v.LeftOut = f.Get("notes"), strings.TrimSpace(f.Get("count")), gone
+	v.Notes, v.Count, v.LeftOut, v.More = f.Get("notes"), strings.TrimSpace(f.Get("count")), out, more
 	// A decision that was stored already, sent again by a second click or from a
 	// page that was gone back to, is not an error.
 	for _, id := range chosen {
