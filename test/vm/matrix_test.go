@@ -31,7 +31,7 @@ import (
 type cell struct {
 	firmware lab.Firmware
 	image    string // of internal/osimage
-	form     string // how it is packed: "tar"; "ubuntu", "el9": a whole disk in the layout of that image
+	form     string // how it is packed: "tar", or a whole disk in a layout of test/fixture
 	layout   string // a preset
 	bus      lab.Bus
 	sector   int
@@ -50,6 +50,9 @@ var matrix = []cell{
 	{lab.BIOS, "tiny-storage", "tar", "raid1-lvm", lab.Virtio, 512, 2, two, true},
 	{lab.UEFI, "tiny-storage", "tar", "luks", lab.NVMe, 512, 1, two, true},
 	{lab.UEFI, "tiny-storage", "el9", "plain", lab.SCSI, 512, 1, two, true},
+	{lab.UEFI, "tiny-storage", "suse", "plain", lab.Virtio, 512, 1, two, false},
+	{lab.BIOS, "debian-12-storage", "suse", "plain", lab.AHCI, 512, 1, two, false},
+	{lab.UEFI, "debian-12-storage", "el9-var", "plain", lab.NVMe, 512, 1, two, false},
 	{lab.UEFI, "tiny-storage", "tar", "xfs", lab.Virtio, 4096, 1, two, false},
 	{lab.BIOS, "tiny-storage", "ubuntu", "plain", lab.NVMe, 512, 1, two, false},
 	{lab.UEFI, "tiny-storage", "ubuntu", "plain", lab.AHCI, 512, 2, two, false},
@@ -84,11 +87,25 @@ var matrix = []cell{
 // whole reports whether the image is a disk with partitions of its own.
 func (c cell) whole() bool { return c.form != lpmos.FormatTar }
 
+// layouts are those of whole disks, in words, and a file that the agent writes
+// and that belongs on a filesystem below the root.
+var layouts = map[string]struct {
+	says      string
+	partition int
+	options   string // to mount it here, where nothing is to be written
+	file      string
+}{
+	"ubuntu":  {says: "Ubuntu 24.04: / is 1, /boot 16"},
+	"el9":     {says: "EL 9: XFS, BLS, /boot"},
+	"el9-var": {"EL 9: XFS, BLS, /boot, /var", 4, "ro,norecovery,nouuid", "lib/cloud/seed/nocloud/user-data"},
+	"suse":    {"openSUSE Leap: btrfs, subvolumes", 3, "ro,rescue=nologreplay,subvol=@/root", ".ssh/authorized_keys"},
+}
+
 // columns are the cell in the table of results, and its name.
 func (c cell) columns() []string {
 	layout := c.layout
 	if c.whole() {
-		layout = "its own (" + map[string]string{"ubuntu": "Ubuntu 24.04: / is 1, /boot 16", "el9": "EL 9: XFS, BLS, /boot"}[c.form] + ")"
+		layout = "its own (" + layouts[c.form].says + ")"
 	}
 	return []string{c.firmware.String(), c.image, map[bool]string{true: "whole disk", false: "tree of files"}[c.whole()], layout, string(c.bus),
 		fmt.Sprint(c.sector), fmt.Sprint(c.nics), fmt.Sprint(len(c.foreign))}
@@ -234,6 +251,7 @@ func (w *world) cell(c cell) {
 		before[i] = w.hash(m.disk(i))
 	}
 	id := w.create(m, func(s *lpmos.Spec) {
+		s.SSHKeys = []string{sshKey}
 		if c.layout != lpmos.LayoutPlain {
 			s.Layout = &lpmos.Layout{Preset: c.layout}
 		}
@@ -276,7 +294,35 @@ func (w *world) cell(c cell) {
 	if encrypted {
 		w.sealed(m, task)
 	}
+	w.below(m, c)
 	w.t.Logf("receipt: %+v", *task.Receipt)
+}
+
+// sshKey is let into every system.
+const sshKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl matrix"
+
+// below checks that what the agent wrote below the root is on the filesystem
+// that is mounted there, and not under its mount point.
+func (w *world) below(m *machine, c cell) {
+	w.t.Helper()
+	l := layouts[c.form]
+	if l.file == "" {
+		return
+	}
+	// The system is not on the disks that stay.
+	path, dir := m.disk(len(c.foreign)), w.t.TempDir()
+	p, ok := w.manifest().Disk.Partition(l.partition)
+	if !ok {
+		w.t.Fatalf("the image has no partition %d", l.partition)
+	}
+	// A kernel takes one filesystem with an identifier at a time.
+	blobs.Lock()
+	defer blobs.Unlock()
+	w.output("/usr/bin/mount", "-t", p.FS, "-o", fmt.Sprintf("loop,offset=%d,%s", p.StartBytes, l.options), path, dir)
+	defer w.output("/usr/bin/umount", dir)
+	if b, err := os.ReadFile(filepath.Join(dir, l.file)); err != nil || !bytes.Contains(b, []byte(sshKey)) {
+		w.t.Errorf("%s on partition %d = %.300q, %v; want %s in it", l.file, l.partition, b, err, sshKey)
+	}
 }
 
 // unlock types the passphrase as often as it is asked for: whoever asks switches

@@ -371,7 +371,9 @@ func TestFullESP(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := New(Config{WorkDir: t.TempDir()}, new(recorder), nil, nil, slog.New(slog.DiscardHandler))
-	in.mountFS = func(_, target, _ string, _ uintptr) error { return mountFS(esp, target, "", syscall.MS_BIND) }
+	in.mountFS = func(_, target, _ string, _ uintptr, _ string) error {
+		return mountFS(esp, target, "", syscall.MS_BIND, "")
+	}
 	m := &lpmos.ImageManifest{Arch: "amd64", Disk: &lpmos.ImageDisk{ESP: 15, Partitions: []lpmos.ImagePartition{{Number: 15}}}}
 	job := &Job{Plan: &lpmos.Plan{Effect: lpmos.Effect{BootMode: "uefi"}}}
 	err := in.signpost(t.Context(), job, m, target{path: "/dev/sda"}, mountable{})
