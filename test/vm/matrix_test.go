@@ -87,18 +87,25 @@ var matrix = []cell{
 // whole reports whether the image is a disk with partitions of its own.
 func (c cell) whole() bool { return c.form != lpmos.FormatTar }
 
-// layouts are those of whole disks, in words, and a file that the agent writes
-// and that belongs on a filesystem below the root.
+// layouts are those of whole disks, in words, and what the agent writes on other
+// filesystems than the one that is mounted without further ado.
 var layouts = map[string]struct {
-	says      string
-	partition int
-	options   string // to mount it here, where nothing is to be written
-	file      string
+	says   string
+	writes []written
 }{
-	"ubuntu":  {says: "Ubuntu 24.04: / is 1, /boot 16"},
-	"el9":     {says: "EL 9: XFS, BLS, /boot"},
-	"el9-var": {"EL 9: XFS, BLS, /boot, /var", 4, "ro,norecovery,nouuid", "lib/cloud/seed/nocloud/user-data"},
-	"suse":    {"openSUSE Leap: btrfs, subvolumes", 3, "ro,rescue=nologreplay,subvol=@/root", ".ssh/authorized_keys"},
+	"ubuntu": {"Ubuntu 24.04: / is 1, /boot 16", nil},
+	"el9":    {"EL 9: XFS, BLS, /boot", nil},
+	"el9-var": {"EL 9: XFS, BLS, /boot, /var, SELinux", []written{
+		{4, "norecovery,nouuid", "lib/cloud/seed/nocloud/user-data", sshKey}, {5, "norecovery,nouuid", ".autorelabel", ""},
+	}},
+	"suse": {"openSUSE Leap: btrfs, subvolumes", []written{{3, "rescue=nologreplay,subvol=@/root", ".ssh/authorized_keys", sshKey}}},
+}
+
+// written is a file of an installed system, with some text in it.
+type written struct {
+	partition  int
+	options    string // to mount it here, where nothing of it is changed
+	file, text string
 }
 
 // columns are the cell in the table of results, and its name.
@@ -174,8 +181,8 @@ func TestMatrix(t *testing.T) {
 // notInTable says what the matrix does not have, and why.
 const notInTable = `
 Not here: the images of Ubuntu, Rocky Linux, AlmaLinux and openSUSE themselves, which could not be fetched where this runs
-(whole disks in the layouts of Ubuntu 24.04 and EL 9 are made from the systems above, with their partitions, filesystems,
-fstab and menu); Secure Boot, with which TestCertify installs and boots a whole disk (declared layouts have a loader of ours, which is not
+(whole disks in the layouts of Ubuntu 24.04, EL 9 and openSUSE Leap are made from the systems above, with their partitions,
+filesystems, subvolumes, fstab and menu); Secure Boot, with which TestCertify installs and boots a whole disk (declared layouts have a loader of ours, which is not
 signed: decision 0009); sectors of 4096 bytes with a BIOS,
 which cannot boot them, with AHCI, of which QEMU has none, and of whole disks, which keep those of the image.
 `
@@ -294,34 +301,32 @@ func (w *world) cell(c cell) {
 	if encrypted {
 		w.sealed(m, task)
 	}
-	w.below(m, c)
+	w.arrived(m, c)
 	w.t.Logf("receipt: %+v", *task.Receipt)
 }
 
 // sshKey is let into every system.
 const sshKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl matrix"
 
-// below checks that what the agent wrote below the root is on the filesystem
-// that is mounted there, and not under its mount point.
-func (w *world) below(m *machine, c cell) {
+// arrived checks that what the agent wrote is on the filesystem that is mounted
+// there, and not under its mount point.
+func (w *world) arrived(m *machine, c cell) {
 	w.t.Helper()
-	l := layouts[c.form]
-	if l.file == "" {
-		return
-	}
-	// The system is not on the disks that stay.
-	path, dir := m.disk(len(c.foreign)), w.t.TempDir()
-	p, ok := w.manifest().Disk.Partition(l.partition)
-	if !ok {
-		w.t.Fatalf("the image has no partition %d", l.partition)
-	}
 	// A kernel takes one filesystem with an identifier at a time.
 	blobs.Lock()
 	defer blobs.Unlock()
-	w.output("/usr/bin/mount", "-t", p.FS, "-o", fmt.Sprintf("loop,offset=%d,%s", p.StartBytes, l.options), path, dir)
-	defer w.output("/usr/bin/umount", dir)
-	if b, err := os.ReadFile(filepath.Join(dir, l.file)); err != nil || !bytes.Contains(b, []byte(sshKey)) {
-		w.t.Errorf("%s on partition %d = %.300q, %v; want %s in it", l.file, l.partition, b, err, sshKey)
+	for _, f := range layouts[c.form].writes {
+		p, ok := w.manifest().Disk.Partition(f.partition)
+		if !ok {
+			w.t.Fatalf("the image has no partition %d", f.partition)
+		}
+		dir := w.t.TempDir()
+		w.output("/usr/bin/mount", "-t", p.FS, "-o", fmt.Sprintf("ro,loop,offset=%d,%s", p.StartBytes, f.options), m.disk(len(c.foreign)), dir)
+		b, err := os.ReadFile(filepath.Join(dir, f.file))
+		if err != nil || !bytes.Contains(b, []byte(f.text)) {
+			w.t.Errorf("%s on partition %d = %.300q, %v; want %q in it", f.file, f.partition, b, err, f.text)
+		}
+		w.output("/usr/bin/umount", dir)
 	}
 }
 
