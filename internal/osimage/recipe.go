@@ -128,12 +128,12 @@ var recipes = map[string]recipe{
 		[]string{"virtio_net", "virtio_rng", "e1000", "e1000e", "igb", "vmxnet3", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs"}),
 }
 
-// tinyStorage is the tiny system that starts from arrays, LUKS, volume groups and xfs,
-// and can make its initramfs anew as an installer wants it to.
+// tinyStorage is the tiny system that starts from arrays, LUKS, volume groups, xfs and
+// btrfs, and can make its initramfs anew as an installer wants it to.
 func tinyStorage() recipe {
 	r := tiny("1-storage", "LPMOS tiny for RAID, LUKS, LVM and XFS (test system)", "linux-image-amd64",
 		[]string{"virtio_pci", "virtio_blk", "virtio_scsi", "nvme", "ahci", "ata_piix", "sd_mod", "ext4", "crc32c_generic", "crc32c_intel",
-			"md_mod", "raid1", "dm_mod", "dm_crypt", "xts", "ecb", "aesni_intel", "algif_skcipher", "xfs"},
+			"md_mod", "raid1", "dm_mod", "dm_crypt", "xts", "ecb", "aesni_intel", "algif_skcipher", "xfs", "btrfs"},
 		[]string{"virtio_net", "virtio_rng", "e1000", "e1000e", "vmxnet3", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs"})
 	r.Packages = append(r.Packages, "mdadm", "lvm2", "cryptsetup-bin", "libgcc-s1")
 	// The C library loads the last when a thread of cryptsetup's ends.

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/agent/fstab"
 	"github.com/lpmos/lpmos/internal/agent/inventory"
 	"github.com/lpmos/lpmos/internal/rofs"
 )
@@ -122,7 +123,7 @@ func (l *look) root(parts []part, d *lpmos.ImageDisk) {
 		l.take(root, d, lpmos.CheckOK, "The root filesystem is %s on partition %d, %s.", root.FS, root.Number, last(parts, root))
 	}
 	l.tree = rofs.NewTree(root.volume)
-	l.fstab(parts, root, d)
+	l.fstab(root, d)
 	for _, p := range parts {
 		switch {
 		case d.Boot == 0 && p.Type == typeBoot && p.volume != nil:
@@ -216,8 +217,8 @@ func (l *look) closedRoot(parts []part, d *lpmos.ImageDisk) {
 }
 
 // fstab resolves what the image mounts at its start.
-func (l *look) fstab(parts []part, root part, d *lpmos.ImageDisk) {
-	entries := ParseFstab(l.text("/etc/fstab"))
+func (l *look) fstab(root part, d *lpmos.ImageDisk) {
+	entries := fstab.Parse(l.text("/etc/fstab"))
 	if len(entries) == 0 {
 		l.say("fstab", lpmos.CheckWarning, "fstab is empty: the root filesystem is found by what the kernel is told.")
 		return
@@ -227,19 +228,19 @@ func (l *look) fstab(parts []part, root part, d *lpmos.ImageDisk) {
 		if !e.Disk() {
 			continue
 		}
-		p, ok := resolve(e.Spec, parts)
+		p := e.Partition(d.Partitions)
 		switch {
 		case strings.HasPrefix(e.Spec, "/dev/") && !strings.HasPrefix(e.Spec, "/dev/disk/by-"):
 			fine = false
 			l.say("fstab", lpmos.CheckWarning, "fstab mounts %s as %s, a name that other machines give to other disks.", clip(e.Mount, 64), clip(e.Spec, 64))
-		case !ok && e.Optional():
+		case p == nil && e.Optional():
 			fine = false
 			l.say("fstab", lpmos.CheckWarning, "fstab names %s for %s, which is not in the image; it is optional.", clip(e.Spec, 80), clip(e.Mount, 64))
-		case !ok:
+		case p == nil:
 			fine = false
 			l.say("fstab", lpmos.CheckProblem, "fstab names %s for %s, which is not in the image: it would not boot.", clip(e.Spec, 80), clip(e.Mount, 64))
 		}
-		if !ok {
+		if p == nil {
 			continue
 		}
 		switch e.Mount {
@@ -262,34 +263,6 @@ func (l *look) fstab(parts []part, root part, d *lpmos.ImageDisk) {
 	if fine {
 		l.say("fstab", lpmos.CheckOK, "Every filesystem that fstab mounts is in the image.")
 	}
-}
-
-func resolve(spec string, parts []part) (part, bool) {
-	key, value, ok := strings.Cut(spec, "=")
-	if dir, name := path.Split(spec); strings.HasPrefix(dir, "/dev/disk/by-") {
-		key, value, ok = strings.ToUpper(strings.TrimSuffix(strings.TrimPrefix(dir, "/dev/disk/by-"), "/")), name, true
-	}
-	value = strings.Trim(value, `"`)
-	if !ok || value == "" {
-		return part{}, false
-	}
-	for _, p := range parts {
-		var have string
-		switch key {
-		case "UUID":
-			have = p.FSUUID
-		case "LABEL":
-			have = p.FSLabel
-		case "PARTUUID":
-			have = p.UUID
-		case "PARTLABEL":
-			have = p.Name
-		}
-		if have != "" && (have == value || strings.HasSuffix(key, "UUID") && strings.EqualFold(have, value)) {
-			return p, true
-		}
-	}
-	return part{}, false
 }
 
 // loaders finds what starts the image by BIOS and by UEFI.

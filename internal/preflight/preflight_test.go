@@ -15,45 +15,6 @@ import (
 	"github.com/lpmos/lpmos/internal/rofs"
 )
 
-func TestParseFstab(t *testing.T) {
-	got := ParseFstab("# comment\n\nUUID=1 / ext4 rw,nofail 0 1\nLABEL=a\\040b /mnt/a\\040b vfat\ntmpfs /tmp tmpfs\nalone\n")
-	want := []Mount{{Spec: "UUID=1", Mount: "/", FS: "ext4", Options: []string{"rw", "nofail"}}, {Spec: "LABEL=a b", Mount: "/mnt/a b", FS: "vfat"}, {Spec: "tmpfs", Mount: "/tmp", FS: "tmpfs"}}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("ParseFstab (-want +got):\n%s", diff)
-	}
-	if !got[0].Optional() || got[1].Optional() || !got[1].Disk() || got[2].Disk() {
-		t.Errorf("which lines are optional or need a disk is wrong: %+v", got)
-	}
-}
-
-func TestFstabNeedsDisks(t *testing.T) {
-	for line, want := range map[string]struct{ disk, optional bool }{
-		"UUID=1 / ext4 defaults 0 1":                     {disk: true},
-		"PARTUUID=1 /data xfs":                           {disk: true},
-		"PARTLABEL=efi /boot/efi vfat":                   {disk: true},
-		"/dev/mapper/vg-root / xfs":                      {disk: true},
-		"/dev/disk/by-label/data /data ext4 nofail":      {disk: true, optional: true},
-		"/dev/sdb1 /data ext4 _netdev":                   {disk: true, optional: true},
-		"UUID=2 none swap sw":                            {disk: true, optional: true},
-		"/swap.img none swap sw":                         {optional: true},
-		"/data /srv none bind":                           {},
-		"/dev/log /srv/log none rbind":                   {},
-		"/images/a.iso /mnt iso9660 loop":                {},
-		"/dev/shm /dev/shm tmpfs noexec":                 {},
-		"hugetlbfs /dev/hugepages hugetlbfs mode=0770":   {},
-		"tracefs /sys/kernel/tracing tracefs":            {},
-		"ramfs /mnt/ram ramfs":                           {},
-		"gluster1:/vol /data glusterfs defaults":         {},
-		"server:/export /home nfs4 hard":                 {},
-		"//server/share /mnt cifs credentials=/etc/cred": {},
-	} {
-		m := ParseFstab(line)[0]
-		if m.Disk() != want.disk || m.Optional() != want.optional {
-			t.Errorf("%q needs a disk: %v, is optional: %v; want %v", line, m.Disk(), m.Optional(), want)
-		}
-	}
-}
-
 func TestCompareVersions(t *testing.T) {
 	got := []string{"6.8.0-40-generic", "6.8.0-9-generic", "5.14.0-570.el9.x86_64", "6.8.0-40", "6.10.1", "6.8.0-040-generic"}
 	slices.SortStableFunc(got, CompareVersions)
@@ -131,14 +92,9 @@ func FuzzDisk(f *testing.F) {
 	})
 }
 
-func FuzzFstab(f *testing.F) {
-	f.Add("UUID=1 / ext4 rw 0 1\n\\04 \\040\\ x")
-	f.Fuzz(func(_ *testing.T, s string) {
-		for _, m := range ParseFstab(s) {
-			_, _ = m.Disk(), m.Optional()
-		}
-		_, _ = defaultUser(s), assignments(s)
-	})
+func FuzzText(f *testing.F) {
+	f.Add("system_info:\n  default_user:\n    name: x\nA=\"b\"\n")
+	f.Fuzz(func(_ *testing.T, s string) { _, _ = defaultUser(s), assignments(s) })
 }
 
 func FuzzPE(f *testing.F) {

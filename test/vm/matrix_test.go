@@ -31,7 +31,7 @@ import (
 type cell struct {
 	firmware lab.Firmware
 	image    string // of internal/osimage
-	form     string // how it is packed: "tar"; "ubuntu", "el9": a whole disk in the layout of that image
+	form     string // how it is packed: "tar", or a whole disk in a layout of test/fixture
 	layout   string // a preset
 	bus      lab.Bus
 	sector   int
@@ -50,6 +50,9 @@ var matrix = []cell{
 	{lab.BIOS, "tiny-storage", "tar", "raid1-lvm", lab.Virtio, 512, 2, two, true},
 	{lab.UEFI, "tiny-storage", "tar", "luks", lab.NVMe, 512, 1, two, true},
 	{lab.UEFI, "tiny-storage", "el9", "plain", lab.SCSI, 512, 1, two, true},
+	{lab.UEFI, "tiny-storage", "suse", "plain", lab.Virtio, 512, 1, two, false},
+	{lab.BIOS, "debian-12-storage", "suse", "plain", lab.AHCI, 512, 1, two, false},
+	{lab.UEFI, "debian-12-storage", "el9-var", "plain", lab.NVMe, 512, 1, two, false},
 	{lab.UEFI, "tiny-storage", "tar", "xfs", lab.Virtio, 4096, 1, two, false},
 	{lab.BIOS, "tiny-storage", "ubuntu", "plain", lab.NVMe, 512, 1, two, false},
 	{lab.UEFI, "tiny-storage", "ubuntu", "plain", lab.AHCI, 512, 2, two, false},
@@ -84,11 +87,32 @@ var matrix = []cell{
 // whole reports whether the image is a disk with partitions of its own.
 func (c cell) whole() bool { return c.form != lpmos.FormatTar }
 
+// layouts are those of whole disks, in words, and what the agent writes on other
+// filesystems than the one that is mounted without further ado.
+var layouts = map[string]struct {
+	says   string
+	writes []written
+}{
+	"ubuntu": {"Ubuntu 24.04: / is 1, /boot 16", nil},
+	"el9":    {"EL 9: XFS, BLS, /boot", nil},
+	"el9-var": {"EL 9: XFS, BLS, /boot, /var, SELinux", []written{
+		{4, "norecovery,nouuid", "lib/cloud/seed/nocloud/user-data", sshKey}, {5, "norecovery,nouuid", ".autorelabel", ""},
+	}},
+	"suse": {"openSUSE Leap: btrfs, subvolumes", []written{{3, "rescue=nologreplay,subvol=@/root", ".ssh/authorized_keys", sshKey}}},
+}
+
+// written is a file of an installed system, with some text in it.
+type written struct {
+	partition  int
+	options    string // to mount it here, where nothing of it is changed
+	file, text string
+}
+
 // columns are the cell in the table of results, and its name.
 func (c cell) columns() []string {
 	layout := c.layout
 	if c.whole() {
-		layout = "its own (" + map[string]string{"ubuntu": "Ubuntu 24.04: / is 1, /boot 16", "el9": "EL 9: XFS, BLS, /boot"}[c.form] + ")"
+		layout = "its own (" + layouts[c.form].says + ")"
 	}
 	return []string{c.firmware.String(), c.image, map[bool]string{true: "whole disk", false: "tree of files"}[c.whole()], layout, string(c.bus),
 		fmt.Sprint(c.sector), fmt.Sprint(c.nics), fmt.Sprint(len(c.foreign))}
@@ -157,8 +181,8 @@ func TestMatrix(t *testing.T) {
 // notInTable says what the matrix does not have, and why.
 const notInTable = `
 Not here: the images of Ubuntu, Rocky Linux, AlmaLinux and openSUSE themselves, which could not be fetched where this runs
-(whole disks in the layouts of Ubuntu 24.04 and EL 9 are made from the systems above, with their partitions, filesystems,
-fstab and menu); Secure Boot, with which TestCertify installs and boots a whole disk (declared layouts have a loader of ours, which is not
+(whole disks in the layouts of Ubuntu 24.04, EL 9 and openSUSE Leap are made from the systems above, with their partitions,
+filesystems, subvolumes, fstab and menu); Secure Boot, with which TestCertify installs and boots a whole disk (declared layouts have a loader of ours, which is not
 signed: decision 0009); sectors of 4096 bytes with a BIOS,
 which cannot boot them, with AHCI, of which QEMU has none, and of whole disks, which keep those of the image.
 `
@@ -234,6 +258,7 @@ func (w *world) cell(c cell) {
 		before[i] = w.hash(m.disk(i))
 	}
 	id := w.create(m, func(s *lpmos.Spec) {
+		s.SSHKeys = []string{sshKey}
 		if c.layout != lpmos.LayoutPlain {
 			s.Layout = &lpmos.Layout{Preset: c.layout}
 		}
@@ -276,7 +301,33 @@ func (w *world) cell(c cell) {
 	if encrypted {
 		w.sealed(m, task)
 	}
+	w.arrived(m, c)
 	w.t.Logf("receipt: %+v", *task.Receipt)
+}
+
+// sshKey is let into every system.
+const sshKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl matrix"
+
+// arrived checks that what the agent wrote is on the filesystem that is mounted
+// there, and not under its mount point.
+func (w *world) arrived(m *machine, c cell) {
+	w.t.Helper()
+	// A kernel takes one filesystem with an identifier at a time.
+	blobs.Lock()
+	defer blobs.Unlock()
+	for _, f := range layouts[c.form].writes {
+		p, ok := w.manifest().Disk.Partition(f.partition)
+		if !ok {
+			w.t.Fatalf("the image has no partition %d", f.partition)
+		}
+		dir := w.t.TempDir()
+		w.output("/usr/bin/mount", "-t", p.FS, "-o", fmt.Sprintf("ro,loop,offset=%d,%s", p.StartBytes, f.options), m.disk(len(c.foreign)), dir)
+		b, err := os.ReadFile(filepath.Join(dir, f.file))
+		if err != nil || !bytes.Contains(b, []byte(f.text)) {
+			w.t.Errorf("%s on partition %d = %.300q, %v; want %q in it", f.file, f.partition, b, err, f.text)
+		}
+		w.output("/usr/bin/umount", dir)
+	}
 }
 
 // unlock types the passphrase as often as it is asked for: whoever asks switches

@@ -16,6 +16,7 @@ import (
 	"unsafe"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/agent/fstab"
 	"github.com/lpmos/lpmos/internal/grubboot"
 )
 
@@ -267,7 +268,7 @@ func (d *device) zero(ctx context.Context, z lpmos.Range, did func(bytes int64))
 // stays as it is: the system's own tools do it at the first boot.
 func (in *Installer) growDisk(ctx context.Context, job *Job, m *lpmos.ImageManifest, t target) (mountable, error) {
 	p, _ := m.Disk.Partition(m.Disk.Root)
-	fs := mountable{lpmos.PlannedFS{Kind: "partition", Name: p.UUID, FS: p.FS, UUID: p.FSUUID, Mount: "/"}, t.part(p.Number)}
+	fs := mountable{PlannedFS: lpmos.PlannedFS{Kind: "partition", Name: p.UUID, FS: p.FS, UUID: p.FSUUID, Mount: "/"}, dev: t.part(p.Number)}
 	job.step(lpmos.StageInstall, 85, 100, "Growing the root filesystem")
 	switch p.FS {
 	case "ext4":
@@ -292,12 +293,41 @@ func (in *Installer) growDisk(ctx context.Context, job *Job, m *lpmos.ImageManif
 		if err != nil {
 			return fs, err
 		}
+	case "btrfs":
+		in.load(ctx, "btrfs")
+		err := in.mounted([]mountable{fs}, func(r *os.Root) error {
+			if err := growBtrfs(r); err != nil {
+				return writeFailed(fs.dev, fmt.Errorf("grow root filesystem: %w", err))
+			}
+			return nil
+		})
+		if err != nil {
+			return fs, err
+		}
 	default:
 		in.load(ctx, p.FS)
 		in.log.Info("root filesystem not grown", "type", p.FS)
 	}
 	job.step(lpmos.StageInstall, 100, 100, "The root filesystem is in place")
 	return fs, nil
+}
+
+// btrfsResize is BTRFS_IOC_RESIZE (include/uapi/linux/btrfs.h).
+const btrfsResize = 0x50009403
+
+// growBtrfs lets a mounted btrfs of one device fill it.
+func growBtrfs(root *os.Root) error {
+	d, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	arg := struct { // btrfs_ioctl_vol_args
+		fd   int64
+		name [4088]byte
+	}{}
+	copy(arg.name[:], "max")
+	return ioctl(d, btrfsResize, unsafe.Pointer(&arg))
 }
 
 // configureDisk writes what makes the image this machine's system, and leaves
@@ -309,11 +339,19 @@ func (in *Installer) configureDisk(ctx context.Context, job *Job, m *lpmos.Image
 	if err != nil {
 		return err
 	}
-	below := t.below(m.Disk)
-	for _, fs := range below {
+	fss := []mountable{root}
+	err = in.mounted(fss, func(r *os.Root) error {
+		table, err := readFstab(r)
+		fss = append(fss, t.below(m.Disk, table)...)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, fs := range fss {
 		in.load(ctx, fs.FS)
 	}
-	err = in.mounted(append([]mountable{root}, below...), func(r *os.Root) error {
+	err = in.mounted(fss, func(r *os.Root) error {
 		if st, err := r.Stat("etc"); err != nil || !st.IsDir() {
 			return &Failure{Code: "image_unsuitable", Cause: "The root filesystem of the image has no /etc: its system may be in a subvolume that is not the default one.",
 				NextStep: "Make that subvolume the default of the image's filesystem and import it again, or use another image.", Err: err}
@@ -337,19 +375,46 @@ func (in *Installer) configureDisk(ctx context.Context, job *Job, m *lpmos.Image
 	return nil
 }
 
-// below are the filesystems that the image's fstab mounts below its root, in
-// the order in which they can be: what is written there belongs on them, not
-// under their mount points. The boot loader's are left alone.
-func (t target) below(d *lpmos.ImageDisk) (out []mountable) {
-	for _, p := range d.Partitions {
+// readFstab reads what the system mounts at its start; without the file that is
+// nothing.
+func readFstab(root *os.Root) ([]fstab.Entry, error) {
+	f, _, err := openFile(root, "etc/fstab")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read fstab: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil {
+		return nil, fmt.Errorf("read fstab: %w", err)
+	}
+	return fstab.Parse(string(text)), nil
+}
+
+// below are the filesystems, and the subvolumes of a btrfs, that the system mounts
+// below its root, in the order in which they can be: what is written there belongs
+// on them, not under their mount points. The boot loader's are left alone.
+func (t target) below(d *lpmos.ImageDisk, table []fstab.Entry) (out []mountable) {
+	for _, e := range table {
+		p, at := e.Partition(d.Partitions), path.Clean(e.Mount)
+		if p == nil || p.Number == d.Root && p.FS != "btrfs" || slices.Contains(e.Options, "noauto") ||
+			!path.IsAbs(at) || at == "/" || strings.HasPrefix(at+"/", "/boot/") {
+			continue
+		}
 		switch p.FS {
 		case "ext4", "xfs", "btrfs":
-			if p.Number != d.Root && p.Number != d.Boot && p.Number != d.ESP && strings.HasPrefix(p.Mount, "/") && p.Mount != "/" {
-				out = append(out, mountable{lpmos.PlannedFS{Kind: "partition", Name: p.UUID, FS: p.FS, UUID: p.FSUUID, Mount: p.Mount}, t.part(p.Number)})
+			fs := mountable{PlannedFS: lpmos.PlannedFS{Kind: "partition", Name: p.UUID, FS: p.FS, UUID: p.FSUUID, Mount: at}, dev: t.part(p.Number)}
+			for _, o := range e.Options {
+				if p.FS == "btrfs" && (strings.HasPrefix(o, "subvol=") || strings.HasPrefix(o, "subvolid=")) {
+					fs.options = o
+				}
 			}
+			out = append(out, fs)
 		}
 	}
-	slices.SortFunc(out, func(a, b mountable) int { return strings.Compare(a.Mount, b.Mount) })
+	slices.SortStableFunc(out, func(a, b mountable) int { return strings.Compare(a.Mount, b.Mount) })
 	return out
 }
 
@@ -360,7 +425,7 @@ func (in *Installer) signpost(ctx context.Context, job *Job, m *lpmos.ImageManif
 	on := root
 	if esp, ok := m.Disk.Partition(m.Disk.ESP); ok {
 		in.load(ctx, "vfat")
-		on = mountable{lpmos.PlannedFS{FS: "vfat", Mount: "/"}, t.part(esp.Number)}
+		on = mountable{PlannedFS: lpmos.PlannedFS{FS: "vfat", Mount: "/"}, dev: t.part(esp.Number)}
 	} else if job.Plan.Effect.BootMode == "uefi" {
 		return &Failure{Code: "image_unsuitable", Cause: "The image has no EFI system partition, and the machine boots by UEFI.", NextStep: "Switch the machine to BIOS, or use another image."}
 	}

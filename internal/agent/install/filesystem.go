@@ -84,7 +84,8 @@ func (in *Installer) makeESP(ctx context.Context, esp lpmos.PlannedPartition, pa
 // mountable is a filesystem of the plan and the device it is on now.
 type mountable struct {
 	lpmos.PlannedFS
-	dev string
+	dev     string
+	options string // that are its own kind's: which subvolume of a btrfs
 }
 
 // mountOptions are for filesystems of an image: nothing on them is run, and a
@@ -154,7 +155,7 @@ func (in *Installer) mount(dir string, fs mountable) error {
 			}
 		}
 	}
-	if err := in.mountFS(fs.dev, filepath.Join(dir, fs.Mount), fs.FS, mountOptions); err != nil {
+	if err := in.mountFS(fs.dev, filepath.Join(dir, fs.Mount), fs.FS, mountOptions, fs.options); err != nil {
 		return &Failure{Code: "image_corrupt", Cause: "The " + fs.FS + " filesystem for " + fs.Mount + " that was written cannot be mounted.", NextStep: nextImage, Err: fmt.Errorf("mount %s: %w", fs.dev, err)}
 	}
 	return nil

@@ -110,7 +110,7 @@ type Installer struct {
 	// open is replaced by tests that work on regular files, mountFS by those on a
 	// kernel that lacks FAT.
 	open    func(path string) (*device, error)
-	mountFS func(source, target, fstype string, flags uintptr) error
+	mountFS func(source, target, fstype string, flags uintptr, options string) error
 }
 
 // New makes an installer. A nil decode is the zstd program of cfg.Tools.
@@ -233,7 +233,7 @@ func (in *Installer) install(ctx context.Context, job *Job) error {
 	if err := in.writeImage(ctx, job, m, targets[0]); err != nil {
 		return staged(lpmos.StageInstall, err)
 	}
-	if err := in.configure(ctx, job, m, boot, []mountable{{root, targets[0].role("root")}}); err != nil {
+	if err := in.configure(ctx, job, m, boot, []mountable{{PlannedFS: root, dev: targets[0].role("root")}}); err != nil {
 		return staged(lpmos.Configuring, err)
 	}
 	return staged0(lpmos.Configuring, in.complete(ctx, job, boot, targets))
@@ -361,8 +361,8 @@ func (in *Installer) identify(ctx context.Context, ref lpmos.DiskRef) (string, e
 	return d.Device, nil
 }
 
-func mountFS(source, target, fstype string, flags uintptr) error {
-	return syscall.Mount(source, target, fstype, flags, "")
+func mountFS(source, target, fstype string, flags uintptr, options string) error {
+	return syscall.Mount(source, target, fstype, flags, options)
 }
 
 // mountPoint makes the directory on which the root filesystem is mounted.

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/internal/agent/fstab"
 	"github.com/lpmos/lpmos/internal/tier"
 )
 
@@ -371,7 +372,9 @@ func TestFullESP(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := New(Config{WorkDir: t.TempDir()}, new(recorder), nil, nil, slog.New(slog.DiscardHandler))
-	in.mountFS = func(_, target, _ string, _ uintptr) error { return mountFS(esp, target, "", syscall.MS_BIND) }
+	in.mountFS = func(_, target, _ string, _ uintptr, _ string) error {
+		return mountFS(esp, target, "", syscall.MS_BIND, "")
+	}
 	m := &lpmos.ImageManifest{Arch: "amd64", Disk: &lpmos.ImageDisk{ESP: 15, Partitions: []lpmos.ImagePartition{{Number: 15}}}}
 	job := &Job{Plan: &lpmos.Plan{Effect: lpmos.Effect{BootMode: "uefi"}}}
 	err := in.signpost(t.Context(), job, m, target{path: "/dev/sda"}, mountable{})
@@ -456,5 +459,37 @@ func TestFitMBR(t *testing.T) {
 				t.Error("another byte of the first MiB was changed")
 			}
 		})
+	}
+}
+
+// TestBelow mounts what belongs below the root, and nothing that an fstab should
+// not reach.
+func TestBelow(t *testing.T) {
+	d := &lpmos.ImageDisk{Root: 3, ESP: 2, Partitions: []lpmos.ImagePartition{{Number: 2, FS: "vfat", FSUUID: "E"}, {Number: 3, FS: "btrfs", FSUUID: "R"}, {Number: 4, FS: "xfs", FSUUID: "V"}, {Number: 5, FS: "swap", FSUUID: "S"}, {Number: 6, FS: "ext4", FSLabel: "boot"}}}
+	table := fstab.Parse(`UUID=R / btrfs defaults 0 0
+UUID=R /root btrfs compress=zstd,subvol=@/root,degraded 0 0
+UUID=V /var/../var xfs subvol=@/odd 0 0
+UUID=R /var/lib/../cache btrfs subvolid=261 0 0
+UUID=R /../.. btrfs subvol=@ 0 0
+UUID=R srv btrfs subvol=@/srv 0 0
+UUID=R /boot/grub2/x86_64-efi btrfs subvol=@/boot 0 0
+LABEL=boot /boot ext4 defaults 0 2
+UUID=E /boot/efi vfat defaults 0 0
+UUID=S none swap sw 0 0
+UUID=R /opt btrfs noauto,subvol=@/opt 0 0
+UUID=OTHER /data xfs nofail 0 0
+/dev/sdb1 /mnt ext4 defaults 0 0
+`)
+	var got []string
+	for _, fs := range (target{path: "/dev/sda"}).below(d, table) {
+		got = append(got, fs.dev+" "+fs.FS+" "+fs.Mount+" "+fs.options)
+	}
+	want := []string{"/dev/sda3 btrfs /root subvol=@/root", "/dev/sda4 xfs /var ", "/dev/sda3 btrfs /var/cache subvolid=261"}
+	if !slices.Equal(got, want) {
+		t.Errorf("below = %q; want %q", got, want)
+	}
+	d.Root, d.Partitions[1].FS = 4, "ext4"
+	if got := (target{path: "/dev/sda"}).below(d, table[2:3]); len(got) != 0 {
+		t.Errorf("the root filesystem is mounted again: %+v", got)
 	}
 }

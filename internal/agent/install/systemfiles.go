@@ -52,7 +52,7 @@ func systemFiles(job *Job, m *lpmos.ImageManifest, boot *bootParts) ([]file, err
 		return nil, err
 	}
 	files := []file{
-		{path: "etc/fstab", mode: 0o644, text: fstab(e.Filesystems(), esp.UUID)},
+		{path: "etc/fstab", mode: 0o644, text: fstabText(e.Filesystems(), esp.UUID)},
 		{path: "boot/grub/grub.cfg", mode: 0o644, text: menu},
 	}
 	if len(e.Arrays) > 0 {
@@ -123,11 +123,11 @@ func plannedFiles(e *lpmos.Effect, secrets map[string]lpmos.Secret) ([]file, err
 	return files, nil
 }
 
-// fstab names filesystems by the UUIDs of the plan. Without its EFI system
+// fstabText names filesystems by the UUIDs of the plan. Without its EFI system
 // partition a system still boots, and does not wait for it: nothing is ordered
 // after a nofail mount, so a machine whose devices come slowly may have the
 // default of 90 s.
-func fstab(fss []lpmos.PlannedFS, esp string) string {
+func fstabText(fss []lpmos.PlannedFS, esp string) string {
 	var b strings.Builder
 	b.WriteString("# Written by LPMOS at installation.\n")
 	for _, fs := range fss {

@@ -419,6 +419,15 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
+// fstabOf is that of ubuntuDisk. A btrfs has its /root in a subvolume.
+func fstabOf(rootFS string) string {
+	text := "LABEL=rootfs / " + rootFS + " defaults 0 1\nLABEL=BOOT /boot ext4 defaults 0 2\nLABEL=VAR /var ext4 defaults 0 2\nLABEL=VAR /var/lib/more ext4 noauto 0 0\n"
+	if rootFS == "btrfs" {
+		text += "LABEL=rootfs /root btrfs compress=zstd,subvol=@/root 0 0\n"
+	}
+	return text
+}
+
 // ubuntuDisk is a disk in the order of Ubuntu 24.04: root is partition 1 and
 // lies last, /boot is 16 in front of it.
 func ubuntuDisk(t *testing.T, size int64, rootFS string) ([]byte, *lpmos.ImageDisk) {
@@ -438,11 +447,8 @@ func ubuntuDisk(t *testing.T, size int64, rootFS string) ([]byte, *lpmos.ImageDi
 	command(t, "mkfs.vfat", "-n", "UEFI", dev+"p15")
 	command(t, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "BOOT", dev+"p16")
 	command(t, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "VAR", dev+"p17")
-	if rootFS == "xfs" {
-		command(t, "mkfs.xfs", "-q", "-f", dev+"p1")
-	} else {
-		command(t, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "cloudimg-rootfs", dev+"p1")
-	}
+	mkfs := map[string][]string{"ext4": {"mke2fs", "-q", "-F", "-t", "ext4"}, "xfs": {"mkfs.xfs", "-q", "-f"}, "btrfs": {"mkfs.btrfs", "-q"}}[rootFS]
+	command(t, mkfs[0], append(mkfs[1:], "-L", "rootfs", dev+"p1")...)
 	fill := func(part, fs string, files map[string]string) {
 		dir := t.TempDir()
 		if err := syscall.Mount(part, dir, fs, 0, ""); err != nil {
@@ -458,7 +464,14 @@ func ubuntuDisk(t *testing.T, size int64, rootFS string) ([]byte, *lpmos.ImageDi
 			t.Fatal(err)
 		}
 	}
-	fill(dev+"p1", rootFS, map[string]string{"etc/fstab": "LABEL=cloudimg-rootfs / ext4 defaults 0 1\n", "etc/machine-id": "old\n", "etc/hostname": "ubuntu\n", "var/x": "hidden by what is mounted there\n"})
+	fill(dev+"p1", rootFS, map[string]string{"etc/fstab": fstabOf(rootFS), "etc/machine-id": "old\n", "etc/hostname": "ubuntu\n", "var/x": "hidden by what is mounted there\n"})
+	if rootFS == "btrfs" {
+		dir := t.TempDir()
+		command(t, "mount", dev+"p1", dir)
+		command(t, "btrfs", "subvolume", "create", filepath.Join(dir, "@"))
+		command(t, "btrfs", "subvolume", "create", filepath.Join(dir, "@/root"))
+		command(t, "umount", dir)
+	}
 	fill(dev+"p17", "ext4", map[string]string{"lib/dbus/machine-id": "old\n"})
 	d := &lpmos.ImageDisk{Table: "gpt", SectorBytes: 512, Root: 1, Boot: 16, ESP: 15, BIOSBoot: 14, Loaders: []string{"grub-efi", "shim"}, Entries: "grub"}
 	for _, n := range []int{14, 15, 16, 17, 1} {
@@ -473,8 +486,7 @@ func ubuntuDisk(t *testing.T, size int64, rootFS string) ([]byte, *lpmos.ImageDi
 			out, _ := exec.Command("blkid", "-p", "-s", tag, "-o", "value", p).Output()
 			return strings.TrimSpace(string(out))
 		}
-		mount := map[int]string{1: "/", 16: "/boot", 17: "/var"}[n]
-		d.Partitions = append(d.Partitions, lpmos.ImagePartition{Number: n, Mount: mount, StartBytes: s * 512, SizeBytes: z * 512, UUID: id("PART_ENTRY_UUID"), FS: id("TYPE"), FSUUID: id("UUID")})
+		d.Partitions = append(d.Partitions, lpmos.ImagePartition{Number: n, StartBytes: s * 512, SizeBytes: z * 512, UUID: id("PART_ENTRY_UUID"), FS: id("TYPE"), FSUUID: id("UUID"), FSLabel: id("LABEL")})
 	}
 	syscall.Sync()
 	b := make([]byte, size)
@@ -526,15 +538,15 @@ func diskPlan(t testing.TB, hw *lpmos.Hardware, m *lpmos.ImageManifest, digest s
 
 // TestInstallDisk is D11, too: firmware finds the system without a boot entry.
 func TestInstallDisk(t *testing.T) {
-	for _, fs := range []string{"ext4", "xfs"} {
+	for _, fs := range []string{"ext4", "xfs", "btrfs"} {
 		t.Run("root is "+fs, func(t *testing.T) { installDiskOnLoop(t, fs) })
 	}
 }
 
 func installDiskOnLoop(t *testing.T, rootFS string) {
 	imageSize := int64(140 << 20)
-	if rootFS == "xfs" {
-		imageSize = 400 << 20 // mkfs.xfs makes none below 300 MiB
+	if rootFS != "ext4" {
+		imageSize = 400 << 20 // mkfs.xfs makes none below 300 MiB, mkfs.btrfs below 109
 	}
 	size := imageSize + 200<<20 + 512*7 // not a multiple of 1 MiB
 	raw, layout := ubuntuDisk(t, imageSize, rootFS)
@@ -564,14 +576,14 @@ func installDiskOnLoop(t *testing.T, rootFS string) {
 			t.Fatal(err)
 		}
 	}
-	in.mountFS = func(source, target, fstype string, flags uintptr) error {
+	in.mountFS = func(source, target, fstype string, flags uintptr, options string) error {
 		if fstype != "vfat" {
-			return mountFS(source, target, fstype, flags)
+			return mountFS(source, target, fstype, flags, options)
 		}
 		if source != dev+"p15" {
 			t.Errorf("%s is mounted as ESP; want %sp15", source, dev)
 		}
-		return mountFS(esp, target, "", syscall.MS_BIND)
+		return mountFS(esp, target, "", syscall.MS_BIND, "")
 	}
 	if err := in.Install(t.Context(), testJob(plan)); err != nil {
 		t.Fatalf("Install = %v", err)
@@ -610,7 +622,7 @@ func installDiskOnLoop(t *testing.T, rootFS string) {
 	if err := syscall.Statfs(dir, &st); err != nil || int64(st.Blocks)*st.Bsize < (size-imageSize) {
 		t.Errorf("root filesystem has %d bytes, %v; want it grown", int64(st.Blocks)*st.Bsize, err)
 	}
-	for name, want := range map[string]string{"etc/fstab": "LABEL=cloudimg-rootfs / ext4 defaults 0 1\n", "etc/hostname": "web-1.example\n", "etc/machine-id": ""} {
+	for name, want := range map[string]string{"etc/fstab": fstabOf(rootFS), "etc/hostname": "web-1.example\n", "etc/machine-id": ""} {
 		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(b) != want {
 			t.Errorf("%s = %q, %v; want %q", name, b, err, want)
 		}
@@ -623,6 +635,16 @@ func installDiskOnLoop(t *testing.T, rootFS string) {
 	defer syscall.Unmount(at, 0)
 	if _, err := os.Stat(filepath.Join(at, "lib/dbus/machine-id")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the image's machine-id on its /var: %v; want it removed", err)
+	}
+	home := filepath.Join(dir, "root")
+	if rootFS == "btrfs" {
+		if left, err := os.ReadDir(home); err != nil || len(left) > 0 {
+			t.Errorf("under the mount point /root lie %v, %v; want nothing", left, err)
+		}
+		home = filepath.Join(dir, "@/root")
+	}
+	if b, err := os.ReadFile(filepath.Join(home, ".ssh/authorized_keys")); err != nil || string(b) != testKey+"\n" {
+		t.Errorf("the keys of root = %q, %v; want %q", b, err, testKey)
 	}
 	var callhome agentapi.CallhomeConfig
 	if b, err := os.ReadFile(filepath.Join(dir, "etc/lpmos/callhome.json")); err != nil || json.Unmarshal(b, &callhome) != nil || callhome.RootUUID != root.FSUUID {

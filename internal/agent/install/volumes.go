@@ -72,7 +72,7 @@ func (in *Installer) buildVolumes(ctx context.Context, job *Job, targets []targe
 		if err := in.makeFS(ctx, fs, dev); err != nil {
 			return v, nil, err
 		}
-		fss = append(fss, mountable{fs, dev})
+		fss = append(fss, mountable{PlannedFS: fs, dev: dev})
 	}
 	return v, fss, nil
 }
