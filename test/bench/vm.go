@@ -147,7 +147,7 @@ func toolsDisk(ctx context.Context, dir string) (string, error) {
 			return "", err
 		}
 		from := map[string]string{name: path}
-		for _, lib := range regexp.MustCompile(`/\S+`).FindAllString(string(needs), -1) {
+		for _, lib := range regexp.MustCompile(`/\S+`).FindAllString(needs, -1) {
 			to := filepath.Base(lib)
 			if strings.HasPrefix(to, "ld-linux") {
 				to = "ld.so"
