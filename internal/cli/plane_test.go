@@ -290,6 +290,9 @@ func TestFindsTheNameItself(t *testing.T) {
 	p.want(ExitOK, again, "", "task", "show", "web-2")
 	create("web-1", "")
 	p.want(ExitUsage, "is meant by 2 tasks", "", "task", "show", "web-1")
+	short := create("db", "")
+	p.want(ExitOK, short, "", "task", "show", "db")
+	p.want(ExitUsage, "at least 4 characters", "", "task", "show", short[:3])
 }
 
 // TestCompletesWhatIsBegun: however many newer tasks have the same characters

@@ -48,14 +48,11 @@ func find(ctx context.Context, c *apiclient.Client, name string) (string, error)
 	if lpmos.ValidTaskID(name) {
 		return name, nil
 	}
-	if len(name) < 4 {
-		return "", &lpmos.InvalidError{Field: "task", Problem: "needs at least 4 characters of a task id, or a host name or MAC", Value: name}
-	}
 	// Each thing that it may be is asked for as just that: words that stand
 	// anywhere in a task find any number of others.
 	var asked []query.Term
 	lower := strings.ToLower(name)
-	if mayBeID(lower) {
+	if len(name) >= 4 && mayBeID(lower) {
 		asked = append(asked, query.Term{Key: "id", Values: []string{lower}})
 	}
 	if lpmos.ValidHostname(lower) {
@@ -82,6 +79,8 @@ func find(ctx context.Context, c *apiclient.Client, name string) (string, error)
 		}
 	}
 	switch {
+	case len(match) == 0 && len(name) < 4:
+		return "", &lpmos.InvalidError{Field: "task", Problem: "is no task's host name, and of an id at least 4 characters are needed", Value: name}
 	case len(match) == 0:
 		return "", hinted{fmt.Errorf("task %s: %w", lpmos.Shorten(name, 64), lpmos.ErrNotFound), "see what there is: lpmos task list"}
 	case len(match) == 1:

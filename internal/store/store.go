@@ -16,12 +16,16 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
 	jsonv2 "github.com/go-json-experiment/json"
@@ -46,6 +50,8 @@ type Store struct {
 	timeout time.Duration
 	log     *slog.Logger
 
+	watching sync.WaitGroup
+
 	turn chan struct{} // of who writes an audit entry; holds at most one
 	end  chainEnd      // where the audit ends; of whose turn it is
 }
@@ -53,6 +59,11 @@ type Store struct {
 // The oldest servers without the authorization bypasses named in contract §7;
 // Floors says the same to people.
 var versionFloors = [][3]int{{3, 6, 14}, {3, 7, 1}}
+
+// redial is how an etcd that is away is tried again. gRPC's own way waits up to two
+// minutes between two tries: for so long nobody could stop anything after etcd was
+// back.
+var redial = backoff.Config{BaseDelay: 500 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second}
 
 // Open connects, refuses servers below the version floor, and waits until etcd
 // answers or ctx ends.
@@ -67,6 +78,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 		Endpoints: cfg.Endpoints, TLS: fixedName(cfg.TLS), DialTimeout: cfg.Timeout,
 		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
 		MaxCallRecvMsgSize: 64 << 20, Logger: zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: cfg.Timeout})},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd: %w", err)
@@ -76,7 +88,25 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 		c.Close()
 		return nil, err
 	}
+	s.watching.Go(s.watch)
 	return s, nil
+}
+
+// watch says when etcd is out of reach, and when it is back, until the connection
+// is closed.
+func (s *Store) watch() {
+	conn := s.c.ActiveConnection()
+	var lost time.Time
+	for state := conn.GetState(); conn.WaitForStateChange(s.c.Ctx(), state); {
+		switch state = conn.GetState(); {
+		case state == connectivity.TransientFailure && lost.IsZero():
+			lost = time.Now()
+			s.log.Warn("etcd is out of reach: until it is back nothing is stored or decided", "endpoints", s.c.Endpoints())
+		case state == connectivity.Ready && !lost.IsZero():
+			s.log.Info("etcd is back", "away", time.Since(lost).Round(time.Second))
+			lost = time.Time{}
+		}
+	}
 }
 
 func (s *Store) greet(whole context.Context, cfg Config) error {
@@ -143,7 +173,10 @@ func supported(version string) bool {
 func (s *Store) ID() string { return s.id }
 
 // Close ends all watches and leases of this connection.
-func (s *Store) Close() error { return s.c.Close() }
+func (s *Store) Close() error {
+	defer s.watching.Wait()
+	return s.c.Close()
+}
 
 // Healthy answers whether etcd has a quorum and takes reads.
 func (s *Store) Healthy(ctx context.Context) error {

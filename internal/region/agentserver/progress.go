@@ -24,6 +24,7 @@ type progressState struct {
 	mu      sync.Mutex      // guards what follows
 	newest  *lpmos.Progress // accepted
 	dirty   bool            // newest is not written yet
+	failing bool            // the last try to write it did not succeed
 	timer   *time.Timer     // will write it; nil when none is set
 	written time.Time       // when one was last written
 	sent    *lpmos.Progress // last written
@@ -150,11 +151,14 @@ func (s *Server) flushProgress(m *machine) {
 	switch {
 	case err == nil:
 		s.stats.progressStored.Add(1)
+		st.failing = false
 	case errors.Is(err, lpmos.ErrNotFound), errors.Is(err, lpmos.ErrConflict):
 		// Nobody waits for it any more, or another instance has the floor.
 	default:
-		s.log.Warn("progress not stored yet", "task", p.TaskID, "err", err)
-		st.dirty = true
+		if !st.failing { // once, not each second
+			s.log.Warn("progress not stored yet, trying on", "task", p.TaskID, "err", err)
+		}
+		st.dirty, st.failing = true, true
 		if st.timer == nil {
 			s.schedule(m, progressEvery)
 		}
