@@ -76,7 +76,7 @@ func (a *app) live(ask func(ctx context.Context, c *apiclient.Client, args []str
 		ctx, cancel := context.WithTimeout(cmd.Context(), completeTime)
 		defer cancel()
 		found, err := ask(ctx, c, args, typed)
-		if err != nil {
+		if err != nil && len(found) == 0 {
 			return nil, none
 		}
 		return found, none | cobra.ShellCompDirectiveKeepOrder
@@ -114,7 +114,7 @@ func (a *app) completeTasks(statuses []lpmos.Status) completer {
 			}
 			l, err := c.Tasks(ctx, q)
 			if err != nil {
-				return nil, err
+				return out, err
 			}
 			for _, t := range l.Tasks {
 				what := t.Hostname + " " + string(t.Status)

@@ -97,14 +97,18 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 func (s *Store) watch() {
 	conn := s.c.ActiveConnection()
 	var lost time.Time
-	for state := conn.GetState(); conn.WaitForStateChange(s.c.Ctx(), state); {
-		switch state = conn.GetState(); {
+	for {
+		state := conn.GetState()
+		switch {
 		case state == connectivity.TransientFailure && lost.IsZero():
 			lost = time.Now()
 			s.log.Warn("etcd is out of reach: until it is back nothing is stored or decided", "endpoints", s.c.Endpoints())
 		case state == connectivity.Ready && !lost.IsZero():
 			s.log.Info("etcd is back", "away", time.Since(lost).Round(time.Second))
 			lost = time.Time{}
+		}
+		if !conn.WaitForStateChange(s.c.Ctx(), state) {
+			return
 		}
 	}
 }

@@ -87,7 +87,6 @@ func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i 
 	}
 	var wary atomic.Bool
 	run(func() error {
-		defer close(stored)
 		f := fetcher{Copier: c, m: m, wary: &wary}
 		defer f.close()
 		for i, chunk := range m.Chunks {
@@ -107,6 +106,7 @@ func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i 
 				return nil
 			}
 		}
+		close(stored)
 		return nil
 	})
 	// verified hands every chunk to use, in order, when it is right. A chunk that
@@ -149,13 +149,18 @@ func (c *Copier) Copy(ctx context.Context, m *lpmos.ImageManifest, write func(i 
 		return context.Cause(ctx)
 	}
 	run(func() error { // feed
-		defer dec.In.Close()
-		return verified(func(_ lpmos.Chunk, b []byte) error {
+		err := verified(func(_ lpmos.Chunk, b []byte) error {
 			if _, err := dec.In.Write(b); err != nil {
 				return dec.failed(ctx, err)
 			}
 			return nil
 		})
+		if err == nil {
+			// After an error the end of the context closes it: an end that comes
+			// before its cause would look like that of an image which is too short.
+			dec.In.Close()
+		}
+		return err
 	})
 	run(func() error { // take what comes out, and write it
 		buf := pages(min(largestRaw, pieceBytes))
@@ -236,7 +241,9 @@ func (f *fetcher) verify(ctx context.Context, i int, a arrived) error {
 	if !ok {
 		return context.Cause(ctx)
 	}
-	if hex.EncodeToString(sum[:]) != c.SHA256 {
+	if hex.EncodeToString(sum[:]) == c.SHA256 {
+		f.close() // what it still has is not wanted
+	} else {
 		f.Log.Warn("chunk has the wrong digest, fetching it again", "chunk", i)
 		f.wary.Store(true)
 		if err := f.chunk(ctx, i, a.bytes); err != nil {

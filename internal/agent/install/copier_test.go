@@ -183,7 +183,7 @@ func TestCopyFailsWithACause(t *testing.T) {
 		code  string
 		text  string
 	}{
-		{"chunk always damaged", nil, func(s *blobServer, m *lpmos.ImageManifest) { s.spoil = onPack(m, flip) }, "image_corrupt", "chunk "},
+		{"chunk always damaged", nil, func(s *blobServer, m *lpmos.ImageManifest) { s.spoil = onPack(m, flip) }, "image_corrupt", "another digest"},
 		{"manifest always damaged", nil, func(s *blobServer, m *lpmos.ImageManifest) { s.spoil = flip }, "image_corrupt", "manifest"},
 		{"pack missing", nil, func(s *blobServer, m *lpmos.ImageManifest) { delete(s.blobs, m.Pack.SHA256) }, "image_missing", "pack"},
 		{"manifest missing", nil, func(s *blobServer, m *lpmos.ImageManifest) {

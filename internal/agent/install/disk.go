@@ -296,8 +296,12 @@ func (in *Installer) growDisk(ctx context.Context, job *Job, m *lpmos.ImageManif
 	case "btrfs":
 		in.load(ctx, "btrfs")
 		err := in.mounted([]mountable{fs}, func(r *os.Root) error {
-			if err := growBtrfs(r); err != nil {
+			err := growBtrfs(r)
+			if errors.Is(err, syscall.EIO) {
 				return writeFailed(fs.dev, fmt.Errorf("grow root filesystem: %w", err))
+			}
+			if err != nil {
+				in.log.Warn("root filesystem not grown", "type", p.FS, "err", err)
 			}
 			return nil
 		})
@@ -315,7 +319,7 @@ func (in *Installer) growDisk(ctx context.Context, job *Job, m *lpmos.ImageManif
 // btrfsResize is BTRFS_IOC_RESIZE (include/uapi/linux/btrfs.h).
 const btrfsResize = 0x50009403
 
-// growBtrfs lets a mounted btrfs of one device fill it.
+// growBtrfs lets the first device of a mounted btrfs be filled.
 func growBtrfs(root *os.Root) error {
 	d, err := root.Open(".")
 	if err != nil {
@@ -327,7 +331,14 @@ func growBtrfs(root *os.Root) error {
 		name [4088]byte
 	}{}
 	copy(arg.name[:], "max")
-	return ioctl(d, btrfsResize, unsafe.Pointer(&arg))
+	busy, _, errno := syscall.Syscall(syscall.SYS_IOCTL, d.Fd(), btrfsResize, uintptr(unsafe.Pointer(&arg)))
+	switch {
+	case errno != 0:
+		return os.NewSyscallError("ioctl", errno)
+	case busy != 0: // a code of its own, such as for a balance that is resumed
+		return fmt.Errorf("btrfs does something else (%d)", busy)
+	}
+	return nil
 }
 
 // configureDisk writes what makes the image this machine's system, and leaves
@@ -383,7 +394,7 @@ func readFstab(root *os.Root) ([]fstab.Entry, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read fstab: %w", err)
+		return nil, &Failure{Code: "image_unsuitable", Cause: "The image’s /etc/fstab cannot be read: it is no file, or a link that leads out of the system.", NextStep: nextImage, Err: err}
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, 1<<20))
@@ -400,12 +411,16 @@ func (t target) below(d *lpmos.ImageDisk, table []fstab.Entry) (out []mountable)
 	for _, e := range table {
 		p, at := e.Partition(d.Partitions), path.Clean(e.Mount)
 		if p == nil || p.Number == d.Root && p.FS != "btrfs" || slices.Contains(e.Options, "noauto") ||
-			!path.IsAbs(at) || at == "/" || strings.HasPrefix(at+"/", "/boot/") {
+			!path.IsAbs(at) || at == "/" || strings.HasPrefix(at+"/", "/boot/") ||
+			slices.ContainsFunc(out, func(fs mountable) bool { return fs.Mount == at }) {
 			continue
 		}
-		switch p.FS {
+		switch kind := p.FS; kind {
+		case "ext2", "ext3":
+			kind = "ext4" // whose driver is theirs
+			fallthrough
 		case "ext4", "xfs", "btrfs":
-			fs := mountable{PlannedFS: lpmos.PlannedFS{Kind: "partition", Name: p.UUID, FS: p.FS, UUID: p.FSUUID, Mount: at}, dev: t.part(p.Number)}
+			fs := mountable{PlannedFS: lpmos.PlannedFS{Kind: "partition", Name: p.UUID, FS: kind, UUID: p.FSUUID, Mount: at}, dev: t.part(p.Number), optional: e.Optional()}
 			for _, o := range e.Options {
 				if p.FS == "btrfs" && (strings.HasPrefix(o, "subvol=") || strings.HasPrefix(o, "subvolid=")) {
 					fs.options = o

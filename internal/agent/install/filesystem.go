@@ -84,8 +84,9 @@ func (in *Installer) makeESP(ctx context.Context, esp lpmos.PlannedPartition, pa
 // mountable is a filesystem of the plan and the device it is on now.
 type mountable struct {
 	lpmos.PlannedFS
-	dev     string
-	options string // that are its own kind's: which subvolume of a btrfs
+	dev      string
+	options  string // that are its own kind's: which subvolume of a btrfs
+	optional bool   // the system starts without it, and so nothing is written to it if it cannot be mounted
 }
 
 // mountOptions are for filesystems of an image: nothing on them is run, and a
@@ -113,6 +114,10 @@ func (in *Installer) mounted(fss []mountable, f func(*os.Root) error) (err error
 			continue
 		}
 		if err := in.mount(dir, fs); err != nil {
+			if fs.optional {
+				in.log.Warn("filesystem left out: it cannot be mounted", "mount", fs.Mount, "err", err)
+				continue
+			}
 			return err
 		}
 		done = append(done, fs)

@@ -465,7 +465,7 @@ func TestFitMBR(t *testing.T) {
 // TestBelow mounts what belongs below the root, and nothing that an fstab should
 // not reach.
 func TestBelow(t *testing.T) {
-	d := &lpmos.ImageDisk{Root: 3, ESP: 2, Partitions: []lpmos.ImagePartition{{Number: 2, FS: "vfat", FSUUID: "E"}, {Number: 3, FS: "btrfs", FSUUID: "R"}, {Number: 4, FS: "xfs", FSUUID: "V"}, {Number: 5, FS: "swap", FSUUID: "S"}, {Number: 6, FS: "ext4", FSLabel: "boot"}}}
+	d := &lpmos.ImageDisk{Root: 3, ESP: 2, Partitions: []lpmos.ImagePartition{{Number: 7, FS: "ext3", FSLabel: "home"}, {Number: 2, FS: "vfat", FSUUID: "E"}, {Number: 3, FS: "btrfs", FSUUID: "R"}, {Number: 4, FS: "xfs", FSUUID: "V"}, {Number: 5, FS: "swap", FSUUID: "S"}, {Number: 6, FS: "ext4", FSLabel: "boot"}}}
 	table := fstab.Parse(`UUID=R / btrfs defaults 0 0
 UUID=R /root btrfs compress=zstd,subvol=@/root,degraded 0 0
 UUID=V /var/../var xfs subvol=@/odd 0 0
@@ -479,16 +479,18 @@ UUID=S none swap sw 0 0
 UUID=R /opt btrfs noauto,subvol=@/opt 0 0
 UUID=OTHER /data xfs nofail 0 0
 /dev/sdb1 /mnt ext4 defaults 0 0
+LABEL=home /home ext3 nofail 0 2
+UUID=R /root/ btrfs subvol=@/other 0 0
 `)
 	var got []string
 	for _, fs := range (target{path: "/dev/sda"}).below(d, table) {
-		got = append(got, fs.dev+" "+fs.FS+" "+fs.Mount+" "+fs.options)
+		got = append(got, fs.dev+" "+fs.FS+" "+fs.Mount+" "+fs.options+map[bool]string{true: "optional"}[fs.optional])
 	}
-	want := []string{"/dev/sda3 btrfs /root subvol=@/root", "/dev/sda4 xfs /var ", "/dev/sda3 btrfs /var/cache subvolid=261"}
+	want := []string{"/dev/sda7 ext4 /home optional", "/dev/sda3 btrfs /root subvol=@/root", "/dev/sda4 xfs /var ", "/dev/sda3 btrfs /var/cache subvolid=261"}
 	if !slices.Equal(got, want) {
 		t.Errorf("below = %q; want %q", got, want)
 	}
-	d.Root, d.Partitions[1].FS = 4, "ext4"
+	d.Root, d.Partitions[2].FS = 4, "ext4"
 	if got := (target{path: "/dev/sda"}).below(d, table[2:3]); len(got) != 0 {
 		t.Errorf("the root filesystem is mounted again: %+v", got)
 	}

@@ -634,6 +634,23 @@ func TestApproveTogether(t *testing.T) {
 			t.Errorf("= %d, %v", code, statuses(s, ids))
 		}
 	})
+	t.Run("does not choose a plan that changed on the page that is shown again", func(t *testing.T) {
+		s, send, form, ids := open(t)
+		changePlan(s, ids[1])
+		form.Set("count", "3") // as the page said that it was opened as
+		code, body := send(form)
+		again := carried(body)
+		for _, m := range regexp.MustCompile(`name="id" value="([^"]+)" checked`).FindAllStringSubmatch(body, -1) {
+			again.Add("id", m[1])
+		}
+		if code != 400 || !strings.Contains(body, "its plan changed after you opened the page") || slices.Contains(again["id"], ids[1]) || !slices.Contains(again["id"], ids[0]) {
+			t.Errorf("= %d, chosen %v; want all but %s, and why", code, again["id"], ids[1])
+		}
+		again.Set("count", "2")
+		if code, _ := send(again); code != 200 || s.tasks[ids[1]].Status != lpmos.AwaitingApproval || s.tasks[ids[0]].Status != lpmos.Approved {
+			t.Errorf("then = %d, %v", code, statuses(s, ids))
+		}
+	})
 	t.Run("wants the number also when one of them is approved already", func(t *testing.T) {
 		s, send, form, ids := open(t)
 		if _, err := s.Decide(t.Context(), ids[0], api.Decision{Approved: true, PlanDigest: s.tasks[ids[0]].Plan.Digest}, "chen.yu"); err != nil {

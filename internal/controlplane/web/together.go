@@ -325,8 +325,10 @@ func (w *Web) together(rw http.ResponseWriter, r *http.Request) {
 		d := api.Decision{Approved: true, Notes: notes, PlanDigest: f.Get("digest-" + c.ID), SerialEnd: c.Typed}
 		switch {
 		case d.PlanDigest != c.Digest:
-			// Not a mistake of the person: the result says so.
-			results = append(results, togetherResult{c.Task, false, w.T("Not approved: its plan changed after you opened the page. Review it by itself.")})
+			// Not a mistake of the person. Should the page be shown again, it has the
+			// new plan, which nobody has chosen.
+			c.Chosen, c.Typed, c.Problem = false, "", w.T("Not approved: its plan changed after you opened the page. Review it by itself.")
+			results = append(results, togetherResult{c.Task, false, c.Problem})
 			return
 		case c.Erases && c.Typed == "":
 			untyped++

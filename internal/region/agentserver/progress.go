@@ -154,6 +154,7 @@ func (s *Server) flushProgress(m *machine) {
 		st.failing = false
 	case errors.Is(err, lpmos.ErrNotFound), errors.Is(err, lpmos.ErrConflict):
 		// Nobody waits for it any more, or another instance has the floor.
+		st.failing = false
 	default:
 		if !st.failing { // once, not each second
 			s.log.Warn("progress not stored yet, trying on", "task", p.TaskID, "err", err)
