@@ -125,7 +125,8 @@ func TestEveryAdministrativeWriteHasItsEntry(t *testing.T) {
 			return last(s.PutImageIf(ctx, other, -1))
 		}},
 		{"DeleteImageIf", "image.delete", store.Key{Kind: store.KindImage, OS: "debian", Version: "12", Arch: "amd64"}, func() error {
-			return s.DeleteImageIf(ctx, "debian", "12", "amd64", -1)
+			_, err := s.DeleteImageIf(ctx, "debian", "12", "amd64", -1)
+			return err
 		}},
 		{"DeleteImage", "image.delete", store.Key{Kind: store.KindImage, OS: "debian", Version: "12", Arch: "amd64"}, func() error {
 			if err := s.PutImage(t.Context(), image); err != nil {
@@ -137,11 +138,11 @@ func TestEveryAdministrativeWriteHasItsEntry(t *testing.T) {
 		{"PutProfile", "profile.update", store.Key{Kind: store.KindProfile, Name: "web"}, func() error {
 			return last(s.PutProfile(ctx, lpmos.Profile{Name: "web", Notes: "n"}, 1))
 		}},
-		{"DeleteProfile", "profile.delete", store.Key{Kind: store.KindProfile, Name: "web"}, func() error { return s.DeleteProfile(ctx, "web", 2) }},
+		{"DeleteProfile", "profile.delete", store.Key{Kind: store.KindProfile, Name: "web"}, func() error { _, err := s.DeleteProfile(ctx, "web", 2); return err }},
 		{"PutTemplate", "template.create", store.Key{Kind: store.KindTemplate, Name: "base"}, func() error {
 			return last(s.PutTemplate(ctx, lpmos.Template{Name: "base", Kind: lpmos.TemplateUserData, Text: "#cloud-config\npassword: canary"}, 0))
 		}},
-		{"DeleteTemplate", "template.delete", store.Key{Kind: store.KindTemplate, Name: "base"}, func() error { return s.DeleteTemplate(ctx, "base", 0) }},
+		{"DeleteTemplate", "template.delete", store.Key{Kind: store.KindTemplate, Name: "base"}, func() error { _, err := s.DeleteTemplate(ctx, "base", 0); return err }},
 		{"UpdateGlobal", "limits.set", store.Key{Kind: store.KindGlobal}, func() error {
 			return last(s.UpdateGlobal(ctx, func(g *store.Global) error { g.PermitsPerMinute = 7; return nil }))
 		}},

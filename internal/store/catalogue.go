@@ -69,17 +69,17 @@ func (s *Store) PutTemplate(ctx context.Context, t lpmos.Template, based int) (l
 }
 
 // DeleteProfile removes a profile that is at version based; 0 stands for any.
-func (s *Store) DeleteProfile(ctx context.Context, name string, based int) error {
+func (s *Store) DeleteProfile(ctx context.Context, name string, based int) (rev int64, err error) {
 	if !lpmos.ValidName(name) {
-		return &lpmos.InvalidError{Field: "name", Problem: "is not a name", Value: name}
+		return 0, &lpmos.InvalidError{Field: "name", Problem: "is not a name", Value: name}
 	}
 	return deleteVersion(ctx, s, profiles, Key{Kind: KindProfile, Name: name}, "profile "+name, based, func(was lpmos.Profile) int { return was.Version })
 }
 
 // DeleteTemplate is DeleteProfile for templates.
-func (s *Store) DeleteTemplate(ctx context.Context, name string, based int) error {
+func (s *Store) DeleteTemplate(ctx context.Context, name string, based int) (rev int64, err error) {
 	if !lpmos.ValidName(name) {
-		return &lpmos.InvalidError{Field: "name", Problem: "is not a name", Value: name}
+		return 0, &lpmos.InvalidError{Field: "name", Problem: "is not a name", Value: name}
 	}
 	return deleteVersion(ctx, s, templates, Key{Kind: KindTemplate, Name: name}, "template "+name, based, func(was lpmos.Template) int { return was.Version })
 }
@@ -152,8 +152,8 @@ func putVersion[T any](ctx context.Context, s *Store, l ledger[T], k Key, what s
 	return err
 }
 
-func deleteVersion[T any](ctx context.Context, s *Store, l ledger[T], k Key, what string, based int, version func(T) int) error {
-	_, err := amend(ctx, s, l, k, func(v *T, rev int64) (bool, error) {
+func deleteVersion[T any](ctx context.Context, s *Store, l ledger[T], k Key, what string, based int, version func(T) int) (rev int64, err error) {
+	return amend(ctx, s, l, k, func(v *T, rev int64) (bool, error) {
 		switch {
 		case rev == 0:
 			return false, fmt.Errorf("%s: %w", what, lpmos.ErrNotFound)
@@ -162,7 +162,6 @@ func deleteVersion[T any](ctx context.Context, s *Store, l ledger[T], k Key, wha
 		}
 		return false, nil
 	})
-	return err
 }
 
 // DeleteDiscovered forgets a machine without a task that was last seen at the

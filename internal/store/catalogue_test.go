@@ -45,16 +45,18 @@ func TestVersionedConfiguration(t *testing.T) {
 	if won.Load() != 1 {
 		t.Errorf("%d of 20 made version 1", won.Load())
 	}
-	if err := s.DeleteProfile(ctx, "web", 1); !errors.Is(err, lpmos.ErrConflict) {
+	if _, err := s.DeleteProfile(ctx, "web", 1); !errors.Is(err, lpmos.ErrConflict) {
 		t.Errorf("deleting an older version = %v", err)
 	}
-	if err := s.DeleteProfile(ctx, "web", 2); err != nil {
+	if _, err := s.DeleteProfile(ctx, "web", 2); err != nil {
 		t.Error(err)
 	}
-	if err := s.DeleteTemplate(ctx, "base", 0); err != nil {
+	if _, err := s.DeleteTemplate(ctx, "base", 0); err != nil {
 		t.Error(err)
 	}
-	for _, err := range []error{s.DeleteProfile(ctx, "web", 0), s.DeleteTemplate(ctx, "base", 0)} {
+	_, e1 := s.DeleteProfile(ctx, "web", 0)
+	_, e2 := s.DeleteTemplate(ctx, "base", 0)
+	for _, err := range []error{e1, e2} {
 		if !errors.Is(err, lpmos.ErrNotFound) {
 			t.Errorf("deleting what is gone = %v", err)
 		}
@@ -65,7 +67,9 @@ func TestVersionedConfiguration(t *testing.T) {
 	for _, h := range []string{"", "..", "a/b", "A"} {
 		_, e1 := s.PutProfile(ctx, lpmos.Profile{Name: h}, 0)
 		_, e2 := s.PutTemplate(ctx, lpmos.Template{Name: h}, 0)
-		for _, err := range []error{e1, e2, s.DeleteProfile(ctx, h, 0), s.DeleteTemplate(ctx, h, 0)} {
+		_, e3 := s.DeleteProfile(ctx, h, 0)
+		_, e4 := s.DeleteTemplate(ctx, h, 0)
+		for _, err := range []error{e1, e2, e3, e4} {
 			var invalid *lpmos.InvalidError
 			if !errors.As(err, &invalid) {
 				t.Errorf("name %q = %v; want it refused", h, err)

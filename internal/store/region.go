@@ -316,15 +316,17 @@ func (s *Store) PutImageIf(ctx context.Context, i lpmos.Image, rev int64) (int64
 
 // DeleteImage removes an entry of the catalogue; its blobs stay.
 func (s *Store) DeleteImage(ctx context.Context, os, version, arch string) error {
-	return s.DeleteImageIf(ctx, os, version, arch, -1)
+	_, err := s.DeleteImageIf(ctx, os, version, arch, -1)
+	return err
 }
 
-// DeleteImageIf is DeleteImage on the condition of PutImageIf.
-func (s *Store) DeleteImageIf(ctx context.Context, os, version, arch string, rev int64) error {
+// DeleteImageIf is DeleteImage on the condition of PutImageIf. It answers the
+// revision from which on the image is gone.
+func (s *Store) DeleteImageIf(ctx context.Context, os, version, arch string, rev int64) (gone int64, err error) {
 	if !lpmos.ValidName(os) || !lpmos.ValidName(version) || !lpmos.ValidName(arch) {
-		return &lpmos.InvalidError{Field: "image", Problem: "is not os/version/arch"}
+		return 0, &lpmos.InvalidError{Field: "image", Problem: "is not os/version/arch"}
 	}
-	_, err := amend(ctx, s, images, Key{Kind: KindImage, OS: os, Version: version, Arch: arch}, func(_ *lpmos.Image, at int64) (bool, error) {
+	return amend(ctx, s, images, Key{Kind: KindImage, OS: os, Version: version, Arch: arch}, func(_ *lpmos.Image, at int64) (bool, error) {
 		switch {
 		case at == 0:
 			return false, fmt.Errorf("image %s/%s/%s: %w", os, version, arch, lpmos.ErrNotFound)
@@ -333,7 +335,6 @@ func (s *Store) DeleteImageIf(ctx context.Context, os, version, arch string, rev
 		}
 		return false, nil
 	})
-	return err
 }
 
 // FoldProgress copies the newest progress of a region, and log lines if there

@@ -226,8 +226,9 @@ func (o *Orchestrator) DeleteProfile(ctx context.Context, name string, based int
 	if err := inUse("the profile "+name, o.read.ProfileUse(name)); err != nil {
 		return err
 	}
-	err := o.put.DeleteProfile(ctx, name, based)
+	rev, err := o.put.DeleteProfile(ctx, name, based)
 	if err == nil {
+		o.read.Reach(ctx, rev)
 		o.log.Info("profile deleted", "profile", name, "by", by)
 	}
 	return err
@@ -238,8 +239,9 @@ func (o *Orchestrator) DeleteTemplate(ctx context.Context, name string, based in
 	if err := inUse("the template "+name, o.read.TemplateUse(name)); err != nil {
 		return err
 	}
-	err := o.put.DeleteTemplate(ctx, name, based)
+	rev, err := o.put.DeleteTemplate(ctx, name, based)
 	if err == nil {
+		o.read.Reach(ctx, rev)
 		o.log.Info("template deleted", "template", name, "by", by)
 	}
 	return err
@@ -252,8 +254,9 @@ func (o *Orchestrator) DeleteImage(ctx context.Context, os, version, arch string
 	if err := inUse("the image "+name, o.read.ImageUse(os, version, arch)); err != nil {
 		return err
 	}
-	err := o.put.DeleteImageIf(ctx, os, version, arch, rev)
+	gone, err := o.put.DeleteImageIf(ctx, os, version, arch, rev)
 	if err == nil {
+		o.read.Reach(ctx, gone)
 		o.log.Info("image deleted", "image", name, "by", by)
 	}
 	return err

@@ -86,10 +86,10 @@ type reader interface {
 type writer interface {
 	Create(ctx context.Context, n store.NewTask) (lpmos.Task, error)
 	PutProfile(ctx context.Context, p lpmos.Profile, based int) (lpmos.Profile, error)
-	DeleteProfile(ctx context.Context, name string, based int) error
+	DeleteProfile(ctx context.Context, name string, based int) (rev int64, err error)
 	PutTemplate(ctx context.Context, t lpmos.Template, based int) (lpmos.Template, error)
-	DeleteTemplate(ctx context.Context, name string, based int) error
-	DeleteImageIf(ctx context.Context, os, version, arch string, rev int64) error
+	DeleteTemplate(ctx context.Context, name string, based int) (rev int64, err error)
+	DeleteImageIf(ctx context.Context, os, version, arch string, rev int64) (gone int64, err error)
 	Transition(ctx context.Context, id string, m store.Move, edit func(*store.Record, *store.Move) error) (lpmos.Task, error)
 	DeleteTask(ctx context.Context, id string) error
 	FoldProgress(ctx context.Context, p *lpmos.Progress, logTail []string) error
