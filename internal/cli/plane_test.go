@@ -36,6 +36,7 @@ type plane struct {
 	api  *apiclient.Client
 
 	token string
+	made  int // by named
 }
 
 func newPlane(t *testing.T) *plane {
@@ -66,7 +67,7 @@ func newPlane(t *testing.T) *plane {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &plane{t, s, c, s.ControlPlane.LocalToken("tester")}
+	p := &plane{t: t, site: s, api: c, token: s.ControlPlane.LocalToken("tester")}
 	c.UseToken(p.token)
 	if err := waitReady(t.Context(), c); err != nil {
 		t.Fatal(err)
@@ -250,30 +251,37 @@ func TestWatchLists(t *testing.T) {
 	}
 }
 
+// named makes a task for a machine of its own.
+func (p *plane) named(host, notes string) string {
+	p.t.Helper()
+	p.made++
+	id, err := p.api.CreateTask(p.t.Context(), lpmos.Spec{
+		RegionID: "dc1", TargetMAC: lpmos.MAC{0x02, 0x4c, 0x50, 0, 1, byte(p.made)}, OSType: "debian", OSVersion: "12", Hostname: host, Notes: notes,
+	}, "")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return id
+}
+
+// listed waits until so many tasks are.
+func (p *plane) listed(n int) {
+	p.t.Helper()
+	p.until("all are listed", func() bool {
+		l, err := p.api.Tasks(p.t.Context(), url.Values{"limit": {"1"}})
+		return err == nil && l.Total == n
+	})
+}
+
 // A name means what has just this name, however many others have it somewhere in
 // theirs, and on whichever page they would stand.
 func TestFindsTheNameItself(t *testing.T) {
 	p := newPlane(t)
-	n := 0
-	create := func(host, notes string) string {
-		t.Helper()
-		n++
-		id, err := p.api.CreateTask(t.Context(), lpmos.Spec{
-			RegionID: "dc1", TargetMAC: lpmos.MAC{0x02, 0x4c, 0x50, 0, 1, byte(n)}, OSType: "debian", OSVersion: "12", Hostname: host, Notes: notes,
-		}, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return id
-	}
-	one, two := create("web-1", ""), create("web-2", "")
+	one, two := p.named("web-1", ""), p.named("web-2", "")
 	for i := range 60 {
-		create(fmt.Sprintf("web-%d", 100+i), "beside web-2 and 02:4c:50:00:01:01, like "+one[:8])
+		p.named(fmt.Sprintf("web-%d", 100+i), "beside web-2 and 02:4c:50:00:01:01, like "+one[:8])
 	}
-	p.until("all are listed", func() bool {
-		l, err := p.api.Tasks(t.Context(), url.Values{"limit": {"1"}})
-		return err == nil && l.Total == n
-	})
+	p.listed(62)
 	for _, name := range []string{"web-1", "WEB-1", one[:8], "02:4c:50:00:01:01", "024C.5000.0101"} {
 		p.want(ExitOK, one, "", "task", "show", name)
 	}
@@ -286,11 +294,11 @@ func TestFindsTheNameItself(t *testing.T) {
 	}
 	// Of those with one name, one that lives is meant, and two are not told apart,
 	// even if pages lie between them.
-	again := create("web-2", "")
+	again := p.named("web-2", "")
 	p.want(ExitOK, again, "", "task", "show", "web-2")
-	create("web-1", "")
+	p.named("web-1", "")
 	p.want(ExitUsage, "is meant by 2 tasks", "", "task", "show", "web-1")
-	short := create("db", "")
+	short := p.named("db", "")
 	p.want(ExitOK, short, "", "task", "show", "db")
 	p.want(ExitUsage, "at least 4 characters", "", "task", "show", short[:3])
 }
@@ -299,26 +307,11 @@ func TestFindsTheNameItself(t *testing.T) {
 // somewhere, Tab finds the one that begins with them.
 func TestCompletesWhatIsBegun(t *testing.T) {
 	p := newPlane(t)
-	n := 0
-	create := func(host, notes string) string {
-		t.Helper()
-		n++
-		id, err := p.api.CreateTask(t.Context(), lpmos.Spec{
-			RegionID: "dc1", TargetMAC: lpmos.MAC{0x02, 0x4c, 0x50, 0, 1, byte(n)}, OSType: "debian", OSVersion: "12", Hostname: host, Notes: notes,
-		}, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return id
-	}
-	web, db := create("web-1", ""), create("db-1", "")
+	web, db := p.named("web-1", ""), p.named("db-1", "")
 	for i := range 110 {
-		create(fmt.Sprintf("eu-web-1-%d", i), "beside db-1, like "+web[:8])
+		p.named(fmt.Sprintf("eu-web-1-%d", i), "beside db-1, like "+web[:8])
 	}
-	p.until("all are listed", func() bool {
-		l, err := p.api.Tasks(t.Context(), url.Values{"limit": {"1"}})
-		return err == nil && l.Total == n
-	})
+	p.listed(112)
 	for typed, want := range map[string]string{"web": "web-1\t" + web[:8] + " pending\n", "db": "db-1\t" + db[:8] + " pending\n", web[:8]: web + "\tweb-1 pending\n", "web-2": "", "*": ""} {
 		_, out, _ := p.run("", "__complete", "task", "show", typed)
 		if got := out[:strings.LastIndex("\n"+out, "\n:")]; typed == "db" && !strings.HasSuffix(got, want) || typed != "db" && got != want {

@@ -2,82 +2,15 @@ package store_test
 
 import (
 	"context"
-	"io"
 	"log/slog"
-	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/lpmos/lpmos/internal/store"
 	"github.com/lpmos/lpmos/internal/store/storetest"
+	"github.com/lpmos/lpmos/test/link"
 )
-
-// wire is a way to an etcd that can be cut.
-type wire struct {
-	t        *testing.T
-	listener net.Listener
-	to       string // path of a socket
-
-	mu    sync.Mutex // guards what follows
-	cut   bool
-	tries []time.Time // connections while it was cut
-	conns []net.Conn
-}
-
-func newWire(t *testing.T, to string) *wire {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &wire{t: t, listener: l, to: to}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			if far := w.open(c); far != nil {
-				wg.Go(func() { _, _ = io.Copy(far, c); far.Close() })
-				wg.Go(func() { _, _ = io.Copy(c, far); c.Close() })
-			}
-		}
-	})
-	t.Cleanup(func() { l.Close(); w.set(true); wg.Wait() })
-	return w
-}
-
-func (w *wire) open(near net.Conn) net.Conn {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.cut {
-		w.tries = append(w.tries, time.Now())
-		near.Close()
-		return nil
-	}
-	far, err := net.Dial("unix", w.to)
-	if err != nil {
-		w.t.Error(err)
-		near.Close()
-		return nil
-	}
-	w.conns = append(w.conns, near, far)
-	return far
-}
-
-func (w *wire) set(cut bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.cut = cut; cut {
-		for _, c := range w.conns {
-			c.Close()
-		}
-		w.conns = nil
-	}
-}
 
 // lines is where a log goes, line by line.
 type lines chan string
@@ -101,22 +34,20 @@ func (l lines) next(ctx context.Context) string {
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	e, _ := storetest.Start(t)
-	w := newWire(t, strings.TrimPrefix(e.Endpoint(), "unix://"))
+	k := link.New(t, "unix", strings.TrimPrefix(e.Endpoint(), "unix://"))
 	said := make(lines, 100)
-	s, err := store.Open(t.Context(), store.Config{Endpoints: []string{w.listener.Addr().String()}}, slog.New(slog.NewTextHandler(said, nil)))
+	s, err := store.Open(t.Context(), store.Config{Endpoints: []string{k.Addr()}}, slog.New(slog.NewTextHandler(said, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.set(true)
+	k.Cut(true)
 	const seven = 7 // tries in which gRPC's own delays would have come to 5 s and more
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for n := 0; n < seven && ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
-		w.mu.Lock()
-		n = len(w.tries)
-		w.mu.Unlock()
+		n = len(k.Tries())
 	}
-	w.set(false)
+	k.Cut(false)
 	for s.Healthy(ctx) != nil && ctx.Err() == nil {
 		time.Sleep(100 * time.Millisecond)
 	}
@@ -125,8 +56,9 @@ func TestOutage(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for i := range len(w.tries) - 1 {
-		if gap := w.tries[i+1].Sub(w.tries[i]); gap > 5*time.Second {
+	tries := k.Tries()
+	for i := range len(tries) - 1 {
+		if gap := tries[i+1].Sub(tries[i]); gap > 5*time.Second {
 			t.Errorf("between tries %d and %d lie %s", i+1, i+2, gap)
 		}
 	}

@@ -1,87 +1,13 @@
 package e2e
 
 import (
-	"io"
-	"net"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/lpmos/lpmos"
+	"github.com/lpmos/lpmos/test/link"
 )
-
-// link is a network between a region and etcd that can be cut.
-type link struct {
-	l  net.Listener
-	to string
-
-	mu    sync.Mutex // guards what follows
-	cut   bool
-	conns []net.Conn
-}
-
-func newLink(t testing.TB, to string) *link {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	k := &link{l: l, to: to}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { k.carry(in) })
-		}
-	})
-	t.Cleanup(func() {
-		l.Close()
-		k.set(true)
-		wg.Wait()
-	})
-	return k
-}
-
-func (k *link) carry(in net.Conn) {
-	defer in.Close()
-	out, err := net.DialTimeout("tcp", k.to, 5*time.Second)
-	if err != nil {
-		return
-	}
-	defer out.Close()
-	k.mu.Lock()
-	cut := k.cut
-	k.conns = append(k.conns, in, out)
-	k.mu.Unlock()
-	if cut {
-		return
-	}
-	var wg sync.WaitGroup
-	for _, d := range [][2]net.Conn{{in, out}, {out, in}} {
-		wg.Go(func() {
-			_, _ = io.Copy(d[0], d[1])
-			d[0].Close()
-			d[1].Close()
-		})
-	}
-	wg.Wait()
-}
-
-// set cuts the link, with all that runs over it, or mends it.
-func (k *link) set(cut bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.cut = cut; cut {
-		for _, c := range k.conns {
-			c.Close()
-		}
-		k.conns = nil
-	}
-}
 
 // TestStopWithARegionCutOff says the emergency stop while one of two regions is
 // cut off from the store. No machine begins to write in either, not before the
@@ -89,9 +15,9 @@ func (k *link) set(cut bool) {
 func TestStopWithARegionCutOff(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	k := newLink(t, s.etcdAddr)
+	k := link.New(t, "tcp", s.etcdAddr)
 	direct := s.etcdAddr
-	s.etcdAddr = k.l.Addr().String()
+	s.etcdAddr = k.Addr()
 	far := s.newRegion("dc1", t.TempDir())
 	s.etcdAddr = direct
 	near := s.newRegion("dc2", t.TempDir())
@@ -103,7 +29,7 @@ func TestStopWithARegionCutOff(t *testing.T) {
 	for _, id := range ids {
 		s.until(id, lpmos.AwaitingApproval, 60*time.Second)
 	}
-	k.set(true)
+	k.Cut(true)
 	if _, err := s.api.Stop(t.Context(), "smoke in the hall"); err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +38,7 @@ func TestStopWithARegionCutOff(t *testing.T) {
 	}
 	// The near one asks, and is told why it waits.
 	waitFor(t, "the near machine waits", 60*time.Second, func() error { return s.held(ids[1]) })
-	k.set(false)
+	k.Cut(false)
 	waitFor(t, "the far machine waits, now that its region is back", 60*time.Second, func() error { return s.held(ids[0]) })
 	for _, id := range ids {
 		if got, err := s.api.Task(t.Context(), id); err != nil || got.Status != lpmos.Approved {
